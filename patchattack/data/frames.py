@@ -1,0 +1,167 @@
+"""A user's own frames: folders of images or a video, as unlabelled pairs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from patchattack.data import images
+from patchattack.errors import InputError
+from patchattack.scene import Scene
+
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+MEMORY = 8 * 2**30  # bytes that the decoded frames may take
+
+_log = logging.getLogger(__name__)
+
+
+class Frames(torch.utils.data.Dataset[Scene]):
+    """Pairs of frames ``i`` and ``i + stride`` of image sequences or of one video, without ground truth.
+
+    Every folder that directly holds images, ``root`` or one below it, is a sequence in the natural order of its
+    file names (2 before 10). A pair never crosses sequences, and images that cannot be used leave a gap.
+
+    All frames are decoded once, here, and stay in memory as uint8: it shows before the work starts which files are
+    damaged, reading in random order costs no decoding, and seeking in a video, which is not exact to the frame with
+    every codec, is not needed.
+
+    Args:
+        root: a folder, or a video file that OpenCV decodes.
+        size: ``(h, w)`` to which frames are resized, ``None`` keeps theirs.
+        stride: frames from the first of a pair to the second.
+
+    Raises:
+        InputError: there is no such folder or video, it cannot be read, it holds no pair, its frames differ in size
+            while ``size`` is ``None``, or they take more than 8 GiB.
+    """
+
+    def __init__(self, root: str, size: tuple[int, int] | None = None, stride: int = 1) -> None:
+        if stride < 1 or (size is not None and (len(size) != 2 or min(size) < 1)):
+            raise InputError(
+                f"data=frames: expected stride >= 1 and size [h, w] of positive numbers or null, "
+                f"got stride={stride} and size={size if size is None else list(size)}"
+            )
+        path = Path(root).expanduser()
+        count, decoded = _open_folder(path) if path.is_dir() else _open_video(path)
+        pixels = bytearray()
+        rows: dict[tuple[int, int], int] = {}  # (sequence, number in it) -> row among the frames
+        refused: list[InputError] = []
+        for place, name, frame in tqdm(decoded, "Reading frames", count, unit="frame", delay=2, disable=None):
+            if isinstance(frame, InputError):
+                refused.append(frame)
+                continue
+            if size is not None:
+                frame = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+            if not rows:
+                first, shape = name, frame.shape
+                if count * frame.size > MEMORY:
+                    raise InputError(
+                        f"{path}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {count:,} of "
+                        f"{shape[0]}×{shape[1]} ({count * frame.size / 2**30:.1f} GiB); shrink them with "
+                        "data.size=[h,w] or name fewer with data.root"
+                    )
+            if frame.shape != shape:
+                raise InputError(
+                    f"{name}: expected {shape[0]}×{shape[1]} like {first}, got {frame.shape[0]}×{frame.shape[1]}; "
+                    "resize all frames with data.size=[h,w]"
+                )
+            rows[place] = len(rows)
+            pixels += frame.data
+        pairs = [(row, rows[s, n + stride]) for (s, n), row in rows.items() if (s, n + stride) in rows]
+        skipped = f"{len(refused)} image(s) cannot be used, the first is {refused[0]}" if refused else ""
+        if not pairs:
+            raise InputError(
+                f"{path}: expected two frames {stride} apart in one sequence, got {len(rows)} in "
+                f"{len({sequence for sequence, _ in rows})} sequence(s); "
+                + (skipped or "add frames or lower data.stride")
+            )
+        if skipped:
+            _log.warning("%s: %s", path, skipped)
+        self.pairs = torch.tensor(pairs)  # [n, 2]
+        self.pixels = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *shape)  # [N, h, w, 3]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Scene:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Scene:
+        """The pairs at ``indices`` as one batch, frames uint8."""
+        frames = self.pixels[self.pairs[indices]].permute(0, 1, 4, 2, 3)  # [B, 2, 3, h, w]
+        return Scene(frames=frames.contiguous(), index=torch.tensor(indices))
+
+
+# (sequence, number in it), a name for messages, and the frame as uint8 RGB [h, w, 3] or why there is none.
+_Decoded = Iterator[tuple[tuple[int, int], str, np.ndarray | InputError]]
+
+
+def _open_folder(root: Path) -> tuple[int, _Decoded]:
+    """How many images the sequences in ``root`` have, and the images."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: expected a folder to read, got '{error.strerror}'; give it rights to read")
+
+    paths: dict[tuple[int, int], Path] = {}
+    walk = sorted(os.walk(root, onerror=refuse, followlinks=True), key=lambda entry: _natural(entry[0]))
+    for sequence, (folder, _, files) in enumerate(walk):
+        # A dot file is not a frame: macOS leaves ._name.jpg beside name.jpg on foreign disks.
+        names = [n for n in files if n.lower().endswith(images.ENDINGS) and not n.startswith(".")]
+        paths |= {(sequence, n): Path(folder, name) for n, name in enumerate(sorted(names, key=_natural))}
+    if not paths:
+        raise InputError(
+            f"{root}: expected images ({', '.join(images.ENDINGS)}) in this folder or below it, got none; "
+            "name another folder or a video with data.root"
+        )
+
+    def decode() -> _Decoded:
+        for place, path in paths.items():
+            try:
+                yield place, str(path), images.read(path).permute(1, 2, 0).numpy()
+            except InputError as error:
+                yield place, str(path), error
+
+    return len(paths), decode()
+
+
+def _open_video(path: Path) -> tuple[int, _Decoded]:
+    """How many frames the video announces (0: unknown), and those that it has."""
+    # By its ending, because OpenCV takes a text file for a film of typed letters and an image for a numbered sequence.
+    if not path.is_file() or path.suffix.lower() not in VIDEOS:
+        single = "a single image" if path.suffix.lower() in images.ENDINGS else "another file"
+        got = single if path.is_file() else "nothing there"
+        raise InputError(
+            f"{path}: expected a folder of images or a video ({', '.join(VIDEOS)}), got {got}; "
+            "name one with data.root=PATH"
+        )
+    video = cv2.VideoCapture(str(path))
+    if not video.isOpened():
+        raise InputError(
+            f"{path}: expected a video that OpenCV decodes, got one that does not open; convert it to H.264 or "
+            "extract its frames into a folder"
+        )
+    announced = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def decode() -> _Decoded:
+        number = 0
+        while (frame := video.read()[1]) is not None:
+            yield (0, number), f"frame {number} of {path}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            number += 1
+        video.release()
+        if number < announced:
+            _log.warning("%s: %d of the %d frames that it announces can be decoded", path, number, announced)
+
+    return announced, decode()
+
+
+def _natural(name: str) -> list[str | int]:
+    """A sorting key: text and numbers take turns, so that each is compared with its like."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]

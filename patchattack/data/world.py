@@ -1,0 +1,319 @@
+"""A procedural driving world, ray-cast in torch, with exact depth, flow, occlusion and planes that can carry a patch.
+
+Everything in the world is a textured parallelogram ``{o + a·u + b·v : 0 <= a, b <= 1}`` in metres: sky, ground,
+road, facades, the faces of vehicles, signs and one billboard. A camera that sees such a plane sees it through a
+homography, so one 3×3 product per plane and pixel gives the plane's coordinates and its inverse depth, the largest
+inverse depth is what is seen, and the ground truth follows in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patchattack import geometry, seeding
+from patchattack.data import textures
+from patchattack.errors import InputError
+from patchattack.scene import Scene
+
+TILE = 96  # texels along a texture's side
+COUNTS = {"sky": 6, "ground": 8, "road": 8, "facade": 20, "vehicle": 20, "poster": 34}
+NEAR = 0.1  # metres; a plane that is nearer is not seen
+WIDEST = 110.0  # degrees that sky and ground are sure to fill
+LAYOUT, TEXTURES = 0, 1  # what a generator is for, beside the seed
+
+
+@dataclass(frozen=True)
+class Planes:
+    """``P`` parallelograms per scene in world coordinates (metres), each with its texture.
+
+    Attributes:
+        origin, u, v: ``[B, P, 3]``; a point is ``origin + a·u + b·v``.
+        velocity: ``[B, P, 3]`` metres from frame 0 to frame 1.
+        repeat: ``[B, P, 2]`` how often the texture repeats along u and v.
+        tile: ``[B, P]`` int64 row of the texture bank.
+        gain: ``[B, P, 3]`` light on the plane, a factor on its colour.
+    """
+
+    origin: Tensor
+    u: Tensor
+    v: Tensor
+    velocity: Tensor
+    repeat: Tensor
+    tile: Tensor
+    gain: Tensor
+
+
+class World(torch.utils.data.Dataset[Scene]):
+    """Driving scenes of two frames with exact ground truth, rendered when they are asked for.
+
+    Scene ``i`` of a seed is always the same scene, whatever batch it comes in.
+
+    Args:
+        scenes: how many scenes there are.
+        size: ``(h, w)`` of a frame in pixels.
+        seed: of the scenes and of their textures.
+        field_of_view: of the frame's width, degrees.
+        supersampling: rays along each side of a pixel.
+        device: where scenes are rendered.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        scenes: int = 240,
+        size: tuple[int, int] = (128, 256),
+        seed: int = 0,
+        field_of_view: float = 90.0,
+        supersampling: int = 2,
+        device: str = "cpu",
+    ) -> None:
+        if scenes < 1 or len(size) != 2 or min(size) < 16 or seed < 0 or supersampling < 1:
+            raise InputError(
+                f"data=world: expected scenes >= 1, size [h, w] >= [16, 16], seed >= 0 and supersampling >= 1, "
+                f"got scenes={scenes}, size={list(size)}, seed={seed}, supersampling={supersampling}"
+            )
+        if not 0 < field_of_view <= WIDEST:
+            raise InputError(f"data.field_of_view: expected degrees in (0, {WIDEST:g}], got {field_of_view:g}")
+        upright = 2 * math.degrees(math.atan(math.tan(math.radians(field_of_view) / 2) * size[0] / size[1]))
+        if upright > WIDEST:
+            raise InputError(
+                f"data.size: expected frames at most {WIDEST:g}° high, got {upright:.0f}° for {list(size)}; "
+                "lower data.field_of_view or the height"
+            )
+        self.scenes, self.size, self.seed, self.supersampling = scenes, (size[0], size[1]), seed, supersampling
+        self.device = torch.device(device)
+        self.intrinsics = geometry.camera_matrix(self.size, field_of_view)
+        generator = seeding.generator(seed, TEXTURES)
+        tiles = [textures.bank(kind, count, TILE, generator) for kind, count in COUNTS.items()]
+        self.atlas = geometry.MipAtlas.build(torch.cat(tiles).to(self.device), repeats=True)
+        self.bank = self.atlas.image.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # all tiles below one another
+        starts = torch.tensor([0, *COUNTS.values()]).cumsum(0)
+        self.first_tile = dict(zip(COUNTS, starts.tolist(), strict=False))
+
+    def __len__(self) -> int:
+        return self.scenes
+
+    def __getitem__(self, index: int) -> Scene:
+        if not 0 <= index < self.scenes:
+            raise IndexError(index)
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Scene:
+        """The scenes at ``indices`` as one batch, frames uint8."""
+        if self.device.type == "cpu":  # one scene at a time stays in the cache: more than twice as fast
+            return Scene.concatenate([self._scenes([i]) for i in indices])
+        return self._scenes(indices)
+
+    @torch.no_grad()
+    def _scenes(self, indices: list[int]) -> Scene:
+        draws = torch.stack([torch.rand(320, generator=seeding.generator(self.seed, LAYOUT, i)) for i in indices])
+        planes, surface_plane, rotations, centres = self._lay_out(draws)
+        to_pixels = torch.stack(
+            [self._to_pixels(planes, t, rotations[:, t], centres[:, t]) for t in range(2)], dim=1
+        )  # [B, T, P, 3, 3] in float64: (a, b, 1) to pixels times depth
+        to_planes = torch.linalg.inv(to_pixels).float().to(self.device)
+        gain, repeat, tile = (x.to(self.device) for x in (planes.gain, planes.repeat, planes.tile))
+        frames = torch.stack([self._render(to_planes[:, t], gain, repeat, tile) for t in range(2)], dim=1)
+
+        grid = geometry.pixel_grid(self.size, self.device)  # [H, W, 2]
+        rows = torch.arange(len(indices))
+        hits = [_cast(to_planes[:, t], grid[:1, :, 0], grid[:, :1, 1]) for t in range(2)]
+        target, target_depth = self._follow(to_pixels[:, 1], hits[0])
+        there = _cast(to_planes[:, 1], target[:, None, ..., 0], target[:, None, ..., 1])
+        last = torch.tensor([self.size[1] - 0.5, self.size[0] - 0.5], device=self.device)
+        left = ((target < -0.5) | (target > last)).any(-1) | (target_depth <= 0)
+        hidden = (there.plane != hits[0].plane) & (there.inverse_depth * target_depth > 1 + 1e-4)
+
+        square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+        on_surface = [
+            _cast(to_planes[rows, t, surface_plane].unsqueeze(1), grid[:1, :, 0], grid[:, :1, 1]).inverse_depth > 0
+            for t in range(2)
+        ]
+        elsewhere = [hit.plane != surface_plane.to(self.device).view(-1, 1, 1) for hit in hits]
+        occluder = torch.stack([on & other for on, other in zip(on_surface, elsewhere, strict=True)], dim=1)
+        motion = torch.eye(4, dtype=torch.float64).repeat(len(indices), 1, 1)
+        motion[:, :3, :3] = rotations[:, 1] @ rotations[:, 0].mT
+        motion[:, :3, 3] = (rotations[:, 1] @ (centres[:, 0] - centres[:, 1]).unsqueeze(-1)).squeeze(-1)
+        return Scene(
+            frames=frames,
+            index=torch.tensor(indices),
+            flow=(target - grid).permute(0, 3, 1, 2),
+            occluded=(left | hidden).unsqueeze(1),
+            depth=(1 / hits[0].inverse_depth).unsqueeze(1),
+            intrinsics=self.intrinsics.repeat(len(indices), 1, 1),
+            motion=motion.float(),
+            surface=geometry.project(to_pixels[rows, :, surface_plane], square).float(),
+            occluder=occluder.unsqueeze(2),
+        )
+
+    def _to_pixels(self, planes: Planes, t: int, rotation: Tensor, centre: Tensor) -> Tensor:
+        """``[B, P, 3, 3]`` from plane coordinates ``(a, b, 1)`` to pixels of frame ``t`` times depth."""
+        origin = planes.origin + t * planes.velocity - centre.unsqueeze(1)
+        axes = torch.stack([planes.u, planes.v, origin], dim=-1)
+        return self.intrinsics.double() @ rotation.unsqueeze(1) @ axes
+
+    def _render(self, to_planes: Tensor, gain: Tensor, repeat: Tensor, tile: Tensor) -> Tensor:
+        """uint8 ``[B, 3, H, W]``, the mean of ``supersampling²`` rays per pixel."""
+        s = self.supersampling
+        grid = geometry.pixel_grid(self.size, self.device, s)
+        hit = _cast(to_planes, grid[:1, :, 0], grid[:, :1, 1])
+        rows = torch.arange(len(tile), device=self.device).view(-1, 1, 1)
+        scale = repeat[rows, hit.plane]
+        area = geometry.minification(to_planes[rows, hit.plane], hit.a, hit.b, hit.inverse_depth)
+        level = self.atlas.level((area * scale.prod(-1)).sqrt() * TILE / s)
+        low = level.floor().long()
+        uv = torch.stack([hit.a, hit.b], dim=-1) * scale
+        top = tile[rows, hit.plane] * self.atlas.image.shape[-2]
+        taps = []
+        for one in (low, (low + 1).clamp(max=len(self.atlas.tops) - 1)):
+            x, y = self.atlas.locate(uv, one).unbind(-1)
+            taps.append(geometry.sample(self.bank, torch.stack([x, y + top], dim=-1).flatten(0, 1).unsqueeze(0))[0])
+        colour = torch.lerp(taps[0], taps[1], (level - low).flatten(0, 1)).unflatten(1, (len(tile), -1)).transpose(0, 1)
+        colour = torch.nn.functional.avg_pool2d(colour * gain[rows, hit.plane].permute(0, 3, 1, 2), s)
+        return (colour.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def _follow(self, to_pixels: Tensor, hit: _Hit) -> tuple[Tensor, Tensor]:
+        """Where the points of ``hit`` are in the other frame: pixels ``[B, H, W, 2]`` and depth ``[B, H, W]``."""
+        rows = torch.arange(len(to_pixels), device=self.device).view(-1, 1, 1)
+        matrix = to_pixels.float().to(self.device)[rows, hit.plane]
+        there = matrix[..., 0] * hit.a.unsqueeze(-1) + matrix[..., 1] * hit.b.unsqueeze(-1) + matrix[..., 2]
+        return there[..., :2] / there[..., 2:], there[..., 2]
+
+    def _lay_out(self, draws: Tensor) -> tuple[Planes, Tensor, Tensor, Tensor]:
+        """Planes, the billboard's row ``[B]``, rotations to cameras ``[B, 2, 3, 3]`` and their centres ``[B, 2, 3]``.
+
+        ``draws`` are uniform numbers ``[B, k]``, taken one after another.
+        """
+        draws = draws.double()
+        batch, taken = len(draws), 0
+
+        def take(low: float, high: float, n: int = 1) -> Tensor:
+            nonlocal taken
+            taken += n
+            return draws[:, taken - n : taken] * (high - low) + low  # [B, n]
+
+        def xyz(x: Tensor | float, y: Tensor | float, z: Tensor | float) -> Tensor:
+            parts = [torch.as_tensor(p, dtype=torch.float64).expand(batch, 1) for p in (x, y, z)]
+            return torch.cat(parts, dim=-1)
+
+        rows: list[dict[str, Tensor]] = []
+
+        def add(
+            kind: str, origin: Tensor, u: Tensor, v: Tensor, metres: float = 0.0, velocity: Tensor | None = None
+        ) -> None:
+            """A plane; its texture spans ``metres``, or the whole plane once."""
+            repeat = torch.ones(batch, 2, dtype=torch.float64)
+            if metres:
+                repeat = torch.stack([u.norm(dim=-1), v.norm(dim=-1)], dim=-1) / (metres * take(0.7, 1.5))
+            rows.append(
+                {
+                    "origin": origin,
+                    "u": u,
+                    "v": v,
+                    "velocity": torch.zeros_like(origin) if velocity is None else velocity,
+                    "repeat": repeat,
+                    "tile": (self.first_tile[kind] + (take(0, 1) * COUNTS[kind]).long()).squeeze(1),
+                    "gain": take(0.55, 1.15) * take(0.95, 1.05, 3),
+                }
+            )
+
+        ground = take(1.2, 2.0)  # metres below the camera
+        half_road = take(3.5, 7.0)
+        add("sky", xyz(-1500, -1000, 500), xyz(3000, 0, 0), xyz(0, 1500, 0), metres=800)
+        add("ground", xyz(-250, ground, -20), xyz(500, 0, 0), xyz(0, 0, 500), metres=3)
+        rise = ground - 0.03
+        shift = take(-1.5, 1.5)
+        lanes = take(1, 3).round()
+        add("road", xyz(-half_road + shift, rise, -20), xyz(2 * half_road, 0, 0), xyz(0, 0, 400))
+        rows[-1]["repeat"] = torch.cat([lanes, 400 / take(4, 9)], dim=-1)
+        for side in (-1.0, 1.0):
+            near = take(-8, 4)
+            for _ in range(3):
+                away = side * (half_road + take(0.5, 14))
+                length, height = take(6, 30), take(3, 14)
+                add(
+                    "facade",
+                    xyz(away, ground - height, near),
+                    xyz(side * take(-2, 2), 0, length),
+                    xyz(0, height, 0),
+                    metres=6,
+                )
+                near = near + length + take(0, 8)
+        add(
+            "facade", xyz(take(-60, -10), ground - 18, take(50, 120)), xyz(take(40, 90), 0, 0), xyz(0, 18, 0), metres=10
+        )
+        for _ in range(3):
+            width, height, length = take(1.6, 2.4), take(1.4, 3.2), take(3, 7)
+            centre = xyz(take(-1, 1) * (half_road + 1), ground, take(6, 40))
+            turn = geometry.rotation(xyz(0, take(-25, 25), 0))
+            across, along, up = turn[..., 0] * width, turn[..., 2] * length, xyz(0, -1, 0) * height
+            moves = (take(0, 1) < 0.7).double()
+            velocity = moves * (turn[..., 2] * take(-0.6, 1.4) + turn[..., 0] * take(-0.15, 0.15))
+            corner = centre - across / 2 + up
+            add("vehicle", corner, across, -up, velocity=velocity)
+            add("vehicle", corner, along, -up, velocity=velocity)
+            add("vehicle", corner + across, along, -up, velocity=velocity)
+            add("vehicle", corner, across, along, velocity=velocity)
+        for _ in range(3):
+            side = take(0, 1).round() * 2 - 1
+            extent = take(0.7, 1.6)
+            corner = xyz(side * (half_road + take(0.2, 3)), ground - take(1.8, 3.5), take(5, 25))
+            turn = geometry.rotation(xyz(0, take(-25, 25), 0))
+            add("poster", corner, turn[..., 0] * extent, turn[..., 1] * extent)
+
+        rotation_0 = geometry.rotation(torch.cat([take(-4, 4), take(-10, 10), take(-2, 2)], dim=-1))
+        change = geometry.rotation(torch.cat([take(-0.5, 0.5), take(-1.5, 1.5), take(-0.6, 0.6)], dim=-1))
+        advance = torch.cat([take(-0.08, 0.08), take(-0.03, 0.03), take(0.1, 1.0)], dim=-1)
+        rotations = torch.stack([rotation_0, change @ rotation_0], dim=1)
+        centres = torch.stack([torch.zeros_like(advance), advance], dim=1)
+
+        # The billboard is laid out as the camera sees it, so that it fills a good part of the frame.
+        height_px, width_px = self.size
+        depth, turn = take(5, 14), geometry.rotation(torch.cat([take(-8, 8), take(-35, 35), take(-5, 5)], dim=-1))
+        focal = float(self.intrinsics[0, 0])
+        side = take(0.3, 0.5) * min(height_px, width_px) * depth / focal
+        pixel = torch.cat([take(0.2, 0.8) * width_px, take(0.2, 0.7) * height_px, torch.ones_like(depth)], dim=-1)
+        ray = (torch.linalg.inv(self.intrinsics.double()) @ pixel.unsqueeze(-1)).squeeze(-1)
+        middle = (rotation_0.mT @ (ray * depth).unsqueeze(-1)).squeeze(-1)
+        middle[:, 1:2] = torch.minimum(middle[:, 1:2], ground - 0.6 * side)
+        add("poster", middle - side * (turn[..., 0] + turn[..., 1]) / 2, turn[..., 0] * side, turn[..., 1] * side)
+
+        stacked = {name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}
+        light = take(0.6, 1.2).unsqueeze(1)
+        planes = Planes(
+            stacked["origin"],
+            stacked["u"],
+            stacked["v"],
+            stacked["velocity"],
+            stacked["repeat"].float(),
+            stacked["tile"],
+            (stacked["gain"] * light).float(),
+        )
+        return planes, torch.full((batch,), len(rows) - 1), rotations, centres
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """What rays meet first: the plane's number, a and b on it and the inverse depth, each ``[B, H, W]``."""
+
+    plane: Tensor
+    a: Tensor
+    b: Tensor
+    inverse_depth: Tensor
+
+
+def _cast(to_planes: Tensor, x: Tensor, y: Tensor) -> _Hit:
+    """Cast rays through pixels ``x`` and ``y``, which broadcast to ``[B, P, H, W]``; inverse depth 0 is no hit."""
+    m = to_planes[..., None, None]  # [B, P, 3, 3, 1, 1]
+    # Sums of a row and a column where x and y are a grid's: a product with every pixel's ray costs three times as much.
+    a, b, w = (m[:, :, i, 0] * x + (m[:, :, i, 1] * y + m[:, :, i, 2]) for i in range(3))
+    inside = torch.minimum(torch.minimum(a, w - a), torch.minimum(b, w - b)) >= 0
+    inverse_depth, plane = torch.where(inside & (w < 1 / NEAR), w, 0).max(dim=1)
+    a, b = (values.gather(1, plane.unsqueeze(1)).squeeze(1) / inverse_depth for values in (a, b))
+    return _Hit(plane, a, b, inverse_depth)

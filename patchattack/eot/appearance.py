@@ -1,0 +1,145 @@
+"""What print, light and surface do to the patch's own pixels. Drawn once per scene, applied to the texture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchattack import geometry
+from patchattack.eot.transform import Transform, checked_range, per_image, uniform
+
+
+class Contrast(Transform):
+    """Scale the texture's colours: ``range`` is the factor's (1 leaves them)."""
+
+    def __init__(self, range: Sequence[float] = (0.8, 1.2)) -> None:
+        self.range = checked_range("appearance.contrast.range", range, 0)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A factor, ``[1]``."""
+        return uniform(generator, self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        from kornia.enhance import adjust_contrast_with_mean_subtraction
+
+        return adjust_contrast_with_mean_subtraction(image, parameters[:, 0])
+
+
+class Brightness(Transform):
+    """Add light: ``range`` is in units of the full scale (0 leaves the texture)."""
+
+    def __init__(self, range: Sequence[float] = (-0.1, 0.1)) -> None:
+        self.range = checked_range("appearance.brightness.range", range, -1, 1)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A summand, ``[1]``."""
+        return uniform(generator, self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        from kornia.enhance import adjust_brightness
+
+        return adjust_brightness(image, parameters[:, 0])
+
+
+class Hue(Transform):
+    """Turn the hue by ``range`` degrees and scale the saturation by ``saturation``."""
+
+    def __init__(self, range: Sequence[float] = (-10, 10), saturation: Sequence[float] = (0.8, 1.2)) -> None:
+        self.range = checked_range("appearance.hue.range", range, -180, 180)
+        self.saturation = checked_range("appearance.hue.saturation", saturation, 0)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Degrees and factor, ``[2]``."""
+        return uniform(generator, self.range, self.saturation)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        from kornia.color import rgb_to_yuv, yuv_to_rgb
+
+        # A turn of the chroma plane: HSV would have no gradient at grey.
+        angle, factor = torch.deg2rad(parameters[:, 0]), parameters[:, 1]
+        y, u, v = rgb_to_yuv(image).unbind(dim=1)
+        cos, sin = (value.view(-1, 1, 1) for value in (angle.cos() * factor, angle.sin() * factor))
+        return yuv_to_rgb(torch.stack([y, cos * u - sin * v, sin * u + cos * v], dim=1))
+
+
+class WhiteBalance(Transform):
+    """Light of another colour: red and blue gain against green, each in ``range``."""
+
+    def __init__(self, range: Sequence[float] = (0.9, 1.1)) -> None:
+        self.range = checked_range("appearance.white_balance.range", range, 0)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Gains of red and blue, ``[2]``."""
+        return uniform(generator, self.range, self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        red, blue = parameters.unbind(-1)
+        return image * torch.stack([red, torch.ones_like(red), blue], dim=-1)[..., None, None]
+
+
+class Illumination(Transform):
+    """Light that falls off across the patch in a random direction: the far edges differ by up to ``strength``."""
+
+    def __init__(self, strength: float = 0.3) -> None:
+        self.range = checked_range("appearance.illumination.strength", (0, strength), 0, 1)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Direction in degrees and strength, ``[2]``."""
+        return uniform(generator, (0, 360), self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        return image * (1 + per_image(parameters[:, 1]) * _ramp(image, parameters[:, 0]) / 2)
+
+
+class Shadow(Transform):
+    """A soft straight shadow over part of the patch that takes away up to ``strength`` of the light."""
+
+    def __init__(self, strength: float = 0.5, softness: float = 0.05) -> None:
+        self.range = checked_range("appearance.shadow.strength", (0, strength), 0, 1)
+        self.softness = softness
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Direction in degrees, place across the patch and strength, ``[3]``."""
+        return uniform(generator, (0, 360), (-1, 1), self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        depth = (_ramp(image, parameters[:, 0]) - per_image(parameters[:, 1])) / self.softness
+        return image * (1 - per_image(parameters[:, 2]) * depth.sigmoid())
+
+
+class PrintNoise(Transform):
+    """Grain of paper and ink: a fixed Gaussian pattern per print with standard deviation up to ``sigma``."""
+
+    GRAIN = 64
+
+    def __init__(self, sigma: float = 0.03) -> None:
+        self.range = checked_range("appearance.print_noise.sigma", (0, sigma), 0)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The pattern, ``[3, 64, 64]``, stretched over the texture."""
+        return uniform(generator, self.range) * torch.randn(3, self.GRAIN, self.GRAIN, generator=generator)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        size = image.shape[-2:]
+        return image + torch.nn.functional.interpolate(parameters, size=size, mode="bilinear", align_corners=False)
+
+
+def _ramp(image: Tensor, angle: Tensor) -> Tensor:
+    """``[N, 1, h, w]`` from -1 to 1 across the texture along ``angle [N]`` (degrees)."""
+    height, width = image.shape[-2:]
+    size = torch.tensor([width, height], device=image.device)
+    place = (geometry.pixel_grid((height, width), image.device) + 0.5) / size * 2 - 1
+    angle = angle * (math.pi / 180)
+    direction = torch.stack([angle.cos(), -angle.sin()], dim=-1)
+    ramp = torch.einsum("hwk,nk->nhw", place, direction)
+    return (ramp / direction.abs().sum(dim=-1).view(-1, 1, 1)).unsqueeze(1)

@@ -1,0 +1,110 @@
+"""What lens, sensor and codec do. Drawn once per scene and shared by its frames, noise excepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchattack.eot.transform import Transform, checked_range, per_image, uniform
+from patchattack.errors import InputError
+
+
+class Defocus(Transform):
+    """Gaussian blur with a standard deviation in ``range`` pixels."""
+
+    def __init__(self, range: Sequence[float] = (0.1, 1.2)) -> None:
+        self.range = checked_range("camera.defocus.range", range, 0.05)
+        self.margin = int(3 * self.range[1] + 0.5)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Standard deviation in pixels, ``[1]``."""
+        return uniform(generator, self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        from kornia.filters import gaussian_blur2d
+
+        kernel = 2 * self.margin + 1
+        return gaussian_blur2d(image, (kernel, kernel), parameters.expand(-1, 2), border_type="replicate")
+
+
+class MotionBlur(Transform):
+    """Linear motion blur over up to ``length`` pixels (odd) in any direction."""
+
+    def __init__(self, length: int = 5) -> None:
+        if length < 3 or length % 2 == 0:
+            raise InputError(f"camera.motion_blur.length: expected an odd number of pixels from 3 on, got {length}")
+        self.length = length
+        self.margin = length // 2
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Direction in degrees and how much of the blurred image is mixed in, ``[2]``."""
+        return uniform(generator, (0, 360), (0, 1))
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        from kornia.filters import motion_blur
+
+        angle, share = parameters.unbind(-1)
+        blurred = motion_blur(image, self.length, angle, torch.zeros_like(angle), border_type="replicate")
+        return torch.lerp(image, blurred, per_image(share))
+
+
+class Gamma(Transform):
+    """Another tone curve: the exponent is in ``range`` (1 leaves the image)."""
+
+    def __init__(self, range: Sequence[float] = (0.8, 1.25)) -> None:
+        self.range = checked_range("camera.gamma.range", range, 0.01)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The exponent, ``[1]``."""
+        return uniform(generator, self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        # A power below 1 has an infinite slope at 0.
+        return image.clamp(min=1 / 255) ** per_image(parameters[:, 0])
+
+
+class SensorNoise(Transform):
+    """Gaussian noise of every frame's own with a standard deviation in ``range``."""
+
+    TILE = 64
+    per_frame = True
+
+    def __init__(self, range: Sequence[float] = (0.0, 0.02)) -> None:
+        self.range = checked_range("camera.sensor_noise.range", range, 0)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A tile of noise, ``[3, 64, 64]``, that repeats over the frame."""
+        return uniform(generator, self.range) * torch.randn(3, self.TILE, self.TILE, generator=generator)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        height, width = image.shape[-2:]
+        x = (origin[:, :1] + torch.arange(width, device=image.device)) % self.TILE
+        y = (origin[:, 1:] + torch.arange(height, device=image.device)) % self.TILE
+        n = torch.arange(len(image), device=image.device).view(-1, 1, 1)
+        return image + parameters[n, :, y.unsqueeze(2), x.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+class Jpeg(Transform):
+    """JPEG compression with a quality in ``range`` (percent), differentiable (Shin & Song 2017, as in kornia)."""
+
+    margin = 16
+    block = 16
+
+    def __init__(self, range: Sequence[float] = (50, 95)) -> None:
+        self.range = checked_range("camera.jpeg.range", range, 1, 100)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Quality in percent, ``[1]``."""
+        return uniform(generator, self.range)
+
+    def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
+        """See :meth:`Transform.apply`."""
+        from kornia.enhance import jpeg_codec_differentiable
+
+        return jpeg_codec_differentiable(image.clamp(0, 1), parameters[:, 0])

@@ -1,0 +1,188 @@
+"""Where the patch lies: its corners in every frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchattack import geometry
+from patchattack.eot.transform import checked_range
+from patchattack.errors import InputError
+from patchattack.scene import Scene
+
+MOTIONS = ("static", "scene", "random")
+DRAWS = 16  # uniform numbers that one scene's placement takes
+SQUARE = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]], dtype=torch.float64)
+
+
+class Uniform:
+    """A uniform place in the frame with a little scale, rotation and tilt, as in Ranjan et al. 2019, section 4.1.
+
+    Args:
+        area: the mask's share of the frame's area. Exactly one of ``area`` and ``side`` is given.
+        side: the patch's longer side as a share of the frame's shorter one.
+        scale: range of a factor on the size.
+        rotation: range in degrees, counter-clockwise.
+        tilt: largest turn out of the image plane about either axis, degrees, as seen by a camera that is as far
+            away as the frame is wide.
+        x: range of the place between the leftmost (0) and the rightmost (1) that keeps the patch inside the frame.
+        y: likewise from top (0) to bottom (1).
+        motion: ``static`` leaves the corners alone between the frames (the paper's white-box set-up); ``scene`` puts
+            the patch on the scene's surface, or, where there is none, moves it by depth and ego-motion as an upright
+            board in the scene; ``random`` moves it by a random homography.
+        speed: of ``random`` motion, the largest shift as a share of the frame's shorter side.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        area: float | None = None,
+        side: float | None = None,
+        scale: Sequence[float] = (0.95, 1.05),
+        rotation: Sequence[float] = (-10, 10),
+        tilt: float = 0.0,
+        x: Sequence[float] = (0, 1),
+        y: Sequence[float] = (0, 1),
+        motion: str = "static",
+        speed: float = 0.05,
+    ) -> None:
+        if (area is None) == (side is None):
+            raise InputError(
+                f"placement: expected one of area and side, the other null, got area={area} and side={side}"
+            )
+        for key, value in (("area", area), ("side", side)):
+            if value is not None and not 0 < value <= 1:
+                raise InputError(f"placement.{key}: expected a share of the frame in (0, 1], got {value}")
+        if motion not in MOTIONS:
+            raise InputError(f"placement.motion: expected one of {', '.join(MOTIONS)}, got {motion}")
+        self.area, self.side, self.motion = area, side, motion
+        self.scale = checked_range("placement.scale", scale, 0.01)
+        self.rotation = checked_range("placement.rotation", rotation, -180, 180)
+        self.tilt = checked_range("placement.tilt", (-tilt, tilt), -80, 80)
+        self.x, self.y = checked_range("placement.x", x, 0, 1), checked_range("placement.y", y, 0, 1)
+        self.speed = checked_range("placement.speed", (-speed, speed), -1, 1)
+
+    def draw(self, scene: Scene, mask: Tensor, size_mm: tuple[float, float], numbers: Tensor) -> Tensor:
+        """Corners of the patch.
+
+        Args:
+            scene: whose frames the patch goes into.
+            mask: ``[1, h, w]`` of the patch.
+            size_mm: its width and height.
+            numbers: ``[B, 16]`` uniform random numbers in [0, 1).
+
+        Returns:
+            ``[B, T, 4, 2]`` float64 on the host.
+
+        Raises:
+            InputError: the patch is larger than the frame, or the scene cannot carry it.
+        """
+        columns = iter(numbers.double().unbind(-1))
+
+        def take(low: float, high: float) -> Tensor:
+            return next(columns) * (high - low) + low
+
+        scale, turn = take(*self.scale), take(*self.rotation)
+        tilts = torch.stack([take(*self.tilt), take(*self.tilt), torch.zeros_like(scale)], dim=-1)
+        place = torch.stack([take(*self.x), take(*self.y)], dim=-1)
+        if self.motion == "scene" and scene.surface is not None:
+            return self._on_surface(scene.surface, scale, turn, size_mm)
+        width, height = self._size(scene.size, mask, size_mm)
+        frame = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
+        board = SQUARE * torch.tensor([width, height], dtype=torch.float64)  # [4, 2] pixels about the patch's centre
+        distance = frame[0]
+        spin = torch.stack([torch.zeros_like(turn), torch.zeros_like(turn), -turn], dim=-1)
+        solid = torch.nn.functional.pad(board, (0, 1)) @ (geometry.rotation(tilts) @ geometry.rotation(spin)).mT
+        solid = solid * scale.view(-1, 1, 1)
+        shape = solid[..., :2] * distance / (distance + solid[..., 2:])
+        low, high = -shape.amin(dim=1) - 0.5, frame - 0.5 - shape.amax(dim=1)
+        # A patch that scale and rotation make larger than the frame is centred.
+        low, high = torch.minimum(low, (low + high) / 2), torch.maximum(high, (low + high) / 2)
+        centre = low + place * (high - low)
+        first = shape + centre.unsqueeze(1)
+        corners = [first] * scene.frames.shape[1]
+        if len(corners) == 2 and self.motion == "random":
+            shift = torch.stack([take(*self.speed), take(*self.speed)], dim=-1) * frame.min()
+            corners[1] = _moved(first, centre, shift, take(-3, 3), take(0.96, 1.04), (take(-1, 1), take(-1, 1)), frame)
+        elif len(corners) == 2 and self.motion == "scene":
+            corners[1] = _carried(first, centre, scene)
+        return torch.stack(corners, dim=1)
+
+    def _size(self, frame: tuple[int, int], mask: Tensor, size_mm: tuple[float, float]) -> tuple[float, float]:
+        """Width and height in pixels before any draw."""
+        proportion = size_mm[0] / size_mm[1]
+        if self.area is not None:
+            height = math.sqrt(self.area * frame[0] * frame[1] / proportion / float(mask.mean()))
+        else:
+            assert self.side is not None
+            height = self.side * min(frame) / max(proportion, 1)
+        width = height * proportion
+        if width > frame[1] or height > frame[0]:
+            raise InputError(
+                f"placement: expected a patch that fits into the frame of {frame[1]}×{frame[0]} px, "
+                f"got {width:.0f}×{height:.0f} px; "
+                "lower placement.area or placement.side"
+            )
+        return width, height
+
+    @staticmethod
+    def _on_surface(surface: Tensor, scale: Tensor, turn: Tensor, size_mm: tuple[float, float]) -> Tensor:
+        """The largest upright patch of these proportions on a square surface, scaled and turned in its plane."""
+        board = SQUARE * torch.tensor(size_mm, dtype=torch.float64) / max(size_mm)
+        angle = torch.deg2rad(turn)
+        spin = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
+        on_plane = board @ spin.mT * scale.view(-1, 1, 1) + 0.5
+        return geometry.project(geometry.homography_from_corners(surface), on_plane.unsqueeze(1))
+
+
+def _moved(
+    corners: Tensor,
+    centre: Tensor,
+    shift: Tensor,
+    turn: Tensor,
+    scale: Tensor,
+    bend: tuple[Tensor, Tensor],
+    frame: Tensor,
+) -> Tensor:
+    """Corners ``[B, 4, 2]`` after a similarity about the centre and a slight perspective change."""
+    angle = torch.deg2rad(turn)
+    spin = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
+    about = (corners - centre.unsqueeze(1)) @ spin.mT * scale.view(-1, 1, 1)
+    slope = torch.stack(bend, dim=-1) * 0.1 / frame.max()
+    about = about / (1 + (about * slope.unsqueeze(1)).sum(dim=-1, keepdim=True))
+    return about + (centre + shift).unsqueeze(1)
+
+
+def _carried(corners: Tensor, centre: Tensor, scene: Scene) -> Tensor:
+    """Corners ``[B, 4, 2]`` in frame 1 of an upright board that stands in the scene where its centre is seen.
+
+    Its distance is the median of the known depths around the centre.
+    """
+    if scene.depth is None or scene.motion is None or scene.intrinsics is None:
+        raise InputError(
+            "placement.motion=scene: expected data with a surface, or with depth, ego-motion and intrinsics, "
+            "got neither; "
+            "use placement.motion=static or random"
+        )
+    height, width = scene.size
+    reach = max(2, round(min(height, width) * 0.05))
+    distances = []
+    for row, (x, y) in enumerate(centre.round().long().tolist()):
+        part = scene.depth[row, 0, max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
+        distances.append(part.nanmedian().cpu().double())
+    # Where depth is unknown all around, the board is far away: the camera's turn alone moves it.
+    distance = torch.stack(distances).nan_to_num(1000.0)
+    camera = scene.intrinsics.double()
+    rays = torch.cat([corners, torch.ones_like(corners[..., :1])], dim=-1) @ torch.linalg.inv(camera).mT
+    points = rays * distance.view(-1, 1, 1)
+    motion = scene.motion.double()
+    there = points @ motion[:, :3, :3].mT + motion[:, None, :3, 3]
+    # A board that the camera is about to pass would be behind it.
+    there[..., 2].clamp_(min=0.1)
+    pixels = there @ camera.mT
+    return pixels[..., :2] / pixels[..., 2:]

@@ -1,0 +1,139 @@
+"""The renderer puts a texture into scenes: appearance, placement, compositing, camera."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchattack import geometry
+from patchattack.eot.placement import DRAWS, Uniform
+from patchattack.eot.transform import Transform
+from patchattack.scene import Scene, View
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of EoT per scene, on the host; the same draw can be rendered again with another texture.
+
+    Attributes:
+        corners: ``[B, T, 4, 2]`` float64 pixels.
+        on_surface: the patch lies on the scenes' surface, so what stands in front of that hides it.
+        appearance: parameters ``[B, ...]`` of each transform of the texture.
+        camera: parameters ``[B, T, ...]`` of each transform of the frames.
+    """
+
+    corners: Tensor
+    on_surface: bool
+    appearance: tuple[Tensor, ...]
+    camera: tuple[Tensor, ...]
+
+
+class Renderer:
+    """Renders patches into scenes and samples how (Athalye et al. 2018, equation 3).
+
+    Only the part of a frame that the patch can reach is touched: everything outside is copied, and carries no
+    gradient. Appearance and camera are drawn once per scene and shared by its frames, noise excepted.
+
+    Args:
+        placement: draws the corners.
+        appearance: transforms of the texture, applied in their order.
+        camera: transforms of the frames, applied in their order.
+        whole_frame: the camera's transforms change whole frames. Otherwise they change the patch and what they
+            spread it into, and the rest of the frame, which a camera has taken already, stays as it is.
+    """
+
+    def __init__(
+        self,
+        placement: Uniform,
+        appearance: Mapping[str, Transform] | None = None,
+        camera: Mapping[str, Transform] | None = None,
+        whole_frame: bool = False,
+    ) -> None:
+        self.placement = placement
+        self.appearance = list((appearance or {}).values())
+        self.camera = list((camera or {}).values())
+        self.whole_frame = whole_frame
+        self.margin = sum(transform.margin for transform in self.camera)
+        self.block = max((transform.block for transform in self.camera), default=1)
+
+    def draw(
+        self, scene: Scene, mask: Tensor, size_mm: tuple[float, float], generators: Sequence[torch.Generator]
+    ) -> Draw:
+        """Sample EoT for each scene from that scene's own generator.
+
+        A scene's sample does not depend on what else is in the batch.
+
+        Raises:
+            InputError: the patch does not fit into the scene.
+        """
+        numbers = torch.stack([torch.rand(DRAWS, generator=generator) for generator in generators])
+        frames = scene.frames.shape[1]
+
+        def parameters(transform: Transform) -> Tensor:
+            rows = []
+            for generator in generators:
+                draws = [transform.draw(generator) for _ in range(frames if transform.per_frame else 1)]
+                rows.append(torch.stack(draws).expand(frames, *draws[0].shape))
+            return torch.stack(rows)
+
+        return Draw(
+            corners=self.placement.draw(scene, mask, size_mm, numbers),
+            on_surface=self.placement.motion == "scene" and scene.surface is not None,
+            appearance=tuple(torch.stack([t.draw(g) for g in generators]) for t in self.appearance),
+            camera=tuple(parameters(transform) for transform in self.camera),
+        )
+
+    def __call__(self, texture: Tensor, mask: Tensor, scene: Scene, draw: Draw) -> View:
+        """Render ``texture [3, h, w]`` under ``mask [1, h, w]`` into ``scene`` (on the texture's device).
+
+        Returns:
+            The view, differentiable with respect to the texture.
+        """
+        device, (batch, count) = texture.device, draw.corners.shape[:2]
+        textures = texture.expand(batch, -1, -1, -1)
+        nowhere = torch.zeros(batch, 2, dtype=torch.long, device=device)
+        for transform, parameters in zip(self.appearance, draw.appearance, strict=True):
+            textures = transform.apply(textures, parameters.to(device, non_blocking=True), nowhere).clamp(0, 1)
+        masks = mask.expand(batch, -1, -1, -1)
+        atlas = geometry.MipAtlas.build(torch.cat([textures * masks, masks], dim=1))
+
+        corners = draw.corners.flatten(0, 1)
+        # One margin for how far the camera spreads the patch, one for the surroundings that it needs to do so.
+        window = geometry.Window.around(corners, scene.size, 2 * self.margin, self.block)
+        patch = geometry.warp_texture(atlas, corners, window)
+        frames = scene.frames.flatten(0, 1)
+        if draw.on_surface and scene.occluder is not None:
+            patch = patch * ~window.take(scene.occluder.flatten(0, 1))
+        coverage = patch[:, 3:].detach()
+        part = window.take(frames) * (1 - coverage) + patch[:, :3]
+        if self.camera:
+            base = self._photograph(frames, draw.camera, None) if self.whole_frame else frames
+            photographed = self._photograph(part, draw.camera, window)
+            part = torch.lerp(window.take(base), photographed, self._reach(coverage, window))
+            frames = base
+        return View(
+            frames=window.put(frames, part).unflatten(0, (batch, count)),
+            coverage=window.put(torch.zeros_like(frames[:, :1]), coverage).unflatten(0, (batch, count)),
+            corners=draw.corners,
+        )
+
+    def _photograph(self, images: Tensor, draws: tuple[Tensor, ...], window: geometry.Window | None) -> Tensor:
+        """``images [N, 3, h, w]`` (the window's parts, or whole frames) through the camera."""
+        origin = torch.zeros(len(images), 2, dtype=torch.long) if window is None else window.origin
+        origin = origin.to(images.device, non_blocking=True)
+        for transform, parameters in zip(self.camera, draws, strict=True):
+            parameters = parameters.flatten(0, 1).to(images.device, non_blocking=True)
+            images = transform.apply(images, parameters, origin).clamp(0, 1)
+        return images
+
+    def _reach(self, coverage: Tensor, window: geometry.Window) -> Tensor:
+        """``[N, 1, h, w]`` how much of each pixel comes from the photographed part."""
+        if self.whole_frame:  # all of it where its surroundings lie within the window
+            return (window.distance_to_edge(coverage.device) >= self.margin).to(coverage.dtype)
+        if self.margin:
+            return (F.max_pool2d(coverage, 2 * self.margin + 1, 1, self.margin) > 0).to(coverage.dtype)
+        return (coverage > 0).to(coverage.dtype)

@@ -1,0 +1,253 @@
+"""Corners and homographies, the only sampling of textures, the only compositing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rotation(angles: Tensor) -> Tensor:
+    """Rotation matrices from rotation vectors.
+
+    Args:
+        angles: ``[..., 3]`` rotation vectors in degrees (axis times angle, right-handed).
+
+    Returns:
+        ``[..., 3, 3]`` rotation matrices.
+    """
+    x, y, z = torch.deg2rad(angles).unbind(-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(skew)
+
+
+def project(homography: Tensor, points: Tensor) -> Tensor:
+    """Apply homographies to points.
+
+    Args:
+        homography: ``[..., 3, 3]``.
+        points: ``[..., n, 2]``.
+
+    Returns:
+        ``[..., n, 2]``.
+    """
+    ones = torch.ones_like(points[..., :1])
+    mapped = torch.cat([points, ones], dim=-1) @ homography.mT
+    return mapped[..., :2] / mapped[..., 2:]
+
+
+def homography_from_corners(corners: Tensor) -> Tensor:
+    """The homography that takes the unit square to four corners.
+
+    The square's (0, 0), (1, 0), (1, 1), (0, 1) go to the corners in their order (top-left, top-right, bottom-right,
+    bottom-left). Heckbert's closed form (Fundamentals of Texture Mapping, 1989, section 2.2.3) in float64.
+
+    Args:
+        corners: ``[..., 4, 2]`` pixels.
+
+    Returns:
+        ``[..., 3, 3]`` float64.
+    """
+    p0, p1, p2, p3 = corners.double().unbind(-2)
+    d1, d2, s = p1 - p2, p3 - p2, p0 - p1 + p2 - p3
+    area = d1[..., 0] * d2[..., 1] - d2[..., 0] * d1[..., 1]
+    g = (s[..., 0] * d2[..., 1] - d2[..., 0] * s[..., 1]) / area
+    h = (d1[..., 0] * s[..., 1] - s[..., 0] * d1[..., 1]) / area
+    column_u = p1 - p0 + g[..., None] * p1
+    column_v = p3 - p0 + h[..., None] * p3
+    top = torch.stack([column_u, column_v, p0], dim=-1)
+    bottom = torch.stack([g, h, torch.ones_like(g)], dim=-1)
+    return torch.cat([top, bottom[..., None, :]], dim=-2)
+
+
+@dataclass(frozen=True)
+class MipAtlas:
+    """Textures with all their smaller copies in one image, so that one ``grid_sample`` serves every scale.
+
+    The levels (each half the size of the one before) stand below one another, each with a border of one texel:
+    zero, or the opposite side where the texture repeats.
+
+    Attributes:
+        image: ``[N, C, Ha, Wa]``.
+        sizes: ``[L, 2]`` height and width of each level in texels, without the border.
+        tops: ``[L]`` row of each level's first texel.
+        repeats: the texture tiles the plane.
+    """
+
+    image: Tensor
+    sizes: Tensor
+    tops: Tensor
+    repeats: bool
+
+    @classmethod
+    def build(cls, texture: Tensor, repeats: bool = False) -> MipAtlas:
+        """The atlas of ``texture [N, C, h, w]``, differentiable."""
+        width = texture.shape[-1]
+        levels, sizes, tops, top = [], [], [], 1
+        while True:
+            height_now, width_now = texture.shape[-2:]
+            padded = F.pad(texture, (1, 1, 1, 1), mode="circular" if repeats else "constant")
+            levels.append(F.pad(padded, (0, width - width_now)))
+            sizes.append((height_now, width_now))
+            tops.append(top)
+            top += height_now + 2
+            if max(height_now, width_now) == 1:
+                break
+            texture = F.adaptive_avg_pool2d(texture, ((height_now + 1) // 2, (width_now + 1) // 2))
+        device = texture.device
+        return cls(
+            torch.cat(levels, dim=-2), torch.tensor(sizes, device=device), torch.tensor(tops, device=device), repeats
+        )
+
+    def locate(self, uv: Tensor, level: Tensor) -> Tensor:
+        """Pixels ``[..., 2]`` of the atlas for ``uv [..., 2]`` (0..1 over the texture) at integer ``level [...]``."""
+        size = self.sizes[level].flip(-1)
+        place = (uv - uv.floor() if self.repeats else uv) * size - 0.5
+        # Bilinear weights may reach as far as the border: there a texture that does not repeat is zero.
+        place = torch.minimum(place.clamp(min=-1), size.to(place.dtype))
+        return torch.stack([place[..., 0] + 1, place[..., 1] + self.tops[level]], dim=-1)
+
+    def level(self, footprint: Tensor) -> Tensor:
+        """The fractional level at which one sample stands for ``footprint [...]`` texels of level 0."""
+        return footprint.clamp(min=1).log2().clamp(max=len(self.tops) - 1)
+
+
+def sample(image: Tensor, points: Tensor) -> Tensor:
+    """``[N, C, h, w]`` bilinear values of ``image [N, C, H, W]`` at ``points [N, h, w, 2]`` in pixels, zero outside."""
+    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=points.dtype, device=points.device)
+    grid = (points + 0.5) * (2 / size) - 1
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def minification(to_texture: Tensor, a: Tensor, b: Tensor, inverse_depth: Tensor) -> Tensor:
+    """Area of texture, as a fraction of the whole, that one pixel sees through a homography.
+
+    The longer side of a slanted pixel's footprint would blur the texture and the shorter one alias; the square root
+    of the area lies between.
+
+    Args:
+        to_texture: ``[..., 3, 3]`` from pixels to ``(a, b, 1)`` times inverse depth.
+        a: ``[...]`` texture coordinate in [0, 1] along the width.
+        b: ``[...]`` texture coordinate in [0, 1] along the height.
+        inverse_depth: ``[...]`` third homogeneous coordinate.
+
+    Returns:
+        ``[...]``: the absolute determinant of the Jacobian of ``(a, b)`` in pixels.
+    """
+    m = to_texture
+    a_x, a_y = (m[..., 0, i] - a * m[..., 2, i] for i in range(2))
+    b_x, b_y = (m[..., 1, i] - b * m[..., 2, i] for i in range(2))
+    return (a_x * b_y - a_y * b_x).abs() / inverse_depth.square()
+
+
+def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu", supersampling: int = 1) -> Tensor:
+    """Pixel coordinates ``[h·s, w·s, 2]`` of ``s × s`` samples spread evenly over each pixel of ``(h, w)``."""
+    height, width = size
+    y, x = ((torch.arange(n * supersampling, device=device) + 0.5) / supersampling - 0.5 for n in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+
+def camera_matrix(size: tuple[int, int], field_of_view: float) -> Tensor:
+    """``[3, 3]`` camera matrix of a frame ``(h, w)`` whose width spans ``field_of_view`` degrees."""
+    height, width = size
+    focal = width / 2 / math.tan(math.radians(field_of_view) / 2)
+    return torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+
+
+@dataclass(frozen=True)
+class Window:
+    """The same-sized part of every frame that a patch can reach.
+
+    Attributes:
+        origin: ``[N, 2]`` int64 (x, y) of each part's first pixel, on the host.
+        size: ``(h, w)`` of the parts.
+        frame: ``(H, W)`` of the frames.
+    """
+
+    origin: Tensor
+    size: tuple[int, int]
+    frame: tuple[int, int]
+
+    @classmethod
+    def around(cls, corners: Tensor, frame: tuple[int, int], margin: int = 0, block: int = 1) -> Window:
+        """The smallest windows of one size around ``corners [N, 4, 2]`` (host) and ``margin`` pixels, inside the frame.
+
+        Origins and size are multiples of ``block`` where the frame's own size is.
+        """
+        limit = torch.tensor([frame[1], frame[0]])
+        first = (corners.amin(dim=1).floor() - margin).long().clamp(min=0) // block * block
+        last = (corners.amax(dim=1).ceil() + margin + 1).long()
+        size = torch.minimum(-(-(last - first).amax(dim=0) // block) * block, limit).clamp(min=1)
+        width, height = size.tolist()
+        return cls(torch.minimum(first, limit - size), (height, width), frame)
+
+    def take(self, images: Tensor) -> Tensor:
+        """``[N, C, h, w]`` of ``images [N, C, H, W]``."""
+        n, x, y = self._places(images.device)
+        return images[n, :, y, x].permute(0, 3, 1, 2)
+
+    def put(self, images: Tensor, parts: Tensor) -> Tensor:
+        """``images [N, C, H, W]`` with ``parts [N, C, h, w]`` in place; the gradient touches the parts alone."""
+        n, x, y = self._places(images.device)
+        result = images.clone()
+        result[n, :, y, x] = parts.permute(0, 2, 3, 1).to(images.dtype)
+        return result
+
+    def distance_to_edge(self, device: torch.device) -> Tensor:
+        """``[N, 1, h, w]``: pixels to the nearest edge of the window that is not an edge of the frame."""
+        _, x, y = self._places(device)
+        far = max(self.frame)
+        sides = []
+        for place, extent, limit in ((x, self.size[1], self.frame[1]), (y, self.size[0], self.frame[0])):
+            start = place.flatten(1)[:, :1].view(-1, 1, 1)
+            sides.append(torch.where(start == 0, far, place - start))
+            sides.append(torch.where(start + extent == limit, far, start + extent - 1 - place))
+        nearest = torch.minimum(torch.minimum(sides[0], sides[1]), torch.minimum(sides[2], sides[3]))
+        return nearest.unsqueeze(1)
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the frame, ``[N, 1, 1]``, of the column, ``[N, 1, w]``, and of the row, ``[N, h, 1]``."""
+        origin = self.origin.to(device, non_blocking=True)
+        n = torch.arange(len(origin), device=device).view(-1, 1, 1)
+        x = origin[:, :1] + torch.arange(self.size[1], device=device)
+        y = origin[:, 1:] + torch.arange(self.size[0], device=device)
+        return n, x.unsqueeze(1), y.unsqueeze(2)
+
+
+def warp_texture(atlas: MipAtlas, corners: Tensor, window: Window, supersampling: int = 2) -> Tensor:
+    """The textures as seen in the window when their corners lie at ``corners``; zero outside them.
+
+    Every pixel is the mean of ``supersampling²`` samples, each from the level of the atlas that fits its footprint:
+    texture and edge are antialiased at any scale. There is no gradient to the corners.
+
+    Args:
+        atlas: of ``[B, C, h, w]`` textures.
+        corners: ``[B·T, 4, 2]`` pixels of the frame, on the host; the ``T`` frames of a texture are neighbours.
+        window: of ``B·T`` parts.
+        supersampling: samples along each side of a pixel.
+
+    Returns:
+        ``[B·T, C, h, w]`` on the atlas's device.
+    """
+    image = atlas.image
+    count = len(corners)
+    shift = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
+    shift[:, :2, 2] = window.origin.double()
+    matrix = (torch.linalg.inv(homography_from_corners(corners)) @ shift).float().to(image.device, non_blocking=True)
+    grid = pixel_grid(window.size, image.device, supersampling)
+    x, y = grid[:1, :, 0], grid[:, :1, 1]
+    m = matrix[..., None, None]
+    a, b, w = (m[:, i, 0] * x + (m[:, i, 1] * y + m[:, i, 2]) for i in range(3))  # [B·T, h·s, w·s]
+    a, b = a / w, b / w
+    area = minification(matrix[:, None, None], a, b, w)
+    height, width = atlas.sizes[0].unbind()
+    level = atlas.level((area * (height * width)).sqrt() / supersampling).round().long()
+    points = atlas.locate(torch.stack([a, b], dim=-1), level)
+    # The frames of a scene show one texture: they are sampled as one tall image.
+    points = points.unflatten(0, (len(image), -1)).flatten(1, 2)
+    samples = sample(image, points).unflatten(2, (count // len(image), -1)).transpose(1, 2).flatten(0, 1)
+    return F.avg_pool2d(samples, supersampling)

@@ -1,0 +1,198 @@
+"""The patch: a printable texture, its mask and its size on paper."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patchattack import files
+from patchattack.errors import InputError
+
+MILLIMETRES_PER_INCH = 25.4
+
+
+class Patch(nn.Module):
+    """A texture that an optimiser may change, inside a mask that it may not.
+
+    Args:
+        texture: ``[3, h, w]`` in [0, 1] to begin with.
+        mask: ``[1, h, w]`` in [0, 1], 1 where the patch is printed.
+        size_mm: width and height on paper, millimetres.
+        variable: ``pixels`` optimises the texture itself and projects it back to [0, 1]; ``tanh`` optimises ``w`` in
+            ``texture = (tanh(w) + 1) / 2`` (Carlini & Wagner 2017, section V.B), which never leaves the range.
+
+    Raises:
+        InputError: shapes, values or sizes that no patch can have.
+    """
+
+    mask: Tensor
+
+    def __init__(self, texture: Tensor, mask: Tensor, size_mm: tuple[float, float], variable: str = "pixels") -> None:
+        super().__init__()
+        if texture.shape[0] != 3 or mask.shape != (1, *texture.shape[1:]):
+            raise InputError(
+                "patch: expected a texture [3, h, w] and a mask [1, h, w], "
+                f"got {list(texture.shape)} and {list(mask.shape)}"
+            )
+        if not (texture.min() >= 0 and texture.max() <= 1 and mask.min() >= 0 and 0 < mask.max() <= 1):
+            raise InputError("patch: expected a texture and a mask in [0, 1], and some of the mask above 0")
+        if variable not in ("pixels", "tanh"):
+            raise InputError(f"patch.variable: expected pixels or tanh, got {variable}")
+        if min(size_mm) <= 0:
+            raise InputError(f"patch.size_mm: expected millimetres above 0, got {list(size_mm)}")
+        self.variable, self.size_mm = variable, size_mm
+        if variable == "tanh":
+            texture = torch.atanh((2 * texture - 1).clamp(-0.999, 0.999))
+        self.free = nn.Parameter(texture.clone())
+        self.register_buffer("mask", mask.clone(), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The texture, ``[3, h, w]`` in [0, 1]."""
+        return (self.free.tanh() + 1) / 2 if self.variable == "tanh" else self.free
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Bring free pixels back into [0, 1], in place."""
+        if self.variable == "pixels":
+            self.free.clamp_(0, 1)
+
+    @classmethod
+    def create(
+        cls,
+        shape: str = "square",
+        resolution: int = 64,
+        size_mm: float | Sequence[float] = 150.0,
+        start: str = "random",
+        variable: str = "pixels",
+        seed: int = 0,
+    ) -> Patch:
+        """A patch to begin with.
+
+        Args:
+            shape: ``square``, ``circle``, or the path of an image whose alpha (without alpha, brightness) is the mask.
+            resolution: texels along the longer side.
+            size_mm: width on paper, or width and height; one number keeps the mask image's proportions.
+            start: ``random``, ``grey``, or the path of an image.
+            variable: as in :class:`Patch`.
+            seed: of the random start.
+        """
+        if resolution < 1:
+            raise InputError(f"patch.resolution: expected at least 1 texel, got {resolution}")
+        image = None if shape in ("square", "circle") else _read(shape, "patch.shape")
+        if isinstance(size_mm, int | float):
+            proportion = 1.0 if image is None else image.shape[1] / image.shape[2]
+            width_mm, height_mm = float(size_mm), size_mm * proportion
+        elif len(size_mm) == 2:
+            width_mm, height_mm = (float(side) for side in size_mm)
+        else:
+            raise InputError(f"patch.size_mm: expected one number or [width, height], got {list(size_mm)}")
+        if min(width_mm, height_mm) <= 0:
+            raise InputError(f"patch.size_mm: expected millimetres above 0, got {size_mm}")
+        longer = max(width_mm, height_mm)
+        height, width = (max(1, round(resolution * side / longer)) for side in (height_mm, width_mm))
+        if image is not None:
+            mask = _resize(image[3:] if image[3].min() < 1 else image[:3].mean(dim=0, keepdim=True), height, width)
+        elif shape == "circle":
+            mask = _ellipse(height, width)
+        else:
+            mask = torch.ones(1, height, width)
+        if start == "random":
+            texture = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+        elif start == "grey":
+            texture = torch.full((3, height, width), 0.5)
+        else:
+            texture = _resize(_read(start, "patch.start")[:3], height, width)
+        return cls(texture, mask, (width_mm, height_mm), variable)
+
+    @property
+    def dpi(self) -> tuple[float, float]:
+        """Texels per inch on paper, across and down."""
+        height, width = self.mask.shape[-2:]
+        return width / self.size_mm[0] * MILLIMETRES_PER_INCH, height / self.size_mm[1] * MILLIMETRES_PER_INCH
+
+    def save(self, path: Path, facts: dict[str, object]) -> None:
+        """Write the patch as PNG (colour, the mask as alpha, the dpi set) and as JSON of the same name beside it.
+
+        ``facts`` join the size in the JSON (victims, versions and the like).
+        """
+        write_png(path, self().detach(), self.mask, self.size_mm)
+        sheet = {
+            "size_mm": list(self.size_mm),
+            "dpi": [round(d, 2) for d in self.dpi],
+            "texels": list(self.mask.shape[1:]),
+        }
+        files.write(path.with_suffix(".json"), json.dumps(sheet | facts, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Patch:
+        """Read a patch written by :meth:`save`. PNG and JSON are data: nothing in them is executed.
+
+        Raises:
+            InputError: the image or the JSON is missing or not a patch's.
+        """
+        image = _read(str(path), "patch")
+        described = path.with_suffix(".json")
+        try:
+            size_mm = json.loads(described.read_text())["size_mm"]
+            width_mm, height_mm = (float(side) for side in size_mm)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{described}: expected JSON with size_mm: [width, height] beside the patch, got {error!r}; "
+                "keep patch.png and patch.json together"
+            ) from error
+        return cls(image[:3], image[3:], (width_mm, height_mm))
+
+
+def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> None:
+    """Write ``texture [3, h, w]`` and ``mask [1, h, w]`` as a PNG with alpha whose dpi gives ``size_mm`` on paper."""
+    from PIL import Image
+
+    pixels = torch.cat([texture, mask]).cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
+    height, width = pixels.shape[1:]
+    stream = io.BytesIO()
+    dpi = (width / size_mm[0] * MILLIMETRES_PER_INCH, height / size_mm[1] * MILLIMETRES_PER_INCH)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG", dpi=dpi)
+    files.write(path, stream.getvalue())
+
+
+def random_texture(height: int, width: int, number: int) -> Tensor:
+    """Control texture ``number``: ``[3, h, w]`` of random colours in cells of one of several sizes.
+
+    Fine noise averages to grey when the patch is small in the frame, so a fair control has coarse cells too: in turn
+    8, 16, 32 and 64 along the longer side.
+    """
+    cells = (8, 16, 32, 64)[number % 4]
+    longer = max(height, width)
+    shape = [max(1, math.ceil(min(cells, longer) * side / longer)) for side in (height, width)]
+    colours = torch.rand(3, *shape, generator=torch.Generator().manual_seed(number))
+    return nn.functional.interpolate(colours[None], size=(height, width), mode="nearest-exact")[0]
+
+
+def _ellipse(height: int, width: int, samples: int = 8) -> Tensor:
+    """``[1, h, w]``: the share of each texel inside the largest ellipse."""
+    y, x = ((torch.arange(n * samples) + 0.5) / (n * samples) * 2 - 1 for n in (height, width))
+    inside = (y[:, None] ** 2 + x[None] ** 2 <= 1).float()
+    return nn.functional.avg_pool2d(inside[None], samples)
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    return nn.functional.interpolate(image[None], size=(height, width), mode="area")[0]
+
+
+def _read(path: str, key: str) -> Tensor:
+    """An image file as ``[4, h, w]`` RGBA in [0, 1]."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGBA"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{key}: expected an option's name or a readable image file, got {path} ({error})") from error
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

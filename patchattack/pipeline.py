@@ -1,0 +1,311 @@
+"""A run from its parts to its report: check, train, measure against the controls, export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+import patchattack
+from patchattack import evaluation, files, training
+from patchattack.attacks.attack import Attack
+from patchattack.data.memory import Memory
+from patchattack.eot.renderer import Renderer
+from patchattack.errors import InputError
+from patchattack.evaluation import Row, Verdict
+from patchattack.patch import Patch
+from patchattack.printing.sheet import Sheet
+from patchattack.reporting.report import Example, Panel, Report, write_report
+from patchattack.scene import Scene
+from patchattack.tracking import MetricsCsv, Tracker
+from patchattack.training import DivergedError, Job, Progress, Settings
+from patchattack.victims.victim import Victim
+
+EXAMPLES = 4  # scenes that the report shows
+
+
+@dataclass
+class Parts:
+    """What a config describes.
+
+    Attributes:
+        attack, victim, source, renderer, patch, settings, sheet: as their modules say.
+        regularizers: name to module.
+        optimizer: makes an optimiser of parameters.
+        schedule: makes a schedule of an optimiser.
+        tracker: makes a tracker of ``folder``, ``config`` and ``run_id``.
+        seed: of every draw.
+    """
+
+    attack: Attack
+    victim: Victim
+    source: Dataset[Scene]
+    renderer: Renderer
+    patch: Patch
+    regularizers: Mapping[str, nn.Module]
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler]
+    tracker: Callable[..., Tracker]
+    settings: Settings
+    sheet: Sheet
+    seed: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from: what it takes to repeat it.
+
+    Attributes:
+        config: composed, plain containers.
+        command: that was typed.
+    """
+
+    config: dict[str, Any]
+    command: str
+
+    @property
+    def digest(self) -> str:
+        """First twelve digits of the config's SHA-256."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what the numbers depend on."""
+        return {"patchattack": patchattack.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def start_fabric(settings: Settings) -> Any:
+    """Lightning Fabric on the device that the settings name, its processes started.
+
+    Raises:
+        InputError: there is no such device, or it cannot do this precision.
+    """
+    from lightning_fabric import Fabric
+
+    accelerator, cuda = settings.accelerator, torch.cuda
+    if accelerator not in ("auto", "cpu", "cuda", "gpu", "mps"):
+        raise InputError(f"trainer.accelerator: expected auto, cpu, cuda or mps, got {accelerator}")
+    if accelerator in ("cuda", "gpu") and cuda.device_count() < settings.devices:
+        raise InputError(
+            f"trainer.accelerator={accelerator}: expected {settings.devices} CUDA device(s), got "
+            f"{cuda.device_count()}; "
+            "use trainer.accelerator=cpu, or fewer trainer.devices"
+        )
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise InputError("trainer.accelerator=mps: expected an Apple GPU, got none; use trainer.accelerator=cpu")
+    precision: Any = settings.precision
+    if precision == "auto":
+        on_gpu = accelerator != "cpu" and cuda.is_available()
+        precision = "bf16-mixed" if on_gpu and cuda.is_bf16_supported() else "32-true"
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=settings.devices, precision=precision)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"trainer: expected a device and a precision that Fabric knows, got: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def assemble(parts: Parts, fabric: Any) -> Job:
+    """Put the parts on the device and try one scene, so that what does not fit is said before the work starts.
+
+    Raises:
+        InputError: the parts do not fit together.
+    """
+    attack, victim, patch, settings = parts.attack, parts.victim, parts.patch, parts.settings
+    if victim.task != attack.task:
+        raise InputError(f"attack: expected a victim for {attack.task}, got {victim.name} for {victim.task}")
+    victim.to(fabric.device)
+    patch.to(fabric.device)
+
+    def predict(frames: torch.Tensor) -> Any:
+        with fabric.autocast():
+            return victim(frames)
+
+    optimizer = parts.optimizer(patch.parameters())
+    job = Job(
+        patch=patch,
+        predict=predict,
+        attack=attack,
+        renderer=parts.renderer,
+        regularizers={name: module.to(fabric.device) for name, module in parts.regularizers.items()},
+        optimizer=optimizer,
+        schedule=parts.schedule(optimizer),
+        source=Memory(parts.source, settings.memory_gb * 1e9),
+        settings=settings,
+        seed=parts.seed,
+        fabric=fabric,
+    )
+    numbers = settings.parts(len(parts.source))[0][:1]  # type: ignore[arg-type]
+    list(job.evaluator(training.TRAINING).views({"patch": lambda _: patch().detach()}, numbers, 0))
+    parts.sheet.check(patch.size_mm)
+    return job
+
+
+def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> Verdict | None:
+    """Train, measure and export; everything lands in ``folder``.
+
+    Returns:
+        The verdict, on the first process only.
+
+    Raises:
+        DivergedError: after the last good patch was saved.
+        InterruptedRunError: Ctrl-C, after a checkpoint.
+    """
+    is_first = job.fabric.global_rank == 0
+    progress = training.resume(job, folder) if resumes else training.begin(job)
+    tracker = _Trackers(parts, job, folder, origin, progress.step if resumes else None) if is_first else _NoTracker()
+    try:
+        training.train(job, folder, tracker, progress)
+        if not is_first:
+            return None
+        verdict, rows = _export(parts, job, folder, origin, progress)
+        tracker.finish(rows, [folder / "patch.png", folder / "patch.json"])
+        return verdict
+    except DivergedError:
+        if is_first:
+            _save_patch(parts, job, folder, origin, progress)
+        raise
+    finally:
+        tracker.close()
+
+
+class _NoTracker:
+    """For every process but the first."""
+
+    run_id = None
+
+    def log(self, step: int, scalars: dict[str, float], images: Any = None) -> None:
+        pass
+
+    def finish(self, rows: list[Row], files: list[Path]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Trackers:
+    """The run's own metrics.csv and the tracker of the user's choice."""
+
+    def __init__(self, parts: Parts, job: Job, folder: Path, origin: Origin, resume_at: int | None) -> None:
+        note = folder / "tracker.json"
+        known = json.loads(note.read_text())["run_id"] if resume_at is not None and note.is_file() else None
+        self.metrics = MetricsCsv(folder / "metrics.csv", job.columns, resume_at)
+        self.tracker = parts.tracker(folder=folder, config=origin.config, run_id=known)
+        self.run_id = self.tracker.run_id
+        if self.run_id is not None:
+            files.write(note, json.dumps({"run_id": self.run_id}) + "\n")
+
+    def log(self, step: int, scalars: dict[str, float], images: Any = None) -> None:
+        self.metrics.log(step, scalars)
+        self.tracker.log(step, scalars, images)
+
+    def finish(self, rows: list[Row], files: list[Path]) -> None:
+        self.tracker.finish(rows, files)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.tracker.close()
+
+
+def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Progress) -> Patch:
+    """``patch.png`` and ``patch.json`` of the best texture, whatever the last step's is."""
+    best = Patch(progress.best.cpu().clamp(0, 1), job.patch.mask.cpu(), job.patch.size_mm)
+    facts = {
+        "attack": origin.config["attack"],
+        "victims": [parts.victim.name],
+        "step": progress.best_step,
+        "seed": parts.seed,
+        "config": origin.digest,
+        "versions": origin.versions,
+    }
+    best.save(folder / "patch.png", facts)
+    return best
+
+
+def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Progress) -> tuple[Verdict, list[Row]]:
+    """Measure the best patch and its controls on the test scenes and write all that the folder shall hold."""
+    settings, attack = job.settings, job.attack
+    best = _save_patch(parts, job, folder, origin, progress)
+    title = f"{attack.task} patch against {parts.victim.name}"
+    parts.sheet.write(
+        folder / "print" / f"{parts.sheet.page}.pdf",
+        best().detach(),
+        best.mask,
+        best.size_mm,
+        title,
+        f"run {folder.name}, config {origin.digest}, {best.size_mm[0]:g} × {best.size_mm[1]:g} mm",
+    )
+
+    numbers = settings.parts(len(job.source))[2]  # type: ignore[arg-type]
+    texture = progress.best
+    textures = {**evaluation.controls(best), "patch": lambda _: texture}
+    evaluator = job.evaluator(training.TEST)
+    measured = evaluator.measure(
+        textures,
+        numbers,
+        settings.test_draws,
+        progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
+    )
+    rows = evaluation.summarise(measured)
+    verdict = evaluation.judge(measured, attack)
+    files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+
+    examples = [_example(attack, evaluator.views(textures, [number], 1)) for number in _evenly(numbers, EXAMPLES)]
+    legend, legend_text = attack.legend()
+    height, width = job.source[numbers[0]].size
+    corners = next(evaluator.views({"grey": textures["grey"]}, numbers[:1], 0))[4].corners
+    side = float((corners[0, 0] - corners[0, 0].roll(1, 0)).norm(dim=-1).mean())
+    report = Report(
+        title=title[0].upper() + title[1:],
+        verdict=verdict.sentence,
+        worked=verdict.worked,
+        rows=rows,
+        labels={name: metric.label for name, metric in attack.metrics_known.items()} | {"loss": "attack loss"},
+        arrows={name: metric.stronger for name, metric in attack.metrics_known.items()} | {"loss": "lower"},
+        headline=attack.headline,
+        history=MetricsCsv.read(folder / "metrics.csv"),
+        examples=examples,
+        legend=legend,
+        legend_text=legend_text,
+        patch=torch.cat([best(), best.mask]).detach(),
+        setup=[
+            ("Victim", parts.victim.name),
+            ("Data", f"{type(parts.source).__name__}, {len(numbers)} held-out scenes × {settings.test_draws} draws"),
+            ("Frames", f"{width} × {height} px, the patch about {side:.0f} px a side"),
+            ("On paper", f"{best.size_mm[0]:g} × {best.size_mm[1]:g} mm"),
+            ("Training", f"{progress.step} steps of {settings.batch} × {settings.draws} views, seed {parts.seed}"),
+            (
+                "Chosen",
+                f"step {progress.best_step}, the best on validation scenes, used for nothing else",
+            ),
+            ("Config", origin.digest),
+        ],
+        command=origin.command,
+        versions=origin.versions,
+    )
+    write_report(folder / "report.html", report)
+    return verdict, rows
+
+
+def _example(attack: Attack, views: Any) -> Example:
+    """Every condition of one scene, outputs drawn on one scale."""
+    shown = {condition: (view.frames[0].cpu(), hit) for condition, _, _, hit, view in views}
+    order = [name for name in ("clean", "random", "patch") if name in shown]
+    pictures = attack.pictures([shown[name][1] for name in order])
+    return Example({name: Panel(shown[name][0], picture) for name, picture in zip(order, pictures, strict=True)})
+
+
+def _evenly(numbers: list[int], count: int) -> list[int]:
+    """``count`` of ``numbers``, or all where there are fewer, evenly spread."""
+    count = min(count, len(numbers))
+    return [numbers[i * len(numbers) // count] for i in range(count)]

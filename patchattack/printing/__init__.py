@@ -1,0 +1,1 @@
+"""From a texture to paper."""

@@ -1,0 +1,229 @@
+"""Where a run's numbers and pictures go: always its own metrics.csv, and a tracker of the user's choice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from patchattack.errors import InputError
+from patchattack.files import write
+
+if TYPE_CHECKING:
+    import wandb
+    from torch import Tensor
+
+
+class MetricsCsv:
+    """The run's ``metrics.csv``: ``step,<columns>``, one line per call of :meth:`log`, on disk at once.
+
+    Numbers are written so that reading them back gives the same float64; a cell is empty where a scalar was not
+    logged. A run that is resumed ends with the same bytes as one that was never stopped.
+
+    Args:
+        path: the file; a fresh run replaces what is there.
+        columns: names of all scalars that the run may log.
+        resume_at: the last step of the run's checkpoint. Lines of later steps, and a last line that a kill has torn,
+            are dropped. None starts a fresh file.
+
+    Raises:
+        InputError: the file of the run to resume is missing, or does not have these columns.
+    """
+
+    def __init__(self, path: Path, columns: list[str], resume_at: int | None = None) -> None:
+        self.columns = columns
+        header = ",".join(["step", *columns]) + "\n"
+        kept = "" if resume_at is None else _lines_until(path, header, resume_at)
+        write(path, header + kept)
+        self._file = path.open("a", encoding="utf-8", newline="")
+
+    def log(self, step: int, scalars: dict[str, float]) -> None:
+        """Append one line.
+
+        Raises:
+            ValueError: a scalar is not among the columns.
+        """
+        if unknown := scalars.keys() - set(self.columns):
+            raise ValueError(f"metrics.csv has no column {sorted(unknown)}; its columns are {self.columns}")
+        cells = [repr(float(scalars[name])) if name in scalars else "" for name in self.columns]
+        self._file.write(",".join([str(step), *cells]) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, float]]:
+        """One dict per line, with the scalars that were logged and ``step``."""
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def _lines_until(path: Path, header: str, last: int) -> str:
+    """The whole lines of ``path`` below its header whose step is ``last`` at most."""
+    try:
+        found, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: expected the metrics of the run to resume, got no such table; start afresh with resume=false"
+        ) from error
+    if found != header:
+        raise InputError(
+            f"{path}: expected the columns '{header.strip()}', got '{found.strip()}'; "
+            "resume with the configuration that the run was started with"
+        )
+    return "".join(line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= last)
+
+
+class Tracker(Protocol):
+    """Whoever else is told about the run. Made with ``folder``, ``config`` and ``run_id``."""
+
+    run_id: str | None
+    """Names the run to the tracker; give it back to a tracker that is to continue the run."""
+
+    def log(self, step: int, scalars: dict[str, float], images: dict[str, Tensor] | None = None) -> None:
+        """Scalars and images (``[3, h, w]`` in [0, 1]) of one step."""
+
+    def finish(self, rows: list[dict[str, Any]], files: list[Path]) -> None:
+        """The final table of results, and the files that make up the patch."""
+
+    def close(self) -> None:
+        """The run is over; nothing is logged after this."""
+
+
+class Nothing:
+    """No tracker: the run's folder holds all there is."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], run_id: str | None = None) -> None:
+        self.run_id = None
+
+    def log(self, step: int, scalars: dict[str, float], images: dict[str, Tensor] | None = None) -> None:
+        """Ignored."""
+
+    def finish(self, rows: list[dict[str, Any]], files: list[Path]) -> None:
+        """Ignored."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Csv(Nothing):
+    """Beside ``metrics.csv``, the final table as ``results.csv``: the run as a spreadsheet reads it."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], run_id: str | None = None) -> None:
+        super().__init__(folder, config, run_id)
+        self._path = folder / "results.csv"
+
+    def finish(self, rows: list[dict[str, Any]], files: list[Path]) -> None:
+        """Write the table."""
+        table = io.StringIO()
+        writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write(self._path, table.getvalue())
+
+
+_PATIENCE = 7  # seconds that W&B's server may take to answer before the run goes on without it
+
+
+class Wandb:
+    """Weights & Biases: config, scalars, images, the final table, and the patch as an artifact.
+
+    It never asks and never makes a run wait: its own console output is off, and what cannot be sent is kept.
+
+    Args:
+        folder: the run's folder; W&B's files go to ``folder/wandb``.
+        config: the run's composed config.
+        project: W&B project.
+        entity: W&B team or user; None is the account's default.
+        name: the run's name on W&B; None lets W&B choose.
+        mode: "online", "offline", "disabled", or "auto": what the environment variable ``WANDB_MODE`` says, else
+            online where an API key is found (``WANDB_API_KEY``, netrc, W&B's settings) and the server answers, else
+            offline.
+        run_id: continues the W&B run of this id; None starts one.
+
+    Raises:
+        InputError: ``mode`` is none of these, or is "online" and there is no key or no answer.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        project: str = "patchattack",
+        entity: str | None = None,
+        name: str | None = None,
+        mode: str = "auto",
+        run_id: str | None = None,
+    ) -> None:
+        if mode == "auto":
+            mode = os.environ.get("WANDB_MODE", "auto")
+        if mode not in ("auto", "online", "offline", "disabled"):
+            raise InputError(f"tracker.mode: expected auto, online, offline or disabled, got {mode!r}")
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")  # else tables wait for upload in the user's home
+        self._folder = folder
+        self.run_id: str | None = run_id or secrets.token_hex(4)
+        about = {"project": project, "entity": entity, "name": name, "config": config, "id": self.run_id}
+        self._run = self._start(mode, {**about, "dir": folder, "resume": "allow"})
+        if not self._run.offline and self._run.url:
+            print(f"W&B: {self._run.url}")
+
+    def _start(self, mode: str, about: dict[str, Any]) -> wandb.Run:
+        import wandb
+
+        settings = wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE, finish_timeout=60)
+        if mode in ("auto", "online"):
+            wandb.setup(settings)  # before login, which would otherwise write to the console
+            try:
+                # Without this look for a key, init would ask for one.
+                if not wandb.login(prompt=False, verify=False):
+                    raise wandb.errors.AuthenticationError("no API key, run `wandb login` or set WANDB_API_KEY")
+                return wandb.init(mode="online", settings=settings, **about)
+            except wandb.Error as error:
+                reason = str(error).splitlines()[0]
+                if mode == "online":
+                    raise InputError(
+                        f"tracker.mode=online: expected W&B to accept the run, got '{reason}'; or use tracker.mode=auto"
+                    ) from error
+                print(f"W&B is offline: {reason}")
+                wandb.teardown()  # it would hold the run's id for the attempt that failed
+        return wandb.init(mode="disabled" if mode == "disabled" else "offline", settings=settings, **about)
+
+    def log(self, step: int, scalars: dict[str, float], images: dict[str, Tensor] | None = None) -> None:
+        """Scalars and images (``[3, h, w]`` in [0, 1]) of one step."""
+        import wandb
+
+        # W&B stretches the contrast of float images: bytes are shown as they are.
+        pictures = {
+            name: wandb.Image((image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+            for name, image in (images or {}).items()
+        }
+        self._run.log({**scalars, **pictures}, step=step)
+
+    def finish(self, rows: list[dict[str, Any]], files: list[Path]) -> None:
+        """The final table of results, and the files that make up the patch as an artifact of type "patch"."""
+        import wandb
+
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self._run.log({"results": table})
+        artifact = wandb.Artifact(f"patch-{self.run_id}", type="patch")
+        for file in files:
+            # Immutable: sent from where it lies, instead of from a copy in the user's home.
+            artifact.add_file(str(file), policy="immutable", skip_cache=True)
+        self._run.log_artifact(artifact)
+
+    def close(self) -> None:
+        """Send what is left; where W&B is offline, say how to send it later."""
+        import wandb
+
+        self._run.finish()
+        wandb.teardown()  # finish alone returns before all is on disk
+        if self._run.offline:
+            parts = sorted(self._folder.glob(f"wandb/offline-run-*-{self.run_id}"))  # one for each time it was resumed
+            print("W&B is offline, to upload the run: " + shlex.join(["wandb", "sync", *map(str, parts)]))

@@ -1,0 +1,1 @@
+"""Adapters of the networks under test: one file per family."""

@@ -1,0 +1,1 @@
+"""Small networks of our own, trained on the procedural world, so that everything runs offline."""

@@ -1,0 +1,43 @@
+"""The compact flow networks as victims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from patchattack.errors import InputError
+from patchattack.files import shipped
+from patchattack.victims.compact.encoder_decoder import EncoderDecoder
+from patchattack.victims.compact.matching import Matching
+from patchattack.victims.victim import FlowVictim
+from patchattack.victims.weights import initialised, load_weights
+
+NETWORKS: dict[str, type[EncoderDecoder] | type[Matching]] = {"encoder_decoder": EncoderDecoder, "matching": Matching}
+
+
+class CompactFlow(FlowVictim):
+    """A flow network of our own, trained on the procedural world: nothing to download, and nothing like real video.
+
+    Args:
+        network: "encoder_decoder" or "matching".
+        weights: "shipped" (in the package's assets), "random", or a local file.
+
+    Raises:
+        InputError: no such network, or the weights cannot be read or do not fit.
+    """
+
+    def __init__(self, network: str = "matching", weights: str | Path = "shipped") -> None:
+        if network not in NETWORKS:
+            raise InputError(f"victim compact flow: expected network {' or '.join(NETWORKS)}, got {network}")
+        built = initialised(NETWORKS[network])
+        if weights == "shipped":
+            weights = shipped("assets") / "victims" / f"flow_{network}.safetensors"
+        if weights != "random":
+            load_weights(built, weights)
+        # Below 16 px features at 1/8 would be a single place, which instance norm cannot normalise.
+        super().__init__(built, f"flow_{network}", multiple=NETWORKS[network].multiple, minimum=16)
+
+    def flow(self, frames: Tensor) -> Tensor:
+        """The finest of the network's flows."""
+        return self.network(frames)[-1]

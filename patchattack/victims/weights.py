@@ -1,0 +1,134 @@
+"""Weights from files and from the hub, read as data: nothing is ever unpickled into code."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from patchattack.errors import InputError
+
+HUB_TIMEOUT = 10.0  # seconds without an answer
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts like to put the weights
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def initialised(build: Callable[[], Network]) -> Network:
+    """The network that ``build`` makes, with the same random weights at every call.
+
+    The global generator of random numbers is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return build()
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Load a local file of weights into ``network``, cast to the network's precision.
+
+    Args:
+        network: what the weights belong to; every key and every shape has to fit.
+        path: ``.safetensors``, or a state dict saved by ``torch.save``, bare or under "state_dict" or "model", its
+            keys with or without ``module.`` in front.
+
+    Raises:
+        InputError: the file is missing, needs code to be read, holds something else, or fits another network.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"{path}: expected a file of weights (safetensors or a state dict), found none; check the path"
+        )
+    _fit(network, _read(path), str(path))
+
+
+def load_hub(network: nn.Module, url: str) -> None:
+    """Load the weights at ``url`` into ``network``, from torch.hub's cache where it has them.
+
+    Raises:
+        InputError: the weights are not in the cache and cannot be fetched, or fit another network.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        _download(url, path)
+    load_weights(network, path)
+
+
+def _download(url: str, path: Path) -> None:
+    digest = torch.hub.HASH_REGEX.search(path.name)
+    default = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(HUB_TIMEOUT)  # torch.hub sets none and would wait for minutes where packets are dropped
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash than the name's
+        raise InputError(
+            f"{url}: expected to download weights, got '{error}'; fetch the file elsewhere and name it with "
+            "victim.weights=PATH"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(default)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(
+                f"{path}: expected a safetensors file, got '{error}'; fetch or convert it again"
+            ) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # arbitrary bytes end in arbitrary errors
+        raise InputError(
+            f"{path}: expected a state dict of plain tensors, got a damaged file or one that runs code when it is "
+            "read, which is refused; where you trust it, convert its weights to safetensors"
+        ) from error
+
+
+def _fit(network: nn.Module, state: Any, source: str) -> None:
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{source}: expected a dict of tensors by name, got something else; save the state dict alone")
+    expected = network.state_dict()
+    if all(key.startswith("module.") and key not in expected for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+
+    both = [key for key in expected if key in state]
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {list(state[key].shape)} instead of {list(expected[key].shape)}"
+            for key in both
+            if state[key].shape != expected[key].shape
+        ],
+        "of another kind of number": [
+            f"{key} {state[key].dtype} instead of {expected[key].dtype}"
+            for key in both
+            if state[key].is_floating_point() != expected[key].is_floating_point()
+        ],
+    }
+    if any(problems.values()):
+        count = sum(p.numel() for p in network.parameters())
+        found = "; ".join(f"{what}: {len(keys)} ({_few(keys)})" for what, keys in problems.items() if keys)
+        raise InputError(
+            f"{source}: expected the weights of {type(network).__name__} with {count:,} parameters, "
+            f"got keys {found}; name a file of this network or choose the victim that it belongs to"
+        )
+    network.load_state_dict(state)
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from patchattack.reporting import report as reporting
+from patchattack.reporting.report import Example, Panel, Report, write_report
+
+VALUES = {"clean": 1.0, "grey": 0.98, "random": 0.962, "patch": -0.213}
+
+
+def some_report() -> Report:
+    rows = [
+        {"condition": condition, "metric": metric, "region": region, "mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 128}
+        for metric in ("cosine", "epe")
+        for region in ("all", "outside")
+        for condition, mean in VALUES.items()
+    ]  # fmt: skip
+    history: list[dict[str, float]] = [{"step": step, "attack": 1 / (step + 1), "tv": 0.1} for step in range(60)]
+    for line in history[::20]:
+        line |= {"validation/patch": line["attack"], "validation/random": 0.9}
+    panel = Panel(frames=torch.rand(2, 3, 8, 16), output=torch.rand(3, 8, 16))
+    return Report(
+        title="run <one>",
+        verdict="The patch turns the motion; 3 < 4 & so on.",
+        worked=True,
+        rows=rows,
+        labels={"cosine": "cosine of <clean> flow, in $x_1$", "epe": "end-point error, px"},
+        arrows={"cosine": "lower", "epe": "higher"},
+        headline=("cosine", "outside"),
+        history=history,
+        examples=[Example({"patch": panel, "clean": panel, "random": panel})],
+        legend=torch.rand(3, 5, 5),
+        legend_text="Colour is direction.",
+        patch=torch.rand(4, 6, 6),
+        setup=[("Victim", "compact <b>bold</b>")],
+        command="python train.py 'attack=flow' seed=3",
+        versions={"torch": "2.15.0"},
+    )
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.text.append(data.strip())
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(path: Path, report: Report) -> Page:
+    write_report(path / "report.html", report)
+    return Page(path / "report.html")
+
+
+def test_page_asks_nothing_of_anybody(tmp_path: Path) -> None:
+    page = page_of(tmp_path, some_report())
+    assert not page.all("script")
+    assert not page.all("link")
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset"):
+            assert (attributes.get(name) or "#").startswith(("data:image/png;base64,", "#")), tag
+    text = (tmp_path / "report.html").read_text()
+    assert not re.search(r"@import|url\((?!#)", text)
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\s\"'<>]*", text)) <= namespaces
+
+
+def test_pictures_are_the_tensors_in_rgb(tmp_path: Path) -> None:
+    report = some_report()
+    sources = [image["src"] for image in page_of(tmp_path, report).all("img")]
+    assert len(sources) == 1 + 1 + 3 * (2 + 1)  # patch, legend, conditions × (frames + output)
+    raw = np.frombuffer(base64.b64decode(sources[0].split(",")[1]), np.uint8)
+    pixels = cv2.cvtColor(cv2.imdecode(raw, cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
+    assert np.array_equal(pixels, (report.patch * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_wide_frames_are_reduced(tmp_path: Path) -> None:
+    panel = Panel(torch.rand(1, 3, 20, 1280), torch.rand(3, 20, 1280))
+    page = page_of(tmp_path, replace(some_report(), examples=[Example({"clean": panel})]))
+    raw = np.frombuffer(base64.b64decode(page.all("img")[-1]["src"].split(",")[1]), np.uint8)
+    assert cv2.imdecode(raw, cv2.IMREAD_UNCHANGED).shape == (10, 640, 3)
+
+
+def test_text_is_escaped_also_in_figures(tmp_path: Path) -> None:
+    page = page_of(tmp_path, some_report())
+    assert "compact <b>bold</b>" in page.text
+    assert "The patch turns the motion; 3 < 4 & so on." in page.text
+    assert page.text.count("cosine of <clean> flow, in $x_1$") == 1  # the axis; no mathematics is typeset
+    assert not page.all("b")
+    assert not page.all("clean")
+
+
+def test_sections_come_in_their_order_and_conditions_in_theirs(tmp_path: Path) -> None:
+    page = page_of(tmp_path, some_report())
+    shown = " | ".join(page.text)
+    parts = [
+        "The patch works",
+        "3 < 4",
+        "Victim",
+        "What the network sees",
+        "Effect",
+        "Training",
+        "All metrics",
+        "Repeat",
+    ]
+    places = [shown.index(part, shown.index("run <one> | The patch works")) for part in parts]
+    assert places == sorted(places)
+    scene = shown[shown.index("frame 0 |") : shown.index("Effect")]
+    assert [name.strip() for name in scene.split("|")][:-1] == [
+        "frame 0", "frame 1", "output", "no patch", "random patch", "optimised patch"
+    ]  # fmt: skip
+
+
+def test_table_has_every_number(tmp_path: Path) -> None:
+    page = page_of(tmp_path, some_report())
+    for number in ("1.00", "0.980", "0.962", "−0.213"):
+        assert page.text.count(number) >= 4  # metric × region
+    assert page.text.count("−0.313 … −0.113") == 4
+    assert page.text.count("128") == 4
+    assert "cosine of <clean> flow, in $x_1$ ↓" in page.text
+    assert "end-point error, px ↑" in page.text
+
+
+def test_missing_cells_and_unknown_conditions_and_regions_are_shown(tmp_path: Path) -> None:
+    report = some_report()
+    extra = {"condition": "jpeg 50", "metric": "epe", "region": "sky", "mean": 7.77, "low": 7.0, "high": 8.0, "n": 9}
+    text = page_of(tmp_path, replace(report, rows=[*report.rows, extra])).text
+    for words in ("jpeg 50", "sky", "7.77", "–"):
+        assert words in text
+
+
+def test_verdict_has_a_state_in_words_and_colour(tmp_path: Path) -> None:
+    good, bad = (page_of(tmp_path, replace(some_report(), worked=worked)) for worked in (True, False))
+    assert (good.all("header")[0]["class"], bad.all("header")[0]["class"]) == ("worked", "failed")
+    assert "The patch works" in good.text
+    assert "The patch does no more than the control" in bad.text
+
+
+def test_figures_follow_the_page_and_share_no_ids(tmp_path: Path) -> None:
+    page = page_of(tmp_path, some_report())
+    assert len(page.all("svg")) == 3
+    assert all("width" not in figure and "viewbox" in figure for figure in page.all("svg"))
+    styles = " ".join(attributes["style"] or "" for _, attributes in page.tags if "style" in attributes)
+    assert "var(--patch)" in styles
+    assert set(re.findall(r"#[0-9a-f]{6}", styles)) <= {"#000000"}  # the rest would not turn with the theme
+    ids = Counter(
+        attributes["id"] for tag, attributes in page.tags if tag in ("clippath", "path") and "id" in attributes
+    )
+    shared = [name for name, count in ids.items() if count > 1 and re.fullmatch(r"[a-z][0-9a-f]{10}", name or "")]
+    assert not shared
+
+
+def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
+    page = page_of(tmp_path, replace(some_report(), history=[], examples=[], legend=None))
+    assert "Training" not in page.text
+    assert "What the network sees" not in page.text
+    assert len(page.all("svg")) == 1
+
+
+def test_same_report_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.html", "b.html"):
+        torch.manual_seed(0)
+        write_report(tmp_path / name, some_report())
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.000"), (0.0123, "0.012"), (0.5, "0.500"), (-1.234, "−1.23"), (14.66, "14.7"), (1234.5, "1,234"), (math.nan, "–")],
+)  # fmt: skip
+def test_numbers_have_three_digits(value: float, shown: str) -> None:
+    assert reporting._number(value) == shown
