@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.errors import HydraException, MissingConfigException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -38,31 +40,38 @@ def main() -> None:
 
 def train() -> None:
     """``python train.py attack=flow``: compose the config from ``sys.argv``, train, and exit with a status."""
-    debugging = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     failures: list[Exception] = []
 
     def job(config: DictConfig) -> None:
+        os.environ["HYDRA_FULL_ERROR"] = full_error  # for the processes that the run starts
         try:
             run(config)
         except Exception as error:  # of one job of a sweep: the others go on
-            _say(error, debugging)
             failures.append(error)
+            _say(error, explain(error), full_error)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
 
     try:
-        sys.argv[1:] = _with_overrides_of_the_run(sys.argv[1:])
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
+        sys.argv[1:] = _with_overrides_of_the_run(_with_attack_for_help(sys.argv[1:]))
         hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name="train")(job)()
     except Exception as error:
-        _say(error, debugging)
+        if error in failures:
+            raise
         failures.append(error)
+        # Whatever Hydra raises while it composes comes of the command line; =3 ends in a ValueError.
+        _say(error, explain(error) or _one_line(error), full_error)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = full_error
     if failures:
         sys.exit(2)
 
 
-def _say(error: Exception, debugging: bool) -> None:
+def _say(error: Exception, line: str | None, full_error: str) -> None:
     """Print the one line for an error; raise it again if there is none."""
-    line = explain(error)
-    if debugging or line is None:
+    if full_error == "1" or line is None:
         raise error
     if os.environ.get("LOCAL_RANK", "0") == "0":  # every process meets the same error
         print(f"patchattack: {line}", file=sys.stderr)
@@ -80,7 +89,9 @@ def run(config: DictConfig) -> None:
     parts = build(plain)
     fabric = pipeline.start_fabric(parts.settings)
     job = pipeline.assemble(parts, fabric)
-    folder = fabric.broadcast(previous or _new_folder(plain["output"], parts.attack.task))
+    folder = previous or fabric.broadcast(_made(plain["output"], parts.attack.task, fabric.global_rank))
+    if isinstance(folder, InputError):
+        raise folder
     overrides = [one for one in sys.argv[1:] if not one.startswith(("-", "resume="))]
     origin = pipeline.Origin(
         {key: value for key, value in plain.items() if key not in ("resume", "output")},
@@ -102,7 +113,7 @@ def run(config: DictConfig) -> None:
             f"{stop}: expected finite numbers; the last good patch is {folder / 'patch.png'}; try a lower optimizer.lr"
         ) from stop
     if verdict is not None:
-        print(f"\n{verdict.sentence}\n")
+        print(f"\n{verdict.sentence}\n{verdict.facts}\n")
         for name, file in (
             ("report", "report.html"),
             ("patch", "patch.png"),
@@ -116,14 +127,50 @@ def build(plain: dict[str, Any]) -> Any:
     """Instantiate every part of a resolved config.
 
     Raises:
-        InputError: a part refuses its arguments.
+        InputError: a value of the wrong type, or a part refuses its arguments.
     """
     from patchattack.pipeline import Parts
 
+    if not _fits(plain["seed"], int) or plain["seed"] < 0:
+        raise InputError(f"seed: expected a whole number from 0 on, got {plain['seed']}")
+    for key in sorted(plain, key="renderer".__eq__):  # last: what it shares has keys of its own
+        _check_types(plain[key], key)
     names = {"data": "source", "trainer": "settings", "print": "sheet"}
     keys = ("seed", "attack", "victim", "renderer", "patch", "regularizers", "optimizer", "schedule", "tracker")
-    chosen = {names.get(key, key): plain[key] for key in (*keys, *names)}
-    return Parts(**instantiate(chosen, _convert_="all"))
+    built = instantiate({key: plain[key] for key in (*keys, *names)}, _convert_="all")
+    return Parts(**{names.get(key, key): part for key, part in built.items()})
+
+
+def _check_types(node: Any, key: str) -> None:
+    """Refuse values that the annotations of a ``_target_`` exclude: only some targets would, and some too late."""
+    if not isinstance(node, dict):
+        return
+    hints: dict[str, Any] = {}
+    if "_target_" in node:
+        target = get_object(node["_target_"])
+        try:
+            hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+        except (NameError, TypeError):  # imported for type checkers alone, or none at all
+            hints = {}
+    for name, value in node.items():
+        if not _fits(value, hints.get(name)):
+            expected = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
+            raise InputError(f"{key}.{name}: expected {expected}, got {value}")
+        _check_types(value, f"{key}.{name}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may stand where ``hint`` is; True for a hint that says nothing about plain values."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if get_origin(hint) in (Sequence, list, tuple):
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if hint in (str, Path):
+        return isinstance(value, str)
+    return not isinstance(hint, type) or hint not in (bool, NoneType) or isinstance(value, hint)
 
 
 def explain(error: BaseException) -> str | None:
@@ -132,15 +179,21 @@ def explain(error: BaseException) -> str | None:
         parent = getattr(one, "parent_node", None)
         if isinstance(one, InputError):
             return str(one)
+        if isinstance(one, MissingConfigException) and one.missing_cfg_file:
+            group, _, option = one.missing_cfg_file.rpartition("/")
+            # Of a group whose options are stacked, Hydra does not name them.
+            options = one.options or sorted(path.stem for path in (files.shipped("conf") / group).glob("*.yaml"))
+            return f"{group}: expected one of {_choices(option, [*options])}, got {option or 'nothing'}"
         if isinstance(one, MissingMandatoryValue):
             return f"{one.full_key}: expected a value, got none; give {one.full_key}=VALUE"
         if isinstance(one, OmegaConfBaseException) and isinstance(parent, DictConfig) and one.full_key:
             names = [str(key) for key in parent if not str(key).startswith(("_", "hydra"))]
             return f"{one.full_key}: expected one of {_choices(str(one.key), names)}, got {one.key}"
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        text = " ".join(str(error).split()).removeprefix("In 'train': ").split(" Config search path")[0]
-        return f"{text} (HYDRA_FULL_ERROR=1 shows where)"
-    return None
+    return _one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{' '.join(str(error).split())} (HYDRA_FULL_ERROR=1 shows where)"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -158,6 +211,12 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def _with_attack_for_help(arguments: list[str]) -> list[str]:
+    """The help shows a composed config, which there is none of without an attack."""
+    asked = {"-h", "--help"} & set(arguments) and "attack" not in map(_key, arguments)
+    return [*arguments, "attack=flow"] if asked else arguments
 
 
 def _key(override: str) -> str:
@@ -200,6 +259,14 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
     else:
         yield prefix.rstrip("."), node
+
+
+def _made(output: str | None, task: str, rank: int) -> Path | InputError | None:
+    """The new folder, or why there is none; the first process makes it for all."""
+    try:
+        return _new_folder(output, task) if rank == 0 else None
+    except InputError as error:
+        return error
 
 
 def _new_folder(output: str | None, task: str) -> Path:

@@ -199,11 +199,13 @@ class Verdict:
     Attributes:
         worked: the patch beats the random patch, the interval of their paired difference excludes zero.
         sentence: the answer in words.
+        facts: the numbers behind it, in words.
         factor: effect of the patch over that of the random patch, each against the clean frames.
     """
 
     worked: bool
     sentence: str
+    facts: str
     factor: float
 
 
@@ -226,10 +228,11 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     where = {"all": "over the whole frame", "outside": "outside the patch", "patch": "on the patch"}[region]
     scenes = int((~np.isnan(values["patch"])).sum())
     facts = (
-        f"{metric.label}, {where}: {means['clean'][0]:.3f} clean, {shown('random')} with a random patch, "
-        f"{shown('patch')} with the optimised patch ({scenes} held-out scenes, 95 % intervals)"
+        f"{metric.label[0].upper()}{metric.label[1:]}, {where}: {means['clean'][0]:.3f} without a patch, "
+        f"{shown('random')} with a random patch, {shown('patch')} with the optimised patch "
+        f"({scenes} held-out scenes, 95 % intervals)."
     )
-    if worked:
-        times = f", {factor:.1f} times the effect of a random patch of the same size" if chance > 0 else ""
-        return Verdict(True, f"It worked{times}. {facts[0].upper()}{facts[1:]}.", factor)
-    return Verdict(False, f"It did not beat a random patch of the same size. {facts[0].upper()}{facts[1:]}.", factor)
+    if not worked:
+        return Verdict(False, "It did not work: the patch does no more than a random patch of its size.", facts, factor)
+    times = f"{factor:.1f} times as much as" if chance > 0 else "something, and nothing comes of"
+    return Verdict(True, f"It worked: the patch does {times} a random patch of its size.", facts, factor)

@@ -68,13 +68,14 @@ def homography_from_corners(corners: Tensor) -> Tensor:
 class MipAtlas:
     """Textures with all their smaller copies in one image, so that one ``grid_sample`` serves every scale.
 
-    The levels (each half the size of the one before) stand below one another, each with a border of one texel:
-    zero, or the opposite side where the texture repeats.
+    The levels (each half the size of the one before) stand below one another, each with a border of two texels:
+    zero, or at first the opposite side where the texture repeats. All samples beside the texture are taken from
+    between two zeros, so that rounding cannot bring in a trace of the texture.
 
     Attributes:
         image: ``[N, C, Ha, Wa]``.
-        sizes: ``[L, 2]`` height and width of each level in texels, without the border.
-        tops: ``[L]`` row of each level's first texel.
+        sizes: ``[L, 2]`` height and width of each level in texels, without the border; on the host.
+        tops: ``[L]`` row of each level's first texel; on the host.
         repeats: the texture tiles the plane.
     """
 
@@ -87,29 +88,26 @@ class MipAtlas:
     def build(cls, texture: Tensor, repeats: bool = False) -> MipAtlas:
         """The atlas of ``texture [N, C, h, w]``, differentiable."""
         width = texture.shape[-1]
-        levels, sizes, tops, top = [], [], [], 1
+        levels, sizes, tops, top = [], [], [], 2
         while True:
             height_now, width_now = texture.shape[-2:]
             padded = F.pad(texture, (1, 1, 1, 1), mode="circular" if repeats else "constant")
-            levels.append(F.pad(padded, (0, width - width_now)))
+            levels.append(F.pad(padded, (1, 1 + width - width_now, 1, 1)))
             sizes.append((height_now, width_now))
             tops.append(top)
-            top += height_now + 2
+            top += height_now + 4
             if max(height_now, width_now) == 1:
                 break
             texture = F.adaptive_avg_pool2d(texture, ((height_now + 1) // 2, (width_now + 1) // 2))
-        device = texture.device
-        return cls(
-            torch.cat(levels, dim=-2), torch.tensor(sizes, device=device), torch.tensor(tops, device=device), repeats
-        )
+        return cls(torch.cat(levels, dim=-2), torch.tensor(sizes), torch.tensor(tops), repeats)
 
     def locate(self, uv: Tensor, level: Tensor) -> Tensor:
         """Pixels ``[..., 2]`` of the atlas for ``uv [..., 2]`` (0..1 over the texture) at integer ``level [...]``."""
-        size = self.sizes[level].flip(-1)
-        place = (uv - uv.floor() if self.repeats else uv) * size - 0.5
-        # Bilinear weights may reach as far as the border: there a texture that does not repeat is zero.
-        place = torch.minimum(place.clamp(min=-1), size.to(place.dtype))
-        return torch.stack([place[..., 0] + 1, place[..., 1] + self.tops[level]], dim=-1)
+        sizes, tops = self.sizes.to(uv.device), self.tops.to(uv.device)
+        size = sizes[level].flip(-1).to(uv.dtype)
+        place = torch.addcmul(uv.new_tensor(-0.5), uv - uv.floor() if self.repeats else uv, size)
+        place = torch.clamp(place, uv.new_tensor(-1.5), size + 0.5)
+        return place + torch.stack([torch.full_like(level, 2), tops[level]], dim=-1)
 
     def level(self, footprint: Tensor) -> Tensor:
         """The fractional level at which one sample stands for ``footprint [...]`` texels of level 0."""
@@ -119,7 +117,7 @@ class MipAtlas:
 def sample(image: Tensor, points: Tensor) -> Tensor:
     """``[N, C, h, w]`` bilinear values of ``image [N, C, H, W]`` at ``points [N, h, w, 2]`` in pixels, zero outside."""
     size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=points.dtype, device=points.device)
-    grid = (points + 0.5) * (2 / size) - 1
+    grid = torch.addcmul(1 / size - 1, points, 2 / size)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -237,17 +235,28 @@ def warp_texture(atlas: MipAtlas, corners: Tensor, window: Window, supersampling
     count = len(corners)
     shift = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
     shift[:, :2, 2] = window.origin.double()
-    matrix = (torch.linalg.inv(homography_from_corners(corners)) @ shift).float().to(image.device, non_blocking=True)
+    matrix = torch.linalg.inv(homography_from_corners(corners)) @ shift
+    level = _level_at_centre(atlas, matrix, corners.mean(dim=1) - window.origin, supersampling)
+    matrix, level = (value.to(image.device, non_blocking=True) for value in (matrix.to(image.dtype), level))
     grid = pixel_grid(window.size, image.device, supersampling)
     x, y = grid[:1, :, 0], grid[:, :1, 1]
     m = matrix[..., None, None]
     a, b, w = (m[:, i, 0] * x + (m[:, i, 1] * y + m[:, i, 2]) for i in range(3))  # [B·T, h·s, w·s]
-    a, b = a / w, b / w
-    area = minification(matrix[:, None, None], a, b, w)
-    height, width = atlas.sizes[0].unbind()
-    level = atlas.level((area * (height * width)).sqrt() / supersampling).round().long()
-    points = atlas.locate(torch.stack([a, b], dim=-1), level)
+    points = atlas.locate(torch.stack([a / w, b / w], dim=-1), level.view(-1, 1, 1))
     # The frames of a scene show one texture: they are sampled as one tall image.
     points = points.unflatten(0, (len(image), -1)).flatten(1, 2)
     samples = sample(image, points).unflatten(2, (count // len(image), -1)).transpose(1, 2).flatten(0, 1)
     return F.avg_pool2d(samples, supersampling)
+
+
+def _level_at_centre(atlas: MipAtlas, matrix: Tensor, centre: Tensor, supersampling: int) -> Tensor:
+    """``[N]`` the level whose texels are nearest to the distance of the samples at ``centre [N, 2]``, on the host.
+
+    One level serves the whole patch: a level for each sample costs more than the texture itself, and a tilted patch
+    spans less than two.
+    """
+    place = torch.cat([centre.double(), torch.ones_like(centre[:, :1])], dim=-1).unsqueeze(-1)
+    a, b, w = (matrix @ place).squeeze(-1).unbind(-1)
+    height, width = atlas.sizes[0].tolist()
+    texels = minification(matrix, a / w, b / w, w) * (height * width)
+    return atlas.level(texels.sqrt() / supersampling).round().long()

@@ -26,7 +26,7 @@ from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.reporting.report import Example, Panel, Report, write_report
 from patchattack.scene import Scene
-from patchattack.tracking import MetricsCsv, Tracker
+from patchattack.tracking import MetricsCsv, Nothing, Tracker
 from patchattack.training import DivergedError, Job, Progress, Settings
 from patchattack.victims.victim import Victim
 
@@ -130,7 +130,11 @@ def assemble(parts: Parts, fabric: Any) -> Job:
         with fabric.autocast():
             return victim(frames)
 
-    optimizer = parts.optimizer(patch.parameters())
+    try:
+        optimizer = parts.optimizer(patch.parameters())
+        schedule = parts.schedule(optimizer)
+    except ValueError as error:  # torch has limits of its own
+        raise InputError(f"optimizer and schedule: expected values that torch accepts, got '{error}'") from error
     job = Job(
         patch=patch,
         predict=predict,
@@ -138,7 +142,7 @@ def assemble(parts: Parts, fabric: Any) -> Job:
         renderer=parts.renderer,
         regularizers={name: module.to(fabric.device) for name, module in parts.regularizers.items()},
         optimizer=optimizer,
-        schedule=parts.schedule(optimizer),
+        schedule=schedule,
         source=Memory(parts.source, settings.memory_gb * 1e9),
         settings=settings,
         seed=parts.seed,
@@ -162,7 +166,11 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
     """
     is_first = job.fabric.global_rank == 0
     progress = training.resume(job, folder) if resumes else training.begin(job)
-    tracker = _Trackers(parts, job, folder, origin, progress.step if resumes else None) if is_first else _NoTracker()
+    tracker: Tracker
+    if is_first:
+        tracker = _Trackers(parts, job, folder, origin, progress.step if resumes else None)
+    else:
+        tracker = Nothing(folder, origin.config)
     try:
         training.train(job, folder, tracker, progress)
         if not is_first:
@@ -176,21 +184,6 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         raise
     finally:
         tracker.close()
-
-
-class _NoTracker:
-    """For every process but the first."""
-
-    run_id = None
-
-    def log(self, step: int, scalars: dict[str, float], images: Any = None) -> None:
-        pass
-
-    def finish(self, rows: list[Row], files: list[Path]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class _Trackers:
@@ -268,12 +261,16 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     report = Report(
         title=title[0].upper() + title[1:],
         verdict=verdict.sentence,
+        facts=verdict.facts,
         worked=verdict.worked,
         rows=rows,
         labels={name: metric.label for name, metric in attack.metrics_known.items()} | {"loss": "attack loss"},
         arrows={name: metric.stronger for name, metric in attack.metrics_known.items()} | {"loss": "lower"},
         headline=attack.headline,
-        history=MetricsCsv.read(folder / "metrics.csv"),
+        history=[
+            {name: value for name, value in row.items() if name != "learning_rate"}
+            for row in MetricsCsv.read(folder / "metrics.csv")
+        ],
         examples=examples,
         legend=legend,
         legend_text=legend_text,

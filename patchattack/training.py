@@ -255,9 +255,11 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                 total.backward()
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0) + value.detach() / settings.accumulate
+            gradient = patch.free.grad
+            assert gradient is not None
             if fabric.world_size > 1:
-                patch.free.grad = fabric.all_reduce(patch.free.grad, reduce_op="mean")
-            failed |= ~(patch.free.grad.isfinite().all() & torch.stack(list(sums.values())).isfinite().all())
+                gradient.copy_(fabric.all_reduce(gradient, reduce_op="mean"))
+            failed |= ~(gradient.isfinite().all() & torch.stack(list(sums.values())).isfinite().all())
             rate = job.optimizer.param_groups[0]["lr"]
             job.optimizer.step()
             job.schedule.step()
@@ -268,7 +270,9 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             last = progress.step == settings.steps
             validates = last or progress.step % settings.validate_every == 0
             saves = last or progress.step % settings.checkpoint_every == 0
-            if validates or saves or progress.step % settings.log_every == 0 or interrupt.asked:
+            # Ctrl-C reaches several processes in different steps: they stop at the next one where all report.
+            asked = interrupt.asked and fabric.world_size == 1
+            if validates or saves or progress.step % settings.log_every == 0 or asked:
                 # The step's only wait for the device.
                 values = _reduced(fabric, {"loss": torch.stack(list(sums.values())).sum(), **sums, "failed": failed})
                 if values.pop("failed"):
@@ -299,7 +303,7 @@ def _losses(job: Job, scene: Scene, generators: list[torch.Generator]) -> dict[s
     hit = job.predict(view.frames)
     losses = {"attack": job.attack.loss(hit, clean, repeated, view).mean()}
     for name, regularizer in job.regularizers.items():
-        losses[name] = regularizer.weight * regularizer(texture, job.patch.mask)  # type: ignore[operator]
+        losses[name] = regularizer.weight * regularizer(texture, job.patch.mask)
     return losses
 
 

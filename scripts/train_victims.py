@@ -24,8 +24,8 @@ from patchattack.victims.compact.encoder_decoder import EncoderDecoder
 from patchattack.victims.compact.matching import Matching
 
 NETWORKS: dict[str, type[nn.Module]] = {"flow_matching": Matching, "flow_encoder_decoder": EncoderDecoder}
-STEPS = {"flow_matching": 5000, "flow_encoder_decoder": 10000}
-RATES = {"flow_matching": 6e-4, "flow_encoder_decoder": 6e-4}
+STEPS = {"flow_matching": 5000, "flow_encoder_decoder": 8000}
+RATES = {"flow_matching": 6e-4, "flow_encoder_decoder": 1e-3}
 WORLDS_OF_TRAINING, WORLD_OF_VALIDATION = 1000, 999  # seeds; the default data use small ones
 SCENES_PER_WORLD = 50  # then the textures change
 

@@ -261,9 +261,9 @@ class World(torch.utils.data.Dataset[Scene]):
             add("vehicle", corner + across, along, -up, velocity=velocity)
             add("vehicle", corner, across, along, velocity=velocity)
         for _ in range(3):
-            side = take(0, 1).round() * 2 - 1
+            left_or_right = take(0, 1).round() * 2 - 1
             extent = take(0.7, 1.6)
-            corner = xyz(side * (half_road + take(0.2, 3)), ground - take(1.8, 3.5), take(5, 25))
+            corner = xyz(left_or_right * (half_road + take(0.2, 3)), ground - take(1.8, 3.5), take(5, 25))
             turn = geometry.rotation(xyz(0, take(-25, 25), 0))
             add("poster", corner, turn[..., 0] * extent, turn[..., 1] * extent)
 
@@ -277,12 +277,12 @@ class World(torch.utils.data.Dataset[Scene]):
         height_px, width_px = self.size
         depth, turn = take(5, 14), geometry.rotation(torch.cat([take(-8, 8), take(-35, 35), take(-5, 5)], dim=-1))
         focal = float(self.intrinsics[0, 0])
-        side = take(0.3, 0.5) * min(height_px, width_px) * depth / focal
+        extent = take(0.3, 0.5) * min(height_px, width_px) * depth / focal
         pixel = torch.cat([take(0.2, 0.8) * width_px, take(0.2, 0.7) * height_px, torch.ones_like(depth)], dim=-1)
         ray = (torch.linalg.inv(self.intrinsics.double()) @ pixel.unsqueeze(-1)).squeeze(-1)
         middle = (rotation_0.mT @ (ray * depth).unsqueeze(-1)).squeeze(-1)
-        middle[:, 1:2] = torch.minimum(middle[:, 1:2], ground - 0.6 * side)
-        add("poster", middle - side * (turn[..., 0] + turn[..., 1]) / 2, turn[..., 0] * side, turn[..., 1] * side)
+        middle[:, 1:2] = torch.minimum(middle[:, 1:2], ground - 0.6 * extent)
+        add("poster", middle - extent * (turn[..., 0] + turn[..., 1]) / 2, turn[..., 0] * extent, turn[..., 1] * extent)
 
         stacked = {name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}
         light = take(0.6, 1.2).unsqueeze(1)

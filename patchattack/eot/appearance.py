@@ -24,9 +24,10 @@ class Contrast(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        from kornia.enhance import adjust_contrast_with_mean_subtraction
+        from kornia.color import rgb_to_grayscale
 
-        return adjust_contrast_with_mean_subtraction(image, parameters[:, 0])
+        mean = rgb_to_grayscale(image).mean(dim=(-2, -1), keepdim=True)
+        return torch.lerp(mean, image, per_image(parameters[:, 0]))
 
 
 class Brightness(Transform):
@@ -41,9 +42,7 @@ class Brightness(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        from kornia.enhance import adjust_brightness
-
-        return adjust_brightness(image, parameters[:, 0])
+        return image + per_image(parameters[:, 0])
 
 
 class Hue(Transform):
@@ -138,7 +137,7 @@ def _ramp(image: Tensor, angle: Tensor) -> Tensor:
     """``[N, 1, h, w]`` from -1 to 1 across the texture along ``angle [N]`` (degrees)."""
     height, width = image.shape[-2:]
     size = torch.tensor([width, height], device=image.device)
-    place = (geometry.pixel_grid((height, width), image.device) + 0.5) / size * 2 - 1
+    place = (geometry.pixel_grid((height, width), image.device).to(image.dtype) + 0.5) / size * 2 - 1
     angle = angle * (math.pi / 180)
     direction = torch.stack([angle.cos(), -angle.sin()], dim=-1)
     ramp = torch.einsum("hwk,nk->nhw", place, direction)

@@ -64,8 +64,9 @@ class Gamma(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        # A power below 1 has an infinite slope at 0.
-        return image.clamp(min=1 / 255) ** per_image(parameters[:, 0])
+        # A power below 1 has an infinite slope at 0, so the curve begins a little further up.
+        exponent, toe = per_image(parameters[:, 0]), 1 / 255
+        return ((image + toe) ** exponent - toe**exponent) / ((1 + toe) ** exponent - toe**exponent)
 
 
 class SensorNoise(Transform):
@@ -93,7 +94,7 @@ class SensorNoise(Transform):
 class Jpeg(Transform):
     """JPEG compression with a quality in ``range`` (percent), differentiable (Shin & Song 2017, as in kornia)."""
 
-    margin = 16
+    margin = 17
     block = 16
 
     def __init__(self, range: Sequence[float] = (50, 95)) -> None:
@@ -107,4 +108,4 @@ class Jpeg(Transform):
         """See :meth:`Transform.apply`."""
         from kornia.enhance import jpeg_codec_differentiable
 
-        return jpeg_codec_differentiable(image.clamp(0, 1), parameters[:, 0])
+        return jpeg_codec_differentiable(image, parameters[:, 0])

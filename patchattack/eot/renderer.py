@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchattack import geometry
 from patchattack.eot.placement import DRAWS, Uniform
-from patchattack.eot.transform import Transform
+from patchattack.eot.transform import Transform, saturate
 from patchattack.scene import Scene, View
 
 
@@ -97,7 +97,7 @@ class Renderer:
         textures = texture.expand(batch, -1, -1, -1)
         nowhere = torch.zeros(batch, 2, dtype=torch.long, device=device)
         for transform, parameters in zip(self.appearance, draw.appearance, strict=True):
-            textures = transform.apply(textures, parameters.to(device, non_blocking=True), nowhere).clamp(0, 1)
+            textures = saturate(transform.apply(textures, parameters.to(textures, non_blocking=True), nowhere))
         masks = mask.expand(batch, -1, -1, -1)
         atlas = geometry.MipAtlas.build(torch.cat([textures * masks, masks], dim=1))
 
@@ -109,12 +109,14 @@ class Renderer:
         if draw.on_surface and scene.occluder is not None:
             patch = patch * ~window.take(scene.occluder.flatten(0, 1))
         coverage = patch[:, 3:].detach()
-        part = window.take(frames) * (1 - coverage) + patch[:, :3]
+        behind = window.take(frames)
+        part = behind * (1 - coverage) + patch[:, :3]
         if self.camera:
-            base = self._photograph(frames, draw.camera, None) if self.whole_frame else frames
+            if self.whole_frame:
+                frames = self._photograph(frames, draw.camera, None)
+                behind = window.take(frames)
             photographed = self._photograph(part, draw.camera, window)
-            part = torch.lerp(window.take(base), photographed, self._reach(coverage, window))
-            frames = base
+            part = torch.lerp(behind, photographed, self._reach(coverage, window))
         return View(
             frames=window.put(frames, part).unflatten(0, (batch, count)),
             coverage=window.put(torch.zeros_like(frames[:, :1]), coverage).unflatten(0, (batch, count)),
@@ -126,8 +128,8 @@ class Renderer:
         origin = torch.zeros(len(images), 2, dtype=torch.long) if window is None else window.origin
         origin = origin.to(images.device, non_blocking=True)
         for transform, parameters in zip(self.camera, draws, strict=True):
-            parameters = parameters.flatten(0, 1).to(images.device, non_blocking=True)
-            images = transform.apply(images, parameters, origin).clamp(0, 1)
+            parameters = parameters.flatten(0, 1).to(images, non_blocking=True)
+            images = saturate(transform.apply(images, parameters, origin))
         return images
 
     def _reach(self, coverage: Tensor, window: geometry.Window) -> Tensor:

@@ -35,6 +35,15 @@ def per_image(value: Tensor) -> Tensor:
     return value.view(-1, 1, 1, 1)
 
 
+def saturate(image: Tensor) -> Tensor:
+    """``image`` cut off at 0 and 1. A value at the bound, as many of a patch's are, keeps its gradient.
+
+    ``clamp`` takes that away since torch 2.15: a texel that is black or white once would stay so.
+    """
+    cut = image.detach().clamp(0, 1)
+    return torch.where(image == cut, image, cut)
+
+
 class Transform(ABC):
     """A differentiable random change of images whose drawing is apart from its application.
 
@@ -64,5 +73,5 @@ class Transform(ABC):
             origin: ``[N, 2]`` the (x, y) of the image's first pixel in the frame; zeros for a texture.
 
         Returns:
-            ``[N, 3, h, w]``; the renderer clamps it to [0, 1].
+            ``[N, 3, h, w]``; the renderer cuts it off at 0 and 1.
         """

@@ -15,7 +15,7 @@ PAGES = {"a4": (210.0, 297.0), "a3": (297.0, 420.0), "letter": (215.9, 279.4)}  
 
 _BAND = 22.0  # mm above and below the patch for the text and the ruler
 _MM = 72 / 25.4  # PDF points
-_DPI = 300
+_DPI = 150  # texels are millimetres wide: more would only make the file larger
 _PURPOSE = (
     "Adversarial test pattern: made to mislead computer vision. For robustness tests of systems that you own or are "
     "permitted to test; keep it out of public traffic."
@@ -119,7 +119,7 @@ class Sheet:
 
 
 def _on_paper(texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> Tensor:
-    """``[3, H, W]`` in [0, 1]: the patch on white at 300 dpi, or at its own resolution where that is finer.
+    """``[3, H, W]`` in [0, 1]: the patch on white at 150 dpi, or at its own resolution where that is finer.
 
     The renderer that the patch was optimised with takes the texture as bilinear between texel centres. Printers and
     viewers smooth a coarse image each in their own way, or not at all, so the interpolation is done here.

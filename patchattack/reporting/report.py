@@ -66,6 +66,7 @@ class Report:
     Attributes:
         title: names the run.
         verdict: one sentence.
+        facts: the numbers behind it, in words.
         worked: the patch did more than the control.
         rows: the results: ``condition``, ``metric``, ``region``, ``mean``, ``low``, ``high`` (95 % interval), ``n``.
         labels: metric to words, with the unit.
@@ -84,6 +85,7 @@ class Report:
 
     title: str
     verdict: str
+    facts: str
     worked: bool
     rows: list[dict[str, Any]]
     labels: dict[str, str]
@@ -106,6 +108,7 @@ def write_report(path: Path, report: Report) -> None:
         InputError: the file cannot be written.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from matplotlib import rc_context
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -117,22 +120,31 @@ def write_report(path: Path, report: Report) -> None:
     environment.filters |= {"png": _png, "number": _number}
     metric, region = report.headline
     panels = [panel for example in report.examples for panel in example.panels.values()]
-    html = environment.get_template("report.html.j2").render(
-        report=report,
-        metric=metric,
-        region=region,
-        conditions=CONDITIONS,
-        regions=REGIONS,
-        arrows=ARROWS,
-        colours=COLOURS,
-        order=_in_order({row["condition"] for row in report.rows}),
-        table=_table(report.rows),
-        columns=len(panels[0].frames) + 1 if panels else 0,
-        example_order=_in_order({condition for example in report.examples for condition in example.panels}),
-        effect=_effect(report),
-        losses=_losses(report.history),
-        validation=_validation(report),
+    style = rc_context(
+        {
+            "svg.fonttype": "none",  # text stays text, in the page's font
+            "svg.hashsalt": "patchattack",  # the same report has the same bytes
+            "text.parse_math": False,
+            "savefig.transparent": True,
+        }
     )
+    with style:
+        html = environment.get_template("report.html.j2").render(
+            report=report,
+            metric=metric,
+            region=region,
+            conditions=CONDITIONS,
+            regions=REGIONS,
+            arrows=ARROWS,
+            colours=COLOURS,
+            order=_in_order({row["condition"] for row in report.rows}),
+            table=_table(report.rows),
+            columns=len(panels[0].frames) + 1 if panels else 0,
+            example_order=_in_order({condition for example in report.examples for condition in example.panels}),
+            effect=_effect(report),
+            losses=_losses(report.history),
+            validation=_validation(report),
+        )
     write(path, html)
 
 
@@ -194,7 +206,7 @@ def _effect(report: Report) -> str:
     axes.grid(axis="x", color=_DAY["rule"], linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(report.labels[report.headline[0]])
-    return _svg(figure, "effect")
+    return _svg(figure)
 
 
 def _losses(history: list[dict[str, float]]) -> str | None:
@@ -213,7 +225,7 @@ def _losses(history: list[dict[str, float]]) -> str | None:
         axes.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.6, label=name)
     axes.set_xlabel("step")
     _legend(axes)
-    return _svg(figure, "losses")
+    return _svg(figure)
 
 
 def _validation(report: Report) -> str | None:
@@ -226,7 +238,7 @@ def _validation(report: Report) -> str | None:
         axes.plot(steps, values, "o-", color=_DAY[condition], linewidth=1.6, markersize=3, label=CONDITIONS[condition])
     axes.set_xlabel("step")
     _legend(axes)
-    return _svg(figure, "validation")
+    return _svg(figure)
 
 
 def _series(history: list[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -261,17 +273,13 @@ def _legend(axes: Axes) -> None:
     )
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG in the page's colours, its ids its own."""
+def _svg(figure: Figure) -> str:
+    """The figure as inline SVG in the page's colours."""
     from markupsafe import Markup
-    from matplotlib import rc_context
 
     text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False}):
-        nobody = dict.fromkeys(["Creator", "Date", "Format", "Type"])
-        figure.savefig(text, format="svg", transparent=True, metadata=nobody)
-    svg = text.getvalue()
-    svg = re.sub(r"^.*?<svg ([^>]*?)width=\S+ height=\S+", r"<svg \1", svg, flags=re.DOTALL)
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
+    svg = re.sub(r"^.*?<svg ([^>]*?)width=\S+ height=\S+", r"<svg \1", text.getvalue(), flags=re.DOTALL)
     for role, day in _DAY.items():
         svg = svg.replace(day, f"var(--{role})")
     return Markup(svg)

@@ -67,20 +67,20 @@ def test_patch_has_its_true_size_in_the_middle_of_the_page(
 def test_colours_are_exact_upright_and_white_outside_the_mask(tmp_path: Path) -> None:
     mask = torch.ones(1, 8, 8)
     mask[:, :, :2] = 0
-    reader = write(tmp_path / "sheet.pdf", (80, 80), mask=mask)
+    reader = write(tmp_path / "sheet.pdf", (80.1, 80.1), mask=mask)
     (image,) = reader.pages[0].images
     pixels = np.asarray(image.image)
-    assert pixels.shape == (945, 945, 3)  # 300 dpi
+    assert pixels.shape == (473, 473, 3)  # 150 dpi
     assert pixels[:, 10].min() == 255
     for row, column, colour in [
-        (10, 380, (255, 0, 0)), (10, 930, (0, 255, 0)), (930, 380, (0, 0, 255)), (930, 930, (255, 255, 0))
+        (5, 190, (255, 0, 0)), (5, 465, (0, 255, 0)), (465, 190, (0, 0, 255)), (465, 465, (255, 255, 0))
     ]:  # fmt: skip
         assert tuple(pixels[row, column]) == colour
     # Bilinear between texel centres, as the renderer samples: half way from red to green at the border of the texels.
-    assert tuple(pixels[10, 472]) == (128, 128, 0)
-    ramp = pixels[10, 420:525, 0].astype(int)
+    assert tuple(pixels[5, 236]) == (128, 128, 0)
+    ramp = pixels[5, 210:263, 0].astype(int)
     assert (np.diff(ramp) <= 0).all()
-    assert len(np.unique(ramp)) > 100
+    assert len(np.unique(ramp)) > 50
 
 
 def test_texture_finer_than_the_printer_is_not_reduced(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,11 +21,12 @@ VALUES = {"clean": 1.0, "grey": 0.98, "random": 0.962, "patch": -0.213}
 
 def some_report() -> Report:
     rows = [
-        {"condition": condition, "metric": metric, "region": region, "mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 128}
+        {"condition": condition, "metric": metric, "region": region, "n": 128}
+        | {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
         for metric in ("cosine", "epe")
         for region in ("all", "outside")
         for condition, mean in VALUES.items()
-    ]  # fmt: skip
+    ]
     history: list[dict[str, float]] = [{"step": step, "attack": 1 / (step + 1), "tv": 0.1} for step in range(60)]
     for line in history[::20]:
         line |= {"validation/patch": line["attack"], "validation/random": 0.9}
@@ -34,6 +34,7 @@ def some_report() -> Report:
     return Report(
         title="run <one>",
         verdict="The patch turns the motion; 3 < 4 & so on.",
+        facts="Cosine 1.000 without a patch, -0.400 with it.",
         worked=True,
         rows=rows,
         labels={"cosine": "cosine of <clean> flow, in $x_1$", "epe": "end-point error, px"},
@@ -139,7 +140,7 @@ def test_table_has_every_number(tmp_path: Path) -> None:
     page = page_of(tmp_path, some_report())
     for number in ("1.00", "0.980", "0.962", "−0.213"):
         assert page.text.count(number) >= 4  # metric × region
-    assert page.text.count("−0.313 … −0.113") == 4
+    assert page.text.count("[−0.313, −0.113]") == 4
     assert page.text.count("128") == 4
     assert "cosine of <clean> flow, in $x_1$ ↓" in page.text
     assert "end-point error, px ↑" in page.text
@@ -160,18 +161,13 @@ def test_verdict_has_a_state_in_words_and_colour(tmp_path: Path) -> None:
     assert "The patch does no more than the control" in bad.text
 
 
-def test_figures_follow_the_page_and_share_no_ids(tmp_path: Path) -> None:
+def test_figures_follow_the_page_in_size_and_colour(tmp_path: Path) -> None:
     page = page_of(tmp_path, some_report())
     assert len(page.all("svg")) == 3
     assert all("width" not in figure and "viewbox" in figure for figure in page.all("svg"))
     styles = " ".join(attributes["style"] or "" for _, attributes in page.tags if "style" in attributes)
     assert "var(--patch)" in styles
     assert set(re.findall(r"#[0-9a-f]{6}", styles)) <= {"#000000"}  # the rest would not turn with the theme
-    ids = Counter(
-        attributes["id"] for tag, attributes in page.tags if tag in ("clippath", "path") and "id" in attributes
-    )
-    shared = [name for name, count in ids.items() if count > 1 and re.fullmatch(r"[a-z][0-9a-f]{10}", name or "")]
-    assert not shared
 
 
 def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
@@ -190,7 +186,7 @@ def test_same_report_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.0, "0.000"), (0.0123, "0.012"), (0.5, "0.500"), (-1.234, "−1.23"), (14.66, "14.7"), (1234.5, "1,234"), (math.nan, "–")],
-)  # fmt: skip
+    [(0.0, "0.000"), (0.0123, "0.012"), (-1.234, "−1.23"), (14.66, "14.7"), (1234.5, "1,234"), (math.nan, "–")],
+)
 def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert reporting._number(value) == shown
