@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import os
+import pkgutil
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -80,9 +83,12 @@ def _say(error: Exception, line: str | None, full_error: str) -> None:
 def run(config: DictConfig) -> None:
     """Train with a composed config and print the verdict and where everything is."""
     plain = _resolved(config)
-    previous = None if plain["resume"] is None else Path(plain["resume"])
+    previous = None if plain["resume"] is None else Path(str(plain["resume"]))
     if previous is not None:
         _check_same(plain, previous)
+    if not _fits(plain["seed"], int) or plain["seed"] < 0:
+        raise InputError(f"seed: expected a whole number from 0 on, got {plain['seed']}")
+    _check_types(OmegaConf.to_container(config))  # not resolved, so that a value is met where the user has set it
     # Torch is imported late: help and errors of the command line do not wait for it.
     from patchattack import pipeline, training
 
@@ -92,7 +98,7 @@ def run(config: DictConfig) -> None:
     folder = previous or fabric.broadcast(_made(plain["output"], parts.attack.task, fabric.global_rank))
     if isinstance(folder, InputError):
         raise folder
-    overrides = [one for one in sys.argv[1:] if not one.startswith(("-", "resume="))]
+    overrides = [one for one in HydraConfig.get().overrides.task if not one.startswith("resume=")]
     origin = pipeline.Origin(
         {key: value for key, value in plain.items() if key not in ("resume", "output")},
         shlex.join(["python", "train.py", *overrides]),
@@ -104,9 +110,9 @@ def run(config: DictConfig) -> None:
             files.write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
     try:
         verdict = pipeline.run(parts, job, folder, origin, resumes=previous is not None)
-    except training.InterruptedRunError as stop:
+    except (training.InterruptedRunError, KeyboardInterrupt) as stop:
         if fabric.global_rank == 0:
-            print(f"{stop}. To go on: python train.py resume={shlex.quote(str(folder))}")
+            print(f"{str(stop) or 'interrupted'}. To go on: python train.py resume={shlex.quote(str(folder))}")
         sys.exit(130)
     except training.DivergedError as stop:
         raise InputError(
@@ -127,36 +133,35 @@ def build(plain: dict[str, Any]) -> Any:
     """Instantiate every part of a resolved config.
 
     Raises:
-        InputError: a value of the wrong type, or a part refuses its arguments.
+        InputError: a part refuses its arguments.
     """
     from patchattack.pipeline import Parts
 
-    if not _fits(plain["seed"], int) or plain["seed"] < 0:
-        raise InputError(f"seed: expected a whole number from 0 on, got {plain['seed']}")
-    for key in sorted(plain, key="renderer".__eq__):  # last: what it shares has keys of its own
-        _check_types(plain[key], key)
     names = {"data": "source", "trainer": "settings", "print": "sheet"}
     keys = ("seed", "attack", "victim", "renderer", "patch", "regularizers", "optimizer", "schedule", "tracker")
     built = instantiate({key: plain[key] for key in (*keys, *names)}, _convert_="all")
     return Parts(**{names.get(key, key): part for key, part in built.items()})
 
 
-def _check_types(node: Any, key: str) -> None:
+def _check_types(node: Any, key: str = "") -> None:
     """Refuse values that the annotations of a ``_target_`` exclude: only some targets would, and some too late."""
     if not isinstance(node, dict):
         return
     hints: dict[str, Any] = {}
     if "_target_" in node:
-        target = get_object(node["_target_"])
         try:
+            target = pkgutil.resolve_name(str(node["_target_"]))
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"{key}_target_: expected what can be imported, got {node['_target_']}: {error}"
+            ) from error
+        with contextlib.suppress(NameError, TypeError):  # names imported for type checkers alone, or no annotations
             hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-        except (NameError, TypeError):  # imported for type checkers alone, or none at all
-            hints = {}
     for name, value in node.items():
-        if not _fits(value, hints.get(name)):
+        if not (isinstance(value, str) and "${" in value) and not _fits(value, hints.get(name)):
             expected = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
-            raise InputError(f"{key}.{name}: expected {expected}, got {value}")
-        _check_types(value, f"{key}.{name}")
+            raise InputError(f"{key}{name}: expected {expected}, got {value}")
+        _check_types(value, f"{key}{name}.")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -170,7 +175,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     if hint in (str, Path):
         return isinstance(value, str)
-    return not isinstance(hint, type) or hint not in (bool, NoneType) or isinstance(value, hint)
+    # Any other class is a node's target, or bool or None.
+    return not isinstance(hint, type) or isinstance(value, dict) or hint in type(value).__mro__
 
 
 def explain(error: BaseException) -> str | None:
@@ -228,7 +234,7 @@ def _with_overrides_of_the_run(arguments: list[str]) -> list[str]:
     asked = [one.split("=", 1)[1] for one in arguments if one.startswith("resume=")]
     if not asked or asked[-1] in ("", "null"):
         return arguments
-    path = Path(OverridesParser.create().parse_override(f"resume={asked[-1]}").value()) / "overrides.yaml"  # type: ignore[arg-type]
+    path = Path(str(OverridesParser.create().parse_override(f"resume={asked[-1]}").value())) / "overrides.yaml"
     if not path.is_file():
         raise InputError(f"resume: expected the folder of a run, got {path.parent} without {path.name}; check the path")
     stored = [str(one) for one in OmegaConf.load(path)]
@@ -279,7 +285,7 @@ def _new_folder(output: str | None, task: str) -> Path:
         stem = Path("outputs") / task / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         folder = next(f for n in range(1, 1000) if not (f := stem.with_name(stem.name + f"-{n}" * (n > 1))).exists())
     else:
-        folder = Path(output)
+        folder = Path(str(output))
         if (folder / "config.yaml").exists():
             raise InputError(
                 f"output={folder}: expected a new folder, got that of another run; "

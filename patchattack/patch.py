@@ -45,7 +45,7 @@ class Patch(nn.Module):
             raise InputError("patch: expected a texture and a mask in [0, 1], and some of the mask above 0")
         if variable not in ("pixels", "tanh"):
             raise InputError(f"patch.variable: expected pixels or tanh, got {variable}")
-        if min(size_mm) <= 0:
+        if not all(0 < side < math.inf for side in size_mm):
             raise InputError(f"patch.size_mm: expected millimetres above 0, got {list(size_mm)}")
         self.variable, self.size_mm = variable, size_mm
         if variable == "tanh":
@@ -89,11 +89,11 @@ class Patch(nn.Module):
         if isinstance(size_mm, int | float):
             proportion = 1.0 if image is None else image.shape[1] / image.shape[2]
             width_mm, height_mm = float(size_mm), size_mm * proportion
-        elif len(size_mm) == 2:
+        elif not isinstance(size_mm, str) and len(size_mm) == 2:
             width_mm, height_mm = (float(side) for side in size_mm)
         else:
             raise InputError(f"patch.size_mm: expected one number or [width, height], got {list(size_mm)}")
-        if min(width_mm, height_mm) <= 0:
+        if not (0 < width_mm < math.inf and 0 < height_mm < math.inf):
             raise InputError(f"patch.size_mm: expected millimetres above 0, got {size_mm}")
         longer = max(width_mm, height_mm)
         height, width = (max(1, round(resolution * side / longer)) for side in (height_mm, width_mm))
@@ -142,7 +142,7 @@ class Patch(nn.Module):
         try:
             size_mm = json.loads(described.read_text())["size_mm"]
             width_mm, height_mm = (float(side) for side in size_mm)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{described}: expected JSON with size_mm: [width, height] beside the patch, got {error!r}; "
                 "keep patch.png and patch.json together"
@@ -188,11 +188,11 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 def _read(path: str, key: str) -> Tensor:
     """An image file as ``[4, h, w]`` RGBA in [0, 1]."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGBA"))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL says of bad files
         raise InputError(f"{key}: expected an option's name or a readable image file, got {path} ({error})") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -50,8 +50,14 @@ class MetricsCsv:
         if unknown := scalars.keys() - set(self.columns):
             raise ValueError(f"metrics.csv has no column {sorted(unknown)}; its columns are {self.columns}")
         cells = [repr(float(scalars[name])) if name in scalars else "" for name in self.columns]
-        self._file.write(",".join([str(step), *cells]) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(",".join([str(step), *cells]) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"{self._file.name}: expected room for another line, got '{error.strerror}'; "
+                "free space and resume the run"
+            ) from error
 
     def close(self) -> None:
         """Close the file."""

@@ -292,16 +292,16 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
 
 def _losses(job: Job, scene: Scene, generators: list[torch.Generator]) -> dict[str, Tensor]:
     """One batch: the mean attack loss over all views, and every regulariser with its weight."""
-    draws = job.settings.draws
-    clean = None
-    repeated = scene.select(torch.arange(len(scene)).repeat_interleave(draws)) if draws > 1 else scene
-    draw = job.renderer.draw(repeated, job.patch.mask, job.patch.size_mm, generators)
-    scene, repeated = scene.to(job.fabric.device), repeated.to(job.fabric.device)
-    clean = job.references(scene).repeat_interleave(draws, dim=0)
+    scene = scene.to(job.fabric.device)
+    clean = job.references(scene)
+    if job.settings.draws > 1:
+        rows = torch.arange(len(scene)).repeat_interleave(job.settings.draws)
+        scene, clean = scene.select(rows), clean[rows.to(clean.device)]
+    draw = job.renderer.draw(scene, job.patch.mask, job.patch.size_mm, generators)
     texture = job.patch()
-    view = job.renderer(texture, job.patch.mask, repeated, draw)
+    view = job.renderer(texture, job.patch.mask, scene, draw)
     hit = job.predict(view.frames)
-    losses = {"attack": job.attack.loss(hit, clean, repeated, view).mean()}
+    losses = {"attack": job.attack.loss(hit, clean, scene, view).mean()}
     for name, regularizer in job.regularizers.items():
         losses[name] = regularizer.weight * regularizer(texture, job.patch.mask)
     return losses

@@ -1,7 +1,7 @@
 """Train a compact victim on the procedural world and write its weights and model card to assets/.
 
 python scripts/train_victims.py flow_matching
-python scripts/train_victims.py flow_encoder_decoder --steps 9000
+python scripts/train_victims.py flow_encoder_decoder --steps 5000
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from patchattack.victims.compact.encoder_decoder import EncoderDecoder
 from patchattack.victims.compact.matching import Matching
 
 NETWORKS: dict[str, type[nn.Module]] = {"flow_matching": Matching, "flow_encoder_decoder": EncoderDecoder}
-STEPS = {"flow_matching": 5000, "flow_encoder_decoder": 8000}
+STEPS = {"flow_matching": 5000, "flow_encoder_decoder": 3500}
+SCENES = {"flow_matching": 3000, "flow_encoder_decoder": 2000}
 RATES = {"flow_matching": 6e-4, "flow_encoder_decoder": 1e-3}
 WORLDS_OF_TRAINING, WORLD_OF_VALIDATION = 1000, 999  # seeds; the default data use small ones
 SCENES_PER_WORLD = 50  # then the textures change
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("name", choices=NETWORKS)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--scenes", type=int, default=3000)
+    parser.add_argument("--scenes", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -146,10 +147,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    steps = arguments.steps or STEPS[arguments.name]
+    steps, scenes = arguments.steps or STEPS[arguments.name], arguments.scenes or SCENES[arguments.name]
     device = torch.device(arguments.device)
     begin = time.monotonic()
-    trained = train(arguments.name, steps, arguments.batch, arguments.scenes, arguments.seed, device)
+    trained = train(arguments.name, steps, arguments.batch, scenes, arguments.seed, device)
     minutes = (time.monotonic() - begin) / 60
 
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -167,9 +168,9 @@ def main() -> None:
         network=NETWORKS[arguments.name].__name__,
         parameters=sum(p.numel() for p in network.parameters()),
         multiple=network.multiple,
-        scenes=arguments.scenes,
-        worlds=arguments.scenes // SCENES_PER_WORLD,
-        command=f"{command} --scenes {arguments.scenes} --seed {arguments.seed}",
+        scenes=scenes,
+        worlds=scenes // SCENES_PER_WORLD,
+        command=f"{command} --scenes {scenes} --seed {arguments.seed}",
         seed=arguments.seed,
         version=patchattack.__version__,
         torch=torch.__version__,

@@ -54,13 +54,16 @@ class FlowAttack(Attack):
                 f"attack: expected distance of {', '.join(DISTANCES)} and region of {', '.join(REGIONS)}, "
                 f"got {distance} and {region}"
             )
-        if target is not None and target != "zero" and (isinstance(target, str) or len(target) != 2):
+        pair = isinstance(target, list | tuple) and [isinstance(part, int | float) for part in target] == [True, True]
+        if target not in (None, "zero") and not pair:
             raise InputError(f"attack.target: expected null, zero or [u, v] in pixels, got {target}")
-        if target == "zero" and distance == "cosine":
-            raise InputError("attack.target=zero: expected distance epe or l1, got cosine; zero flow has no direction")
+        self.target = [0.0, 0.0] if target == "zero" else target
+        if distance == "cosine" and self.target is not None and not any(self.target):
+            raise InputError(
+                f"attack.target={target}: expected distance epe or l1, got cosine; zero flow has no direction"
+            )
         if still <= 0:
             raise InputError(f"attack.still: expected pixels above 0, got {still}")
-        self.target = [0.0, 0.0] if target == "zero" else target
         self.distance, self.region, self.still = distance, region, still
         # What the loss moves is what decides: an attack on the patch's own flow may leave the rest alone.
         self.headline = ("cosine" if target is None else "epe_clean", "patch" if region == "patch" else "outside")

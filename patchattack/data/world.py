@@ -66,7 +66,7 @@ class World(torch.utils.data.Dataset[Scene]):
 
     def __init__(
         self,
-        scenes: int = 240,
+        scenes: int = 160,
         size: tuple[int, int] = (128, 256),
         seed: int = 0,
         field_of_view: float = 90.0,
