@@ -237,7 +237,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
         dynamic_ncols=True,
     )
     with bar, _Interrupt() as interrupt:
-        if progress.step == 0:
+        if progress.step == 0 and math.isnan(progress.random_score):  # else resumed from the checkpoint of step 0
             _validate(job, validation, progress, tracker, {}, bar)
             save(job, folder, progress)
         for step in range(progress.step, settings.steps):
@@ -245,9 +245,10 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             sums: dict[str, Tensor] = {}
             for part in range(settings.accumulate):
                 scene = next(loader)
+                first = part * settings.batch + fabric.global_rank * share  # place among all scenes of the update
                 generators = [
-                    seeding.generator(job.seed, TRAINING, step, part, fabric.global_rank * share + slot, draw)
-                    for slot in range(share)
+                    seeding.generator(job.seed, TRAINING, step, place, draw)
+                    for place in range(first, first + share)
                     for draw in range(settings.draws)
                 ]
                 losses = _losses(job, scene, generators)
@@ -272,7 +273,8 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             saves = last or progress.step % settings.checkpoint_every == 0
             # Ctrl-C reaches several processes in different steps: they stop at the next one where all report.
             asked = interrupt.asked and fabric.world_size == 1
-            if validates or saves or progress.step % settings.log_every == 0 or asked:
+            reports = validates or saves or progress.step % settings.log_every == 0
+            if reports or asked:
                 # The step's only wait for the device.
                 values = _reduced(fabric, {"loss": torch.stack(list(sums.values())).sum(), **sums, "failed": failed})
                 if values.pop("failed"):
@@ -280,7 +282,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                 values["learning_rate"] = rate
                 if validates:
                     _validate(job, validation, progress, tracker, values, bar)
-                else:
+                elif reports:
                     _report(job, progress, tracker, values, bar)
                 stops = _reduced(fabric, {"asked": torch.tensor(interrupt.asked, device=fabric.device)})["asked"]
                 if saves or stops:
@@ -323,9 +325,17 @@ def _loader(job: Job, numbers: list[int], done: int, share: int) -> Any:
             batch.append(numbers[epochs[epoch][place]])
         batches.append(batch)
     loader: Any = DataLoader(
-        job.source, batch_sampler=batches, collate_fn=lambda scene: scene, num_workers=settings.workers
+        job.source,
+        batch_sampler=batches,
+        collate_fn=_whole,  # type: ignore[arg-type]
+        num_workers=settings.workers,
     )
     return iter(loader)
+
+
+def _whole(scene: Scene) -> Scene:
+    """A source gives whole batches. By name, because worker processes that are not forked pickle it."""
+    return scene
 
 
 def _validate(
@@ -436,12 +446,12 @@ def resume(job: Job, folder: Path) -> Progress:
         with safetensors.safe_open(path, "pt", device=str(job.fabric.device)) as file:
             state = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        with torch.no_grad():
+            job.patch.free.copy_(tensors["free"])
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path}: expected the checkpoint of a run, got {error!r}; start anew without resume"
         ) from error
-    with torch.no_grad():
-        job.patch.free.copy_(tensors["free"])
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

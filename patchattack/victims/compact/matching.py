@@ -57,7 +57,9 @@ class Matching(nn.Module):
     def _match(self, first: Tensor, second: Tensor) -> Tensor:
         """Expected displacement ``[B, 2, h, w]`` under the softmax over all places of ``second``."""
         height, width = first.shape[-2:]
-        grid = geometry.pixel_grid((height, width), first.device).flatten(0, 1)
-        similarity = first.flatten(2).mT @ second.flatten(2) * self.temperature.exp()
-        expected = similarity.float().softmax(dim=-1) @ grid
+        exact = torch.promote_types(first.dtype, torch.float32)  # a coordinate in bfloat16 is off by half a pixel
+        grid = geometry.pixel_grid((height, width), first.device).flatten(0, 1).to(exact)
+        with torch.autocast(first.device.type, enabled=False):
+            similarity = first.to(exact).flatten(2).mT @ second.to(exact).flatten(2) * self.temperature.exp()
+            expected = similarity.softmax(dim=-1) @ grid
         return (expected - grid).mT.unflatten(-1, (height, width))

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchattack.attacks.flow import DISTANCES, REGIONS, FlowAttack, cosine, regions
+from patchattack.errors import InputError
+from patchattack.scene import Scene, View
+
+SIZE = (8, 12)
+PIXELS = SIZE[0] * SIZE[1]
+ON_PATCH = 3 * 4  # pixels of the patch in `view`
+
+
+def constant(u: float, v: float, count: int = 1) -> Tensor:
+    return torch.tensor([u, v], dtype=torch.float32).view(1, 2, 1, 1).expand(count, 2, *SIZE).clone()
+
+
+def random(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 2, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 3
+
+
+def scene(count: int = 1, flow: Tensor | None = None) -> Scene:
+    return Scene(frames=torch.zeros(count, 2, 3, *SIZE), index=torch.arange(count), flow=flow)
+
+
+def view(count: int = 1) -> View:
+    """The patch is 2 × 4 pixels in frame 0 and one row further down in frame 1; a soft edge counts."""
+    coverage = torch.zeros(count, 2, 1, *SIZE)
+    coverage[:, 0, :, 2:4, 3:7] = 1
+    coverage[:, 1, :, 3:5, 3:7] = 0.1
+    return View(torch.zeros(count, 2, 3, *SIZE), coverage, torch.zeros(count, 2, 4, 2))
+
+
+def test_regions_part_the_frame() -> None:
+    parts = regions(view())
+    assert tuple(parts) == REGIONS
+    assert {name: int(part.sum()) for name, part in parts.items()} == {
+        "all": PIXELS,
+        "outside": PIXELS - ON_PATCH,
+        "patch": ON_PATCH,
+    }
+    assert not (parts["patch"] & parts["outside"]).any()
+    assert parts["patch"][0, 2:5, 3:7].all()
+
+
+@pytest.mark.parametrize(
+    ("hit", "similarity", "turned", "error"),
+    [
+        ((3.0, 4.0), 1.0, 0.0, 0.0),
+        ((-3.0, -4.0), -1.0, 1.0, 10.0),
+        ((6.0, 8.0), 1.0, 0.0, 5.0),
+        ((-4.0, 3.0), 0.0, 0.0, math.sqrt(50)),
+        ((0.0, 0.0), 0.0, 0.0, 5.0),
+        ((-3.0, 4.0), 7 / 25, 0.0, 6.0),
+    ],
+    ids=["same", "reversed", "longer", "right angle", "zero", "mirrored"],
+)
+def test_what_is_measured_on_plain_flows(
+    hit: tuple[float, float], similarity: float, turned: float, error: float
+) -> None:
+    clean, seen = constant(3, 4), constant(*hit)
+    metrics = FlowAttack().metrics(seen, clean, scene(flow=constant(3, 3)), view())
+    true_error = math.hypot(hit[0] - 3, hit[1] - 3)
+    for region in REGIONS:
+        assert metrics["cosine", region].item() == pytest.approx(similarity, abs=1e-6)
+        assert metrics["turned", region].item() == turned
+        assert metrics["epe_clean", region].item() == pytest.approx(error, abs=1e-5)
+        assert metrics["epe_truth", region].item() == pytest.approx(true_error, abs=1e-5)
+    distances = {
+        "cosine": similarity,
+        "epe": -error,
+        "l1": -(abs(hit[0] - 3) + abs(hit[1] - 4)),
+    }
+    for distance, expected in distances.items():
+        loss = FlowAttack(distance=distance).loss(seen, clean, scene(), view())
+        assert loss.shape == (1,)
+        assert loss.item() == pytest.approx(expected, abs=2e-4)  # the root of epe is rounded off at 0
+
+
+@pytest.mark.parametrize(
+    ("target", "distance", "expected"),
+    [
+        ("zero", "epe", 5.0),
+        ("zero", "l1", 7.0),
+        ([3.0, 0.0], "epe", 4.0),
+        ([3.0, 0.0], "l1", 4.0),
+        ([6.0, 8.0], "cosine", -1.0),
+        ([-8.0, 6.0], "cosine", 0.0),
+        ([-3, -4], "cosine", 1.0),
+    ],
+)
+def test_a_target_draws_the_flow_to_itself(target: str | list[float], distance: str, expected: float) -> None:
+    """The loss is the distance that is left, whatever the clean flow was."""
+    attack = FlowAttack(target=target, distance=distance)
+    loss = attack.loss(constant(3, 4), constant(1, 0), scene(), view())
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
+    assert attack.headline == ("epe_clean", "outside")
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_only_the_region_counts(region: str, distance: str) -> None:
+    """The patch's own area is no victory over the rest of the frame."""
+    clean = constant(2, 0)
+    hit = clean.clone()
+    hit[..., 2:5, 3:7] *= -1  # reversed on the patch alone
+    loss = FlowAttack(distance=distance, region=region).loss(hit, clean, scene(), view())
+    share = {"all": ON_PATCH / PIXELS, "outside": 0.0, "patch": 1.0}[region]
+    expected = 1 - 2 * share if distance == "cosine" else -4 * share
+    assert loss.item() == pytest.approx(expected, abs=2e-4)
+    metrics = FlowAttack().metrics(hit, clean, scene(flow=clean), view())
+    assert metrics["cosine", region].item() == pytest.approx(1 - 2 * share)
+    assert metrics["turned", region].item() == pytest.approx(share)
+    assert metrics["epe_clean", region].item() == pytest.approx(4 * share)
+    assert metrics["epe_truth", region].item() == pytest.approx(4 * share)
+
+
+def test_the_headline_is_in_the_region_of_the_loss() -> None:
+    assert FlowAttack().headline == ("cosine", "outside")
+    assert FlowAttack(region="outside").headline == ("cosine", "outside")
+    assert FlowAttack(region="patch").headline == ("cosine", "patch")
+    assert FlowAttack(target="zero", distance="epe", region="patch").headline == ("epe_clean", "patch")
+    assert set(FlowAttack.metrics_known) >= {FlowAttack().headline[0], "epe_clean"}
+
+
+def test_still_pixels_have_no_direction_and_do_not_count() -> None:
+    clean = constant(2, 0)
+    clean[..., :6] = torch.tensor([0.1, 0.1]).view(2, 1, 1)  # shorter than a quarter of a pixel
+    hit = constant(2, 0)
+    hit[..., :6] = -5
+    assert FlowAttack().loss(hit, clean, scene(), view()).item() == pytest.approx(1)
+    metrics = FlowAttack().metrics(hit, clean, scene(), view())
+    assert metrics["cosine", "all"].item() == pytest.approx(1)
+    assert metrics["turned", "all"].item() == 0
+    assert metrics["epe_clean", "all"].item() == pytest.approx(math.hypot(5.1, 5.1) / 2, abs=1e-5)
+    everything = FlowAttack(still=0.01).loss(hit, clean, scene(), view())
+    assert everything.item() == pytest.approx(0, abs=1e-6)
+    epe = FlowAttack(distance="epe").loss(hit, clean, scene(), view())
+    assert epe.item() == pytest.approx(-math.hypot(5.1, 5.1) / 2, abs=1e-3)
+
+
+def test_a_scene_in_which_nothing_moves_is_no_scene_for_the_cosine() -> None:
+    """Its loss is 0 with no gradient, and its metric unknown; the other scene of the batch is not touched."""
+    clean = torch.cat([constant(0.1, 0), constant(2, 0)])
+    hit = torch.cat([constant(1, 1), constant(-2, 0)]).requires_grad_()
+    loss = FlowAttack().loss(hit, clean, scene(2), view(2))
+    assert loss.tolist() == pytest.approx([0, -1])
+    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    assert gradient.isfinite().all()
+    assert gradient[0].abs().max() == 0
+    metrics = FlowAttack().metrics(hit, clean, scene(2), view(2))
+    for name in ("cosine", "turned"):
+        assert metrics[name, "all"].isnan().tolist() == [True, False]
+    assert metrics["epe_clean", "all"].isfinite().all()
+
+
+def test_without_a_patch_in_sight_its_region_is_unknown() -> None:
+    unseen = dataclasses.replace(view(), coverage=torch.zeros(1, 2, 1, *SIZE))
+    metrics = FlowAttack().metrics(constant(1, 0), constant(1, 0), scene(), unseen)
+    assert metrics["cosine", "patch"].isnan().all()
+    assert metrics["cosine", "outside"] == metrics["cosine", "all"] == pytest.approx(1)
+    loss = FlowAttack(region="patch", distance="epe").loss(constant(1, 0), constant(1, 0), scene(), unseen)
+    assert loss.item() == 0
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_zero_flow_has_a_finite_gradient(distance: str) -> None:
+    hit = constant(0, 0).requires_grad_()
+    for clean in (constant(0, 0), constant(2, 1)):
+        (gradient,) = torch.autograd.grad(FlowAttack(distance=distance).loss(hit, clean, scene(), view()).sum(), hit)
+        assert gradient.isfinite().all()
+    assert cosine(hit, constant(2, 1)).abs().max() == 0
+
+
+def test_a_zero_flow_can_be_driven_away_from_the_clean_one() -> None:
+    hit = constant(0, 0).requires_grad_()
+    (gradient,) = torch.autograd.grad(FlowAttack().loss(hit, constant(2, 0), scene(), view()).sum(), hit)
+    assert (gradient[:, 0] > 0).all()  # a step down the loss goes to the left
+
+
+def test_the_cosine_has_no_length() -> None:
+    clean, hit = random(0), random(1)
+    attack = FlowAttack()
+    expected = attack.loss(hit, clean, scene(2), view(2))
+    torch.testing.assert_close(attack.loss(hit * 1e3, clean, scene(2), view(2)), expected)
+    similarity = torch.nn.functional.cosine_similarity(hit, clean, dim=1)
+    moves = clean.norm(dim=1) > 0.25
+    by_hand = torch.stack([similarity[i][moves[i]].mean() for i in range(2)])
+    torch.testing.assert_close(expected, by_hand)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("target", [None, [2.0, -1.0]])
+def test_the_gradient_is_the_slope(target: list[float] | None, distance: str, region: str) -> None:
+    attack = FlowAttack(target, distance, region)
+    clean, direction = random(0, torch.float64), random(2, torch.float64)
+    hit = random(1, torch.float64).requires_grad_()
+
+    def value(hit: Tensor) -> Tensor:
+        return (attack.loss(hit, clean, scene(2), view(2)) * torch.tensor([1.0, 2.0])).sum()
+
+    (gradient,) = torch.autograd.grad(value(hit), hit)
+    step = 1e-6
+    with torch.no_grad():
+        slope = (value(hit + step * direction) - value(hit - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
+
+
+def test_scenes_of_a_batch_are_measured_apart() -> None:
+    clean, hit = random(0), random(1)
+    attack = FlowAttack()
+    together = attack.metrics(hit, clean, scene(2, random(2)), view(2))
+    for i in range(2):
+        part = slice(i, i + 1)
+        alone = attack.metrics(hit[part], clean[part], scene(1, random(2)[part]), view())
+        for key, values in together.items():
+            torch.testing.assert_close(alone[key][0], values[i])
+
+
+def test_unknown_truth_does_not_count() -> None:
+    truth = constant(1, 0)
+    truth[:, :, :4] = math.nan
+    truth[:, 0, 4] = math.nan  # half a vector is unknown too
+    hit = constant(1, 0)
+    hit[:, 0, :5] = 100
+    hit[:, 0, 5:] = 3
+    metrics = FlowAttack().metrics(hit, constant(1, 0), scene(flow=truth), view())
+    assert metrics["epe_truth", "all"].item() == pytest.approx(2)
+    assert metrics["epe_truth", "patch"].isnan().all()  # its rows 2 to 4 are unknown
+    unknown = FlowAttack().metrics(hit, constant(1, 0), scene(flow=torch.full_like(truth, math.nan)), view())
+    assert unknown["epe_truth", "all"].isnan().all()
+    assert not any(name == "epe_truth" for name, _ in FlowAttack().metrics(hit, hit, scene(), view()))
+
+
+def test_metrics_carry_no_gradient() -> None:
+    hit = random(1).requires_grad_()
+    metrics = FlowAttack().metrics(hit, random(0), scene(2), view(2))
+    assert not any(value.requires_grad for value in metrics.values())
+    assert {name for name, _ in metrics} <= set(FlowAttack.metrics_known)
+    assert all(value.shape == (2,) for value in metrics.values())
+
+
+def test_pictures_share_one_scale() -> None:
+    """The same flow beside a longer one is paler, and equal flows are equal pictures."""
+    short, long = constant(1, 0), constant(4, 0)
+    alone = FlowAttack().pictures([short, short])
+    assert len(alone) == 2
+    assert alone[0].shape == (3, *SIZE)
+    assert torch.equal(alone[0], alone[1])
+    beside, saturated = FlowAttack().pictures([short, long])
+    torch.testing.assert_close(saturated, alone[0], rtol=0, atol=2 / 255)
+    assert beside.min() > saturated.min() + 0.3
+    assert 0 <= saturated.min() <= beside.max() <= 1
+    assert FlowAttack().pictures([constant(0, 0)])[0].min() > 0.95  # nothing moves: white
+
+
+def test_the_legend_has_the_colours_of_the_pictures() -> None:
+    wheel, text = FlowAttack().legend()
+    size = wheel.shape[-1]
+    for u, v in ((1, 0), (0, 1), (-1, 0), (0, -1)):
+        colour = FlowAttack().pictures([constant(u, v)])[0][:, 0, 0]
+        place = (size - 1) / 2 * (1 + 0.97 * torch.tensor([u, v]))
+        x, y = place.round().long().tolist()
+        torch.testing.assert_close(wheel[:, y, x], colour, rtol=0, atol=0.06)
+    assert wheel[:, 0, 0].tolist() == [1, 1, 1]
+    assert text.startswith("The colour is the direction")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": "l2"}, r"attack: expected distance of cosine, epe, l1 and region of all, outside, patch, got l2"),
+        ({"region": "inside"}, r"attack: expected .* got cosine and inside"),
+        ({"target": "stop"}, r"attack\.target: expected null, zero or \[u, v\] in pixels, got stop"),
+        ({"target": [1.0]}, r"attack\.target: expected null, zero or \[u, v\] in pixels, got \[1.0\]"),
+        ({"target": ["a", "b"]}, r"attack\.target: expected null, zero or \[u, v\] in pixels"),
+        ({"target": 5}, r"attack\.target: expected null, zero or \[u, v\] in pixels, got 5"),
+        ({"target": "zero"}, r"attack\.target=zero: expected distance epe or l1, got cosine"),
+        ({"target": [0, 0]}, r"attack\.target=\[0, 0\]: expected distance epe or l1, got cosine"),
+        ({"still": 0}, r"attack\.still: expected pixels above 0, got 0"),
+    ],
+)
+def test_bad_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        FlowAttack(**options)
+    assert "\n" not in str(caught.value)

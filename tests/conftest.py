@@ -1,0 +1,67 @@
+"""Whole runs of the command line, as small as the world allows."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from patchattack import cli
+
+# Of tensors as small as those of the tests, threads wait for each other; and sums do not depend on the machine's cores.
+torch.set_num_threads(1)
+
+TINY_WORLD = ("data.scenes=8", "data.size=[32,64]", "data.supersampling=1")
+TINY_TRAINING = (
+    *("trainer.steps=4", "trainer.batch=2", "trainer.draws=1", "trainer.split=[0.5,0.25,0.25]"),
+    *("trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2", "trainer.test_draws=2"),
+)
+TINY = (
+    *("victim.weights=random", "patch.resolution=16", "patch.size_mm=60", "tracker=none", "trainer.accelerator=cpu"),
+    *TINY_TRAINING,
+    *TINY_WORLD,
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command leaves on the terminal."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run(*arguments: str, entry: Callable[[], None] = cli.train) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with pytest.MonkeyPatch.context() as patches, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patches.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            entry()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Outcome]:
+    """``train.py`` with these arguments, in this process."""
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides for a run of a second on the world; without an attack."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_training() -> tuple[str, ...]:
+    """Those of :func:`tiny` that have to do with no data."""
+    return tuple(one for one in TINY if one not in TINY_WORLD)

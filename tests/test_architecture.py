@@ -1,0 +1,120 @@
+"""Imports go one way, and what is heavy or foreign is imported where it is needed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PACKAGE = PROJECT / "patchattack"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT / "tests").rglob("*.py"))]
+
+# A part imports from the rows above its own, and from no other part of its row.
+LAYERS = (
+    ("errors",),
+    ("files", "seeding"),
+    ("scene",),
+    ("geometry",),
+    ("patch",),
+    ("eot", "victims", "attacks", "regularizers", "optimizers", "defenses", "data", "tracking"),
+    ("evaluation", "reporting", "printing"),
+    ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
+    ("pipeline",),
+    ("cli",),
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+# Foreign packages that one module alone may know.
+RESERVED = {"hydra": "cli", "omegaconf": "cli", "wandb": "tracking"}
+
+# Slow to import, or not everybody's: inside functions only.
+HEAVY = {
+    *("torchvision", "kornia", "matplotlib", "reportlab", "PIL", "jinja2", "lightning", "lightning_fabric", "wandb"),
+    *("ultralytics", "transformers", "timm", "ptlflow"),
+}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+def part(path: Path) -> str:
+    """``eot`` for patchattack/eot/camera.py, ``scene`` for patchattack/scene.py, nothing for the package itself."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0].replace("__init__", "")
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Full names that one statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute here"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def at_import(node: ast.AST) -> Iterator[str]:
+    """Full names that importing the module imports: not those in functions or for type checkers."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield from imported(child)
+        yield from at_import(child)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_go_one_way(path: Path) -> None:
+    mine = part(path)
+    assert mine in RANK or not mine, f"{mine} is in no layer: give it its place in LAYERS"
+    for node in ast.walk(ast.parse(path.read_text())):
+        for full in imported(node):
+            package, _, rest = full.partition(".")
+            other = rest.partition(".")[0]
+            if package != "patchattack" or other == mine or not rest:
+                continue
+            assert mine, f"the package itself imports {full}"
+            assert RANK[other] < RANK[mine], f"line {node.lineno}: {mine} imports {full}, which is not below it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    everywhere = {full.partition(".")[0] for node in ast.walk(tree) for full in imported(node)}
+    strangers = {package for package in everywhere & RESERVED.keys() if RESERVED[package] != part(path)}
+    assert not strangers, f"only {RESERVED} may import these"
+    assert not HEAVY & {full.partition(".")[0] for full in at_import(tree)}
+
+
+@pytest.mark.parametrize("path", CODE, ids=name)
+def test_every_file_is_named_after_what_it_holds(path: Path) -> None:
+    assert not {"utils", "util", "helpers", "helper", "common", "misc"} & set(path.relative_to(PROJECT).parts)
+    assert path.stem.removeprefix("test_") not in {"utils", "util", "helpers", "helper", "common", "misc"}
+
+
+def test_importing_loads_nothing_heavy_and_does_nothing(tmp_path: Path) -> None:
+    program = f"""
+import importlib, json, sys
+import patchattack
+first = sorted({{"torch", "hydra"}} & sys.modules.keys())
+import patchattack.cli  # help and errors of the command line do not wait for torch
+second = "torch" in sys.modules
+import torch
+torches = {{name.partition(".")[0] for name in sys.modules}}
+for module in {[".".join(path.relative_to(PROJECT).with_suffix("").parts) for path in MODULES]}:
+    importlib.import_module(module.removesuffix(".__init__"))
+loaded = {{name.partition(".")[0] for name in sys.modules}} - torches
+print(json.dumps([first, second, sorted(loaded & set({sorted(HEAVY)})), torch.cuda.is_initialized()]))
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert json.loads(result.stdout) == [[], False, [], False]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,281 @@
+"""What the command line says, and that bad input ends in one line before anything is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from patchattack import cli
+from patchattack.victims.compact.flow import CompactFlow
+from patchattack.victims.victim import Victim
+
+PROJECT = Path(__file__).parents[1]
+FLOW = "attack=flow"
+
+
+class DepthVictim(Victim):
+    """A victim of another task, as a user would plug it in."""
+
+    task = "depth"
+    frames = 1
+
+    def __init__(self, network: str, weights: str) -> None:
+        super().__init__(nn.Identity(), "my_depth")
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames[:, 0].mean(dim=1, keepdim=True)
+
+
+# Overrides, and what the line has to say. {here} is a folder with: empty/, file, matching.pt.
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "no attack": ([], ["attack", "Available options: flow"]),
+    "unknown attack": (["attack=flwo"], ["attack: expected one of flow", "did you mean flow?", "got flwo"]),
+    "attack that is a number": (["attack=3"], ["must be a string"]),
+    "unknown victim": ([FLOW, "victim=raft_smal"], ["victim: expected one of", "raft_large", "got raft_smal"]),
+    "no option": ([FLOW, "victim="], ["victim: expected one of", "got nothing"]),
+    "unknown group": ([FLOW, "victm=raft_small"], ["victm: expected one of", "did you mean victim?"]),
+    "unknown key": ([FLOW, "trainer.stepz=3"], ["trainer.stepz: expected one of steps, batch", "did you mean steps?"]),
+    "unknown key of a part": ([FLOW, "data.root=x"], ["data.root: expected one of scenes, size", "got root"]),
+    "unknown key below an unknown key": ([FLOW, "data.nope.x=3"], ["data.nope: expected one of scenes, size"]),
+    "added key that nothing takes": ([FLOW, "+trainer.foo=3"], ["trainer", "foo"]),
+    "unknown option of a stacked group": ([FLOW, "camera=[jpeg,jpg]"], ["camera: expected one of defocus", "got jpg"]),
+    "option that is not chosen": ([FLOW, "camera.jpeg.range=[9,10]"], ["camera.jpeg: expected one of sensor_noise"]),
+    "malformed override": ([FLOW, "trainer.steps"], ["'trainer.steps'", "EQUAL"]),
+    "override without a key": ([FLOW, "=3"], ["must be a string"]),
+    "override with an open bracket": ([FLOW, "data.size=[1"], ["[1"]),
+    "text for a number": ([FLOW, "trainer.steps=abc"], ["trainer.steps: expected int, got abc"]),
+    "fraction for a whole number": ([FLOW, "trainer.batch=1.5"], ["trainer.batch: expected int, got 1.5"]),
+    "text for an optional number": ([FLOW, "placement.area=x"], ["placement.area: expected float | None, got x"]),
+    "number for a list": ([FLOW, "placement.scale=3"], ["placement.scale: expected Sequence[float], got 3"]),
+    "list of text": ([FLOW, "attack.target=[a,b]"], ["attack.target: expected", "Sequence[float]", "got ['a', 'b']"]),
+    "number for text": ([FLOW, "victim.weights=5"], ["victim.weights: expected str", "got 5"]),
+    "text for a truth": ([FLOW, "renderer.whole_frame=yep"], ["renderer.whole_frame: expected bool, got yep"]),
+    "text in a part made late": ([FLOW, "schedule.eta_min=x"], ["schedule.eta_min: expected float, got x"]),
+    "text for torch": ([FLOW, "optimizer.lr=x"], ["optimizer.lr: expected float", "got x"]),
+    "text in a stacked part": ([FLOW, "regularizers.tv.weight=x"], ["regularizers.tv.weight: expected float, got x"]),
+    "target that is not there": ([FLOW, "victim._target_=my.Net"], ["victim._target_: expected", "got my.Net"]),
+    "seed that is text": ([FLOW, "seed=x"], ["seed: expected a whole number from 0 on, got x"]),
+    "seed below 0": ([FLOW, "seed=-1"], ["seed: expected a whole number from 0 on, got -1"]),
+    "batch of none": ([FLOW, "trainer.batch=0"], ["trainer.batch: expected at least 1, got 0"]),
+    "steps below 0": ([FLOW, "trainer.steps=-1"], ["trainer.steps: expected at least 1, got -1"]),
+    "batch that does not split": (
+        [FLOW, "trainer.batch=3", "trainer.devices=2"],
+        ["trainer.batch: expected a multiple of trainer.devices=2, got 3"],
+    ),
+    "learning rate below 0": ([FLOW, "optimizer.lr=-1"], ["optimizer", "Invalid learning rate: -1"]),
+    "no root": ([FLOW, "data=frames"], ["data.root: expected a value, got none; give data.root=VALUE"]),
+    "missing folder": ([FLOW, "data=frames", "data.root={here}/no"], ["{here}/no: expected a folder of images"]),
+    "folder without frames": ([FLOW, "data=kitti", "data.root={here}/empty"], ["{here}/empty: expected KITTI"]),
+    "frames of no size": ([FLOW, "data.size=[0,0]"], ["size [h, w] >= [16, 16]", "size=[0, 0]"]),
+    "too few scenes": ([FLOW, "data.scenes=2"], ["data: expected at least one scene each", "got 2 scenes"]),
+    "patch that is no share": ([FLOW, "placement.area=2"], ["placement.area: expected", "(0, 1], got 2"]),
+    "patch larger than the frame": (
+        [FLOW, "placement.area=0.6", "patch.size_mm=[30,60]"],
+        ["placement: expected a patch that fits into the frame of 64×32 px", "lower placement.area"],
+    ),
+    "patch larger than the page": ([FLOW, "patch.size_mm=900"], ["print=a4: expected a patch that fits", "900 × 900"]),
+    "missing weights": ([FLOW, "victim.weights={here}/no.pt"], ["{here}/no.pt: expected a file of weights", "none"]),
+    "weights of another network": (
+        [FLOW, "victim.weights={here}/matching.pt"],
+        ["{here}/matching.pt: expected the weights of EncoderDecoder", "missing: ", "unexpected: "],
+    ),
+    "missing palette": (
+        [FLOW, "regularizers.nps.palette={here}/no.csv"],
+        ["{here}/no.csv: expected a palette", "'default'"],
+    ),
+    "unknown precision": ([FLOW, "trainer.precision=best"], ["trainer: expected", "precision", "best"]),
+    "unknown device": ([FLOW, "trainer.accelerator=tpu"], ["trainer.accelerator: expected auto, cpu", "got tpu"]),
+    "victim of another task": (
+        [FLOW, "victim._target_=test_cli.DepthVictim"],
+        ["attack: expected a victim for flow, got my_depth for depth"],
+    ),
+    "file in the way": ([FLOW, "output={here}/file"], ["output={here}/file: expected a folder that can be written"]),
+    "file in the way above": ([FLOW, "output={here}/file/run"], ["output={here}/file/run: expected a folder"]),
+    "resume of nothing": (["resume={here}/no"], ["resume: expected the folder of a run, got {here}/no"]),
+    "resume of a folder": (["resume={here}/empty"], ["resume: expected the folder of a run, got {here}/empty"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what a run would drop into the working folder is seen there
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("not a folder")
+    torch.save(CompactFlow("matching", "random").network.state_dict(), tmp_path / "matching.pt")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any], tiny: tuple[str, ...]) -> Path:
+    """The folder of a run; nobody may change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert command(FLOW, *tiny, f"output={folder}").status == 0
+    return folder
+
+
+def one_line(outcome: Any) -> str:
+    assert outcome.status == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("patchattack: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    return str(outcome.err)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case: str, here: Path, command: Callable[..., Any], tiny: tuple[str, ...], tiny_training: tuple[str, ...]
+) -> None:
+    overrides, fragments = ([text.format(here=here) for text in texts] for texts in BAD[case])
+    base = tiny_training if "data=" in "".join(overrides) else tiny
+    if overrides and overrides[0].startswith("resume="):
+        base = ()
+    before = set(here.rglob("*"))
+    line = one_line(command(*base, *overrides))
+    for fragment in fragments:
+        assert fragment in line
+    assert set(here.rglob("*")) == before
+
+
+def test_missing_gpu(command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    line = one_line(command(FLOW, *tiny, "trainer.accelerator=cuda"))
+    assert "trainer.accelerator=cuda: expected 1 CUDA device(s), got 0" in line
+    assert "trainer.accelerator=cpu" in line
+
+
+def test_another_run_is_not_written_over(finished: Path, command: Callable[..., Any], tiny: tuple[str, ...]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    line = one_line(command(FLOW, *tiny, f"output={finished}"))
+    assert f"output={finished}: expected a new folder, got that of another run" in line
+    assert f"resume={finished}" in line
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_resume_says_what_differs(finished: Path, command: Callable[..., Any]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    line = one_line(command(f"resume={finished}", "trainer.batch=4", "victim=flow_matching"))
+    assert "trainer.batch was 2, is 4" in line
+    assert "victim.network was encoder_decoder, is matching" in line
+    assert "seed" not in line
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "of another patch"])
+def test_resume_without_a_checkpoint_that_fits(
+    finished: Path, tmp_path: Path, command: Callable[..., Any], damage: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    checkpoint = folder / "checkpoint.safetensors"
+    if damage == "missing":
+        checkpoint.unlink()
+    elif damage == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    else:
+        for name, given, other in (
+            ("config.yaml", "resolution: 16", "resolution: 8"),
+            ("overrides.yaml", "resolution=16", "resolution=8"),
+        ):
+            text = (folder / name).read_text()
+            assert given in text
+            (folder / name).write_text(text.replace(given, other))
+    outcome = command(f"resume={folder}")
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"patchattack: {checkpoint}: expected the checkpoint of a run")
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_folder_may_be_a_number(command: Callable[..., Any], tiny_training: tuple[str, ...]) -> None:
+    assert "got 7 without" in one_line(command("resume=7"))
+    assert "got 7" in one_line(command(FLOW, *tiny_training, "data=frames", "data.root=7"))
+
+
+def test_help_lists_the_groups_without_waiting_for_torch(tmp_path: Path) -> None:
+    program = "import sys; from patchattack import cli\ntry: cli.main()\nfinally: assert 'torch' not in sys.modules"
+    shown = subprocess.run(
+        [sys.executable, "-c", program, "train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    for group in (
+        "attack",
+        "appearance",
+        "camera",
+        "data",
+        "optimizer",
+        "placement",
+        "print",
+        "regularizers",
+        "victim",
+    ):
+        assert f"\n{group}: " in shown.stdout
+    assert "python train.py attack=flow" in shown.stdout
+    assert "steps: 300" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_an_attack(command: Callable[..., Any]) -> None:
+    assert "network: matching" in command("attack=flow", "victim=flow_matching", "--help").out
+
+
+@pytest.mark.parametrize("arguments", [[], ["evaluate", "x=1"]])
+def test_the_installed_command_wants_a_command(command: Callable[..., Any], arguments: list[str]) -> None:
+    line = one_line(command(*arguments, entry=cli.main))
+    assert f"expected a command, got {' '.join(arguments) or 'nothing'}; try: patchattack train attack=flow" in line
+
+
+def test_the_installed_command_trains(command: Callable[..., Any], tiny: tuple[str, ...]) -> None:
+    assert "trainer.batch: expected at least 1" in one_line(
+        command("train", FLOW, *tiny, "trainer.batch=0", entry=cli.main)
+    )
+
+
+def test_train_py_is_an_entry(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, PROJECT / "train.py", "attack=flwo"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == "patchattack: attack: expected one of flow (did you mean flow?), got flwo\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_first_process_speaks(
+    command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    outcome = command(FLOW, *tiny, "trainer.batch=0")
+    assert (outcome.status, outcome.err) == (2, "")
+
+
+def test_full_errors_on_demand(
+    command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match=r"trainer\.batch: expected at least 1"):
+        command(FLOW, *tiny, "trainer.batch=0")
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(
+    command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(cli, "build", broken)
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        command(FLOW, *tiny)
+    assert os.environ.get("HYDRA_FULL_ERROR", "0") == "0"  # the processes that a run starts inherit it

@@ -1,0 +1,329 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from patchattack.attacks.flow import FlowAttack
+from patchattack.eot.appearance import Brightness
+from patchattack.eot.camera import Defocus, Gamma
+from patchattack.eot.placement import Uniform
+from patchattack.eot.renderer import Renderer
+from patchattack.evaluation import (
+    Evaluator,
+    Measured,
+    References,
+    bootstrap,
+    controls,
+    judge,
+    mean,
+    per_scene,
+    summarise,
+)
+from patchattack.patch import Patch, random_texture
+from patchattack.scene import Scene
+
+SIZE = (32, 48)
+SCENES = 10
+HEADLINE = ("cosine", "outside")
+
+
+class Pictures(Dataset[Scene]):
+    """Scenes of random pictures, the same whenever they are asked for, with a known flow."""
+
+    def __len__(self) -> int:
+        return SCENES
+
+    def __getitem__(self, index: int) -> Scene:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Scene:
+        frames = [
+            torch.randint(0, 256, (2, 3, *SIZE), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            for i in indices
+        ]
+        flow = torch.ones(len(indices), 2, *SIZE)
+        return Scene(frames=torch.stack(frames), index=torch.tensor(indices), flow=flow)
+
+
+class Victim:
+    """Flow from colours alone, each scene for itself; counts the scenes that it sees."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        self.seen += len(frames)
+        spread = torch.nn.functional.avg_pool2d(frames.flatten(1, 2), 5, 1, 2)
+        return torch.stack([spread[:, 0] - spread[:, 4], spread[:, 2] * 3 - 1], dim=1)
+
+
+def evaluator(victim: Victim | None = None, key: tuple[int, ...] = (0, 1)) -> Evaluator:
+    victim = victim or Victim()
+    return Evaluator(
+        victim=victim,
+        attack=FlowAttack(still=0.05),
+        renderer=Renderer(
+            Uniform(side=0.5, tilt=10, motion="random"),
+            {"brightness": Brightness()},
+            {"defocus": Defocus((0.1, 0.6)), "gamma": Gamma()},
+        ),
+        references=References(victim),
+        patch=Patch.create(shape="circle", resolution=16),
+        source=Pictures(),
+        device=torch.device("cpu"),
+        key=key,
+    )
+
+
+def textures() -> dict[str, Callable[[int], Tensor]]:
+    patch = Patch.create(resolution=16, seed=5)
+    return controls(patch) | {"patch": lambda _: patch().detach()}
+
+
+# References
+
+
+def test_each_scene_is_predicted_once() -> None:
+    victim = Victim()
+    references, source = References(victim), Pictures()
+    first = references(source.__getitems__([0, 1, 2]).to("cpu"))
+    again = references(source.__getitems__([2, 3, 0, 2]).to("cpu"))
+    assert victim.seen == 4
+    assert torch.equal(again[[0, 2, 3]], first[[2, 0, 2]])
+
+
+def test_references_are_what_the_victim_says_whatever_the_batch() -> None:
+    scene = Pictures().__getitems__([4, 1, 7]).to("cpu")
+    references = References(Victim())
+    references(Pictures()[1].to("cpu"))
+    direct = torch.cat([Victim()(scene.frames[i : i + 1]) for i in range(3)])
+    assert torch.equal(references(scene), direct)
+    assert not references(scene).requires_grad
+
+
+def test_references_remember_no_more_than_their_budget() -> None:
+    victim = Victim()
+    one = Victim()(Pictures()[0].to("cpu").frames).nbytes
+    references = References(victim, budget=2.5 * one)
+    scene = Pictures().__getitems__([0, 1, 2, 3]).to("cpu")
+    first = references(scene)
+    assert victim.seen == 4
+    assert torch.equal(references(scene), first)
+    assert victim.seen == 4 + 2  # two are remembered, two computed again
+
+
+# Evaluator
+
+
+def test_numbers_do_not_depend_on_the_batch() -> None:
+    alone = evaluator().measure(textures(), range(SCENES), repetitions=2, batch=1)
+    together = evaluator().measure(textures(), range(SCENES), repetitions=2, batch=8)
+    for condition in ("clean", "grey", "random", "patch"):
+        for metric in alone[0].metrics:
+            a, b = (per_scene(measured, condition, metric) for measured in (alone, together))
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_every_scene_condition_and_draw_is_measured_once() -> None:
+    victim = Victim()
+    measured = evaluator(victim).measure(textures(), [3, 1, 4], repetitions=2, batch=2)
+    found = sorted((one.condition, one.number) for one in measured)
+    assert found == sorted((c, n) for c in ("clean", "grey", "random", "patch") for n in (3, 1, 4) for _ in range(2))
+    assert victim.seen == 3 + 3 * 3 * 2  # each clean scene once
+
+
+def test_every_condition_has_the_same_draws_and_every_repetition_its_own() -> None:
+    texture = random_texture(16, 16, 0)
+    same: dict[str, Callable[[int], Tensor]] = {"patch": lambda _: texture, "random": lambda _: texture}
+    measured = evaluator().measure(same, range(4), repetitions=2)
+    values = {c: [one.metrics for one in measured if one.condition == c] for c in ("patch", "random")}
+    assert values["patch"] == values["random"]
+    assert values["patch"][:4] != values["patch"][4:]
+
+
+def test_the_key_names_the_draws() -> None:
+    first, again, other = (evaluator(key=key).measure(textures(), [0, 1]) for key in ((0, 1), (0, 1), (0, 2)))
+    assert first == again
+    assert first != other
+
+
+def test_clean_frames_are_measured_without_a_patch() -> None:
+    rows = summarise(evaluator().measure(textures(), range(SCENES)))
+    clean = {(row["metric"], row["region"]): row["mean"] for row in rows if row["condition"] == "clean"}
+    for region in ("all", "outside", "patch"):
+        assert clean["epe_clean", region] == 0
+        assert clean["cosine", region] == pytest.approx(1, abs=1e-6)
+        assert clean["turned", region] == 0
+    assert clean["epe_truth", "all"] > 0
+    assert clean["loss", "all"] == pytest.approx(1, abs=1e-6)
+    hit = {(row["metric"], row["region"]): row["mean"] for row in rows if row["condition"] == "patch"}
+    assert hit["epe_clean", "patch"] > 10 * hit["epe_clean", "outside"] > 0
+
+
+def test_evaluation_disturbs_no_generator() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(4)
+    torch.manual_seed(1)
+    evaluator().measure(textures(), [0])
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_progress_sees_the_work() -> None:
+    seen: list[Any] = []
+
+    def progress(work: Any) -> Any:
+        seen.extend(work)
+        return iter(work)
+
+    evaluator().measure(textures(), [0, 1, 2], repetitions=2, batch=2, progress=progress)
+    assert seen == [([0, 1], 0), ([0, 1], 1), ([2], 0), ([2], 1)]
+
+
+def test_controls_are_grey_and_ever_other_random_textures() -> None:
+    made = controls(Patch.create(resolution=16, size_mm=[100, 50]))
+    assert list(made) == ["grey", "random"]
+    assert torch.equal(made["grey"](3), torch.full((3, 8, 16), 0.5))
+    assert torch.equal(made["random"](3), random_texture(8, 16, 3))
+    assert not torch.equal(made["random"](3), made["random"](7))
+
+
+# Statistics
+
+
+def test_the_bootstrap_has_the_exact_mean_and_repeats() -> None:
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    middle, low, high = bootstrap(values)
+    assert middle == 4.0
+    assert 1 <= low < 4 < high <= 9
+    assert bootstrap(values) == (middle, low, high)
+    assert bootstrap(np.array([1.0, np.nan, 2.0, 4.0, 9.0])) == (middle, low, high)
+    assert bootstrap(np.full(5, 3.0)) == (3, 3, 3)
+    assert all(math.isnan(value) for value in bootstrap(np.array([np.nan])))
+    assert mean(np.array([1.0, np.nan, 3.0])) == 2
+    assert math.isnan(mean(np.array([np.nan])))
+
+
+def test_the_interval_shrinks_with_the_root_of_n() -> None:
+    values = np.random.default_rng(0).normal(size=1600)
+    widths = [high - low for _, low, high in (bootstrap(values[:n]) for n in (100, 1600))]
+    assert widths[0] / widths[1] == pytest.approx(4, rel=0.2)
+
+
+def test_the_interval_holds_the_true_mean_in_95_of_100_runs() -> None:
+    """With many scenes; a percentile interval of few is a little narrow (20 scenes: in 93 of 100, 64 scenes: in 94)."""
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        _, low, high = bootstrap(draw.normal(loc=2.0, size=200), resamples=1000)
+        held += low <= 2.0 <= high
+    assert 930 <= held <= 970
+
+
+def one(condition: str, number: int, value: float, metric: tuple[str, str] = HEADLINE) -> Measured:
+    return Measured(condition, number, {metric: value})
+
+
+def test_the_draws_of_a_scene_count_as_one_value() -> None:
+    """A hundred draws of three scenes are three values: their interval is no narrower than that of three."""
+    measured = [one("patch", n, 10.0 * n + d) for d in (-1.0, 0.0, 1.0) for n in (2, 0, 1)]
+    assert per_scene(measured, "patch", HEADLINE).tolist() == [0, 10, 20]  # in the scenes' order
+    many = [one("patch", n, 10.0 * n) for n in (0, 1, 2) for _ in range(100)]
+    (row,) = summarise(many)
+    assert row["n"] == 3
+    assert (row["mean"], row["low"], row["high"]) == bootstrap(np.array([0.0, 10, 20]))
+
+
+def test_what_is_unknown_does_not_count() -> None:
+    measured = [one("patch", 0, 1.0), one("patch", 0, math.nan), one("patch", 1, math.nan), one("patch", 2, 3.0)]
+    np.testing.assert_array_equal(per_scene(measured, "patch", HEADLINE), [1.0, np.nan, 3.0])
+    (row,) = summarise(measured)
+    assert row["mean"] == 2
+    assert row["n"] == 2
+    assert per_scene(measured, "random", HEADLINE).size == 0
+
+
+def test_rows_name_what_they_are() -> None:
+    measured = [one(c, n, 0.5) for c in ("patch", "other", "clean", "random", "grey") for n in range(3)]
+    rows = summarise(measured)
+    assert [row["condition"] for row in rows] == ["clean", "grey", "random", "patch", "other"]
+    expected = {"condition": "clean", "metric": "cosine", "region": "outside"}
+    assert rows[0] == expected | {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 3}
+
+
+def run(
+    clean: Sequence[float],
+    random: Sequence[float] | np.ndarray,
+    patch: Sequence[float] | np.ndarray,
+    metric: tuple[str, str] = HEADLINE,
+) -> list[Measured]:
+    columns = {"clean": clean, "random": random, "patch": patch}
+    return [one(c, n, float(value), metric) for c, values in columns.items() for n, value in enumerate(values)]
+
+
+def test_a_strong_patch_worked() -> None:
+    noise = np.random.default_rng(0).normal(scale=0.02, size=(2, 20))
+    noise -= noise.mean(axis=1, keepdims=True)
+    verdict = judge(run([1.0] * 20, 0.9 + noise[0], 0.5 + noise[1]), FlowAttack())
+    assert verdict.worked
+    assert verdict.factor == pytest.approx(5)
+    assert verdict.sentence == "It worked: the patch does 5.0 times as much as a random patch of its size."
+    assert "outside the patch: 1.000 without a patch, 0.900 [0.8" in verdict.facts
+    assert "0.500 [0.4" in verdict.facts
+    assert "(20 held-out scenes, 95 % intervals)" in verdict.facts
+
+
+def test_an_error_is_stronger_when_it_is_higher() -> None:
+    attack = FlowAttack(target="zero", distance="epe")
+    assert attack.headline == ("epe_clean", "outside")
+    assert judge(run([0] * 9, [1] * 9, [3] * 9, attack.headline), attack).factor == pytest.approx(3)
+    assert judge(run([0] * 9, [1] * 9, [3] * 9, attack.headline), attack).worked
+    assert not judge(run([0] * 9, [3] * 9, [1] * 9, attack.headline), attack).worked
+
+
+@pytest.mark.parametrize("patch", [0.9, 0.95], ids=["equal", "weaker"])
+def test_what_a_random_patch_does_as_well_did_not_work(patch: float) -> None:
+    """However far both are from the clean frames."""
+    verdict = judge(run([1.0] * 20, [0.9] * 20, [patch] * 20), FlowAttack())
+    assert not verdict.worked
+    assert verdict.sentence == "It did not work: the patch does no more than a random patch of its size."
+
+
+def test_one_lucky_scene_is_no_success() -> None:
+    patch = [0.9] * 19 + [-1.0]
+    assert not judge(run([1.0] * 20, [0.9] * 20, patch), FlowAttack()).worked
+
+
+def test_a_random_patch_without_effect_gives_no_factor() -> None:
+    verdict = judge(run([0.9] * 20, [0.95] * 20, [0.2] * 20), FlowAttack())
+    assert verdict.worked
+    assert verdict.factor == math.inf
+    assert verdict.sentence.startswith("It worked: the patch does something, and nothing comes of a random patch")
+
+
+def test_scenes_are_compared_with_themselves() -> None:
+    """A small gain in every scene shows although the scenes differ far more."""
+    level = np.linspace(-0.5, 0.9, 20)
+    assert judge(run([1.0] * 20, level, level - 0.02), FlowAttack()).worked
+
+
+def test_pure_noise_hardly_ever_works() -> None:
+    """At least 94 of 100 runs in which patch and random patch are alike end with "did not work"."""
+    draw = np.random.default_rng(1)
+    worked = 0
+    for _ in range(300):
+        level = draw.normal(0.7, 0.2, size=24)
+        random, patch = level + draw.normal(scale=0.1, size=(2, 24))
+        worked += judge(run([1.0] * 24, random, patch), FlowAttack()).worked
+    assert worked <= 18
+
+
+def test_where_nothing_is_known_nothing_worked() -> None:
+    nothing = [math.nan] * 4
+    assert not judge(run(nothing, nothing, nothing), FlowAttack()).worked

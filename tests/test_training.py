@@ -1,0 +1,428 @@
+"""The loop: what one update is, what it leaves alone, and where it goes on."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patchattack import pipeline, seeding, training
+from patchattack.attacks.flow import FlowAttack
+from patchattack.data.world import World
+from patchattack.eot.appearance import Brightness, Contrast
+from patchattack.eot.camera import Defocus, SensorNoise
+from patchattack.eot.placement import Uniform
+from patchattack.eot.renderer import Renderer
+from patchattack.errors import InputError
+from patchattack.optimizers.sign import SignMomentum
+from patchattack.patch import Patch
+from patchattack.printing.sheet import Sheet
+from patchattack.regularizers.tv import TotalVariation
+from patchattack.tracking import Nothing
+from patchattack.training import DivergedError, InterruptedRunError, Job, Progress, Settings
+from patchattack.victims.victim import FlowVictim
+
+SETTINGS = Settings(
+    steps=6,
+    batch=2,
+    log_every=2,
+    validate_every=3,
+    checkpoint_every=3,
+    split=(0.5, 0.25, 0.25),
+    accelerator="cpu",
+)
+
+
+class SmoothFlow(FlowVictim):
+    """A network without kinks, so that gradients can be compared to the last digits; it remembers its inputs."""
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Conv2d(6, 8, 5, padding=2), nn.Tanh(), nn.Conv2d(8, 2, 3, padding=1))
+        super().__init__(network, "smooth")
+        self.seen: list[Tensor] = []
+
+    def flow(self, frames: Tensor) -> Tensor:
+        self.seen.append(frames.detach().clone())
+        flow: Tensor = 10 * self.network(frames.flatten(1, 2))
+        return flow
+
+
+class Recorded(Nothing):
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), {})
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step: int, scalars: dict[str, float], images: dict[str, Tensor] | None = None) -> None:
+        self.lines.append((step, scalars))
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(scenes=8, size=(32, 64), supersampling=1)
+
+
+@pytest.fixture
+def make(world: World) -> Callable[..., Job]:
+    def make(settings: Settings = SETTINGS, optimizer: Any = None, schedule: Any = None, **changes: Any) -> Job:
+        parts = pipeline.Parts(
+            attack=FlowAttack(),
+            victim=SmoothFlow(),
+            source=world,
+            renderer=Renderer(
+                Uniform(area=0.1),
+                {"contrast": Contrast(), "brightness": Brightness()},
+                {"defocus": Defocus(), "noise": SensorNoise()},
+            ),
+            patch=Patch.create(resolution=16, size_mm=60),
+            regularizers={"tv": TotalVariation(0.01)},
+            optimizer=optimizer or functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9),
+            schedule=schedule or functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=settings.steps),
+            tracker=lambda folder, config, run_id: Nothing(folder, config, run_id),
+            settings=settings,
+            sheet=Sheet(),
+            seed=5,
+        )
+        return pipeline.assemble(replace(parts, **changes), pipeline.start_fabric(settings))
+
+    return make
+
+
+def finish(job: Job, folder: Path) -> tuple[Recorded, Progress]:
+    tracker = Recorded()
+    return tracker, training.train(job, folder, tracker, training.begin(job))
+
+
+def updates(job: Job) -> list[tuple[Tensor, Tensor]]:
+    """Filled while the job trains: the free pixels and their gradient before every update."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def note(*_: object) -> None:
+        assert job.patch.free.grad is not None
+        found.append((job.patch.free.detach().clone(), job.patch.free.grad.clone()))
+
+    job.optimizer.register_step_pre_hook(note)
+    return found
+
+
+def test_every_update_has_the_gradient_of_its_own_batch(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make(replace(SETTINGS, draws=3))
+    found = updates(job)
+    finish(job, tmp_path)
+    assert len(found) == 6
+    numbers = job.settings.parts(8)[0]
+    batches = list(training._loader(job, numbers, 0, 2))
+    for step in (0, 4):
+        fresh = make(replace(SETTINGS, draws=3))
+        with torch.no_grad():
+            fresh.patch.free.copy_(found[step][0])
+        generators = [
+            seeding.generator(job.seed, training.TRAINING, step, place, draw) for place in (0, 1) for draw in range(3)
+        ]
+        losses = training._losses(fresh, batches[step], generators)
+        assert losses.keys() == {"attack", "tv"}
+        sum(losses.values()).backward()  # type: ignore[union-attr]
+        assert fresh.patch.free.grad is not None
+        assert fresh.patch.free.grad.abs().max() > 0
+        torch.testing.assert_close(found[step][1], fresh.patch.free.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_accumulated_batches_are_one_batch(make: Callable[..., Job], tmp_path: Path) -> None:
+    results = []
+    for batch, accumulate in ((4, 1), (2, 2), (1, 4)):
+        job = make(replace(SETTINGS, batch=batch, accumulate=accumulate, draws=2, log_every=1))
+        found = updates(job)
+        tracker, _ = finish(job, tmp_path)
+        results.append((torch.stack([gradient for _, gradient in found]), job.patch().detach(), tracker.lines))
+    for gradients, texture, lines in results[1:]:
+        torch.testing.assert_close(gradients, results[0][0], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(texture, results[0][1], rtol=0, atol=1e-5)
+        for (step, scalars), (expected_step, expected) in zip(lines, results[0][2], strict=True):
+            assert step == expected_step
+            assert scalars == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("resolution", [16, 4])
+def test_a_scene_is_rendered_alike_in_every_batch(make: Callable[..., Job], resolution: int) -> None:
+    job = make(patch=Patch.create(resolution=resolution, size_mm=60))
+
+    def render(numbers: list[int]) -> Tensor:
+        scene = job.source.__getitems__(numbers)  # type: ignore[attr-defined]
+        draw = job.renderer.draw(scene, job.patch.mask, (60, 60), [seeding.generator(number) for number in numbers])
+        return job.renderer(job.patch(), job.patch.mask, scene.to("cpu"), draw).frames.detach()
+
+    together = render([0, 1, 2, 3])
+    for number in range(4):
+        torch.testing.assert_close(together[number], render([number])[0], rtol=0, atol=1e-5)
+
+
+def test_training_makes_the_attack_stronger(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make(replace(SETTINGS, steps=40, validate_every=10), functools.partial(torch.optim.Adam, lr=0.05))
+    tracker, progress = finish(job, tmp_path)
+    scores = [scalars["validation/patch"] for _, scalars in tracker.lines if "validation/patch" in scalars]
+    assert progress.best_score == min(scores) < scores[0] - 0.005
+    assert progress.best_score < progress.random_score
+    assert progress.best_step > 0
+    assert 0 <= progress.best.min() <= progress.best.max() <= 1
+
+
+def test_free_pixels_stay_in_range(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make(optimizer=functools.partial(torch.optim.SGD, lr=1e6))
+    finish(job, tmp_path)
+    assert set(job.patch().unique().tolist()) <= {0.0, 1.0} | set(make().patch().unique().tolist())
+    assert job.patch().min() == 0
+    assert job.patch().max() == 1
+
+
+def test_clean_references_are_computed_once_per_scene(make: Callable[..., Job], tmp_path: Path) -> None:
+    def clean_passes(job: Job) -> dict[int, int]:
+        scenes = [job.source[number].to("cpu").frames for number in range(8)]
+        seen: list[Tensor] = []
+
+        def counted(frames: Tensor) -> Any:
+            seen.append(frames)
+            return job.predict(frames)
+
+        job.references.victim = counted
+        finish(job, tmp_path)
+        return {
+            number: sum(torch.equal(frames, scene) for frames in seen)
+            for number, scene in enumerate(scenes)
+            if any(torch.equal(frames, scene) for frames in seen)
+        }
+
+    settings = replace(SETTINGS, steps=12, draws=2)
+    # Scene 0 is known from the trial before the work; 6 and 7 are the test's.
+    assert clean_passes(make(settings)) == dict.fromkeys(range(1, 6), 1)
+    # Without room to remember, a step still asks once for all draws of a scene.
+    forgetful = clean_passes(make(replace(settings, memory_gb=0)))
+    assert sum(forgetful[number] for number in range(4)) == 12 * 2
+
+
+def test_a_step_is_one_forward_pass_of_the_victim(make: Callable[..., Job], tmp_path: Path) -> None:
+    victim = SmoothFlow()
+    job = make(replace(SETTINGS, steps=5, draws=3, validate_every=100), victim=victim)
+    finish(job, tmp_path)
+    assert [len(frames) for frames in victim.seen].count(2 * 3) == 5
+    assert not any(parameter.grad is not None for parameter in victim.parameters())
+
+
+def test_evaluation_does_not_disturb_training(make: Callable[..., Job], tmp_path: Path) -> None:
+    textures = []
+    for every in (1, 100):
+        job = make(replace(SETTINGS, validate_every=every))
+        finish(job, tmp_path)
+        job.evaluator(training.TEST).measure({"patch": lambda _, job=job: job.patch().detach()}, [6, 7], 2)
+        textures.append(job.patch().detach())
+    assert torch.equal(*textures)
+
+
+def test_what_is_logged(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make(replace(SETTINGS, steps=7, validate_every=5, checkpoint_every=3))
+    tracker, _ = finish(job, tmp_path)
+    assert [step for step, _ in tracker.lines] == [0, 2, 3, 4, 5, 6, 7]
+    by_step = dict(tracker.lines)
+    validated = [step for step, scalars in tracker.lines if "validation/patch" in scalars]
+    assert validated == [0, 5, 7]
+    for step in (2, 3, 4, 6):
+        assert by_step[step].keys() == {"loss", "attack", "tv", "learning_rate"}
+        assert by_step[step]["loss"] == pytest.approx(by_step[step]["attack"] + by_step[step]["tv"], rel=1e-5)
+        assert by_step[step]["learning_rate"] == pytest.approx((1 + math.cos(math.pi * (step - 1) / 7)) / 2)
+    assert by_step[5].keys() | {"step"} == set(job.columns) | {"step"}
+    assert len({scalars["validation/random"] for scalars in by_step.values() if "validation/random" in scalars}) == 1
+
+
+OPTIMIZERS = {
+    "adam": functools.partial(torch.optim.Adam, lr=0.02),
+    "sgd": functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9),
+    "sign": functools.partial(SignMomentum, lr=0.01),
+}
+SCHEDULES = {
+    "cosine": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=6),
+    "onecycle": functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=6, cycle_momentum=False),
+    "step": functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "variable"),
+    [("adam", "cosine", "tanh"), ("sgd", "onecycle", "pixels"), ("sign", "step", "pixels")],
+)
+def test_a_resumed_run_is_the_same_to_the_bit(
+    make: Callable[..., Job], tmp_path: Path, optimizer: str, schedule: str, variable: str
+) -> None:
+    def fresh() -> Job:
+        patch = Patch.create(resolution=16, size_mm=60, variable=variable)
+        return make(optimizer=OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], patch=patch)
+
+    whole = fresh()
+    expected, end = finish(whole, tmp_path)
+
+    stopped = fresh()
+    original = training._losses
+    count = iter(range(6))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(count) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(training, "_losses", interrupted)
+        with pytest.raises(InterruptedRunError, match="after step 5 of 6"):
+            finish(stopped, tmp_path / "stopped")
+
+    again = fresh()
+    progress = training.resume(again, tmp_path / "stopped")
+    assert progress.step == 5  # where no line of metrics is due
+    tracker = Recorded()
+    training.train(again, tmp_path / "stopped", tracker, progress)
+    assert torch.equal(again.patch.free, whole.patch.free)
+    assert torch.equal(progress.best, end.best)
+    assert (progress.best_step, progress.best_score) == (end.best_step, end.best_score)
+    assert tracker.lines == [line for line in expected.lines if line[0] > 5]
+    for file in ("checkpoint.safetensors", "state.json"):
+        assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with training._Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_thread_trains_without_touching_the_signals() -> None:
+    failures = []
+
+    def enter() -> None:
+        try:
+            with training._Interrupt() as interrupt:
+                assert not interrupt.asked
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert failures == []
+
+
+class Breaks(FlowAttack):
+    """Its loss is NaN from an update on, or infinite in its gradient alone."""
+
+    def __init__(self, at: int, how: str) -> None:
+        super().__init__()
+        self.left, self.how = at, how
+
+    def loss(self, hit: Tensor, clean: Tensor, scene: Any, view: Any) -> Tensor:
+        loss = super().loss(hit, clean, scene, view)
+        if loss.requires_grad:
+            self.left -= 1
+            if self.left < 0:
+                return loss * math.nan if self.how == "loss" else loss + (loss.detach() - loss).abs().sqrt()
+        return loss
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_good_patch(
+    make: Callable[..., Job], tmp_path: Path, how: str
+) -> None:
+    job = make(replace(SETTINGS, steps=20, log_every=4), attack=Breaks(4, how))
+    progress = training.begin(job)
+    tracker = Recorded()
+    # The fifth update breaks; it is noticed when the next line of metrics is due.
+    with pytest.raises(DivergedError, match="by step 6"):
+        training.train(job, tmp_path, tracker, progress)
+    assert [step for step, _ in tracker.lines] == [0, 3, 4]
+    assert progress.best.isfinite().all()
+    assert progress.best_step in (0, 3)
+    assert training.resume(make(replace(SETTINGS, steps=20)), tmp_path).step == 3
+
+
+def test_a_victim_of_another_task_is_refused(make: Callable[..., Job]) -> None:
+    victim = SmoothFlow()
+    victim.task = "depth"
+    with pytest.raises(InputError, match="attack: expected a victim for flow, got smooth for depth"):
+        make(victim=victim)
+
+
+def test_a_patch_that_no_page_takes_is_refused(make: Callable[..., Job]) -> None:
+    with pytest.raises(InputError, match="print=a4: expected a patch that fits on the page"):
+        make(patch=Patch.create(resolution=16, size_mm=500))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, r"trainer\.steps: expected at least 1, got 0"),
+        ({"accumulate": 0}, r"trainer\.accumulate: expected at least 1, got 0"),
+        ({"batch": 3, "devices": 2}, r"trainer\.batch: expected a multiple of trainer\.devices=2, got 3"),
+        ({"split": (0.5, 0.5)}, r"trainer\.split: expected three positive shares"),
+        ({"split": (0.6, 0.0, 0.4)}, r"trainer\.split: expected three positive shares"),
+        ({"split": (0.6, 0.3, 0.2)}, r"of at most 1 in all, got \[0\.6, 0\.3, 0\.2\]"),
+        ({"workers": -1}, "expected workers and memory_gb of 0 or more, got -1"),
+        ({"memory_gb": -0.5}, r"got 0 and -0\.5"),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize("scenes", [3, 4, 10, 11, 97, 240])
+@pytest.mark.parametrize("split", [(0.6, 0.1, 0.3), (0.34, 0.33, 0.33), (0.5, 0.2, 0.2)])
+def test_parts_share_no_scene(scenes: int, split: tuple[float, float, float]) -> None:
+    settings = replace(SETTINGS, split=split, validation_scenes=1000, test_scenes=1000)
+    try:
+        parts = settings.parts(scenes)
+    except InputError:
+        assert scenes < 10  # a tenth of fewer scenes may be none
+        return
+    numbers = [number for part in parts for number in part]
+    assert all(parts)
+    assert numbers == list(range(len(numbers)))  # in the source's order, none twice
+    assert len(numbers) == round(scenes * sum(split))
+
+
+def test_large_parts_are_thinned_evenly() -> None:
+    settings = replace(SETTINGS, split=(0.2, 0.4, 0.4), validation_scenes=4, test_scenes=8)
+    training_part, validation, test = settings.parts(100)
+    assert training_part == list(range(20))
+    assert validation == [20, 30, 40, 50]
+    assert test == [60, 65, 70, 75, 80, 85, 90, 95]
+
+
+def test_an_empty_part_is_refused() -> None:
+    with pytest.raises(InputError, match="got 5 scenes split into 5, 0, 0; give more scenes"):
+        replace(SETTINGS, split=(0.96, 0.02, 0.02)).parts(5)
+
+
+def test_an_epoch_takes_every_scene_once_wherever_it_is_entered(make: Callable[..., Job]) -> None:
+    job = make(replace(SETTINGS, steps=8, batch=3))
+    numbers = [0, 1, 2, 3, 4]
+
+    def order(done: int) -> list[int]:
+        return [number for scene in training._loader(job, numbers, done, 3) for number in scene.index.tolist()]
+
+    whole = order(0)
+    assert len(whole) == 24
+    for first in range(0, 20, 5):
+        assert sorted(whole[first : first + 5]) == numbers
+    assert whole[:5] != whole[5:10] or whole[5:10] != whole[10:15]
+    assert order(5) == whole[15:]
