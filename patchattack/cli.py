@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
@@ -158,25 +158,29 @@ def _check_types(node: Any, key: str = "") -> None:
         with contextlib.suppress(NameError, TypeError):  # names imported for type checkers alone, or no annotations
             hints = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     for name, value in node.items():
-        if not (isinstance(value, str) and "${" in value) and not _fits(value, hints.get(name)):
+        if not (isinstance(value, str) and "${" in value) and _fits(value, hints.get(name)) is False:
             expected = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
             raise InputError(f"{key}{name}: expected {expected}, got {value}")
         _check_types(value, f"{key}{name}.")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value may stand where ``hint`` is; True for a hint that says nothing about plain values."""
+def _fits(value: Any, hint: Any) -> bool | None:
+    """Whether a plain value may stand where ``hint`` is; None for a hint that says nothing about plain values."""
     inner = get_args(hint)
+    if isinstance(value, dict):  # what it makes is not known
+        return None
     if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
+        answers = {_fits(value, one) for one in inner}
+        return True if True in answers else False if False in answers else None
     if get_origin(hint) in (Sequence, list, tuple):
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+        return isinstance(value, list) and all(_fits(one, inner[0]) is not False for one in value)
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     if hint in (str, Path):
         return isinstance(value, str)
-    # Any other class is a node's target, or bool or None.
-    return not isinstance(hint, type) or isinstance(value, dict) or hint in type(value).__mro__
+    if hint is bool:
+        return isinstance(value, bool)
+    return True if value is None and hint is NoneType else None
 
 
 def explain(error: BaseException) -> str | None:

@@ -96,7 +96,7 @@ class Evaluator:
         """Condition, scene, clean output, output and view, for all scenes ``numbers`` at once."""
         scene = self.source.__getitems__(list(numbers))  # type: ignore[attr-defined]
         generators = [seeding.generator(*self.key, number, repetition) for number in numbers]
-        draw = self.renderer.draw(scene, self.patch.mask, self.patch.size_mm, generators)
+        draw = self.renderer.draw(scene, self.patch, generators)
         scene = scene.to(self.device)
         clean = self.references(scene)
         for condition, texture in textures.items():

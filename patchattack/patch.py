@@ -48,6 +48,7 @@ class Patch(nn.Module):
         if not all(0 < side < math.inf for side in size_mm):
             raise InputError(f"patch.size_mm: expected millimetres above 0, got {list(size_mm)}")
         self.variable, self.size_mm = variable, size_mm
+        self.filled = float(mask.mean())  # kept on the host: placements need it in every step
         if variable == "tanh":
             texture = torch.atanh((2 * texture - 1).clamp(-0.999, 0.999))
         self.free = nn.Parameter(texture.clone())

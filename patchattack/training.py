@@ -299,7 +299,7 @@ def _losses(job: Job, scene: Scene, generators: list[torch.Generator]) -> dict[s
     if job.settings.draws > 1:
         rows = torch.arange(len(scene)).repeat_interleave(job.settings.draws)
         scene, clean = scene.select(rows), clean[rows.to(clean.device)]
-    draw = job.renderer.draw(scene, job.patch.mask, job.patch.size_mm, generators)
+    draw = job.renderer.draw(scene, job.patch, generators)
     texture = job.patch()
     view = job.renderer(texture, job.patch.mask, scene, draw)
     hit = job.predict(view.frames)

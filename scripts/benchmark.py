@@ -68,7 +68,7 @@ class Step:
         self.count += 1
         generators = [seeding.generator(self.count, row) for row in range(len(self.scene))]
         self.optimizer.zero_grad()
-        draw = self.renderer.draw(self.scene, self.patch.mask, self.patch.size_mm, generators)
+        draw = self.renderer.draw(self.scene, self.patch, generators)
         scene = self.scene.to(self.device)
         clean = self.reference() if recompute else self.clean
         texture = self.patch()

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,28 @@ def test_only_the_first_process_speaks(
     monkeypatch.setenv("LOCAL_RANK", "1")
     outcome = command(FLOW, *tiny, "trainer.batch=0")
     assert (outcome.status, outcome.err) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "answer"),
+    [
+        (1, int, True),
+        (1, float, True),
+        (True, int, False),
+        (1.0, int, False),
+        (None, float, False),
+        (None, float | None, True),
+        ("x", float | None, False),
+        ("x", float | torch.Tensor, False),
+        ([1, 2.5], Sequence[float], True),
+        ([1, "x"], tuple[float, float], False),
+        ("cpu", torch.device | None, None),  # whoever takes it may make a device of it
+        ({"_target_": "a.Tensor"}, float, None),
+        ([1, 2], Sequence, None),
+    ],
+)
+def test_only_what_an_annotation_excludes_is_refused(value: object, hint: object, answer: bool | None) -> None:
+    assert cli._fits(value, hint) is answer
 
 
 def test_full_errors_on_demand(

@@ -14,6 +14,7 @@ from patchattack.data.world import World
 from patchattack.eot.appearance import Illumination
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Draw, Renderer
+from patchattack.patch import Patch
 from patchattack.scene import Scene, View
 
 SIZE = (24, 32)
@@ -89,7 +90,7 @@ def test_a_positive_rotation_is_counter_clockwise_on_the_screen(motion: str) -> 
     scene = dataclasses.replace(black(), surface=upright(6, 2, 26, 22)[None, None]) if motion == "scene" else black()
     placement = Uniform(side=0.5, rotation=(90, 90), scale=(1, 1), x=(0.5, 0.5), y=(0.5, 0.5), motion=motion)
     numbers = torch.rand(1, 16, generator=seeding.generator(0))
-    corners = placement.draw(scene, torch.ones(1, 8, 8), (100.0, 100.0), numbers)[0, 0]
+    corners = placement.draw(scene, Patch.create(resolution=8, size_mm=100), numbers)[0, 0]
     left, top = corners.amin(0).tolist()
     right, bottom = corners.amax(0).tolist()
     expected = torch.tensor([[left, bottom], [left, top], [right, top], [right, bottom]], dtype=torch.float64)

@@ -173,8 +173,8 @@ def test_workers_that_load_change_nothing(
         assert contents(folder)[name] == contents(undisturbed)[name], name
 
 
-# Writes 1 and 2 are the configs, 3 the head of metrics.csv, 4 and 5 the checkpoint of step 0 and its state.json, 6 and 7
-# those of step 4, 8 and 9 those of step 8. A write is struck when its content is there and not yet in its place.
+# Writes 1 and 2 are the configs, 3 the head of metrics.csv, 4 and 5 the checkpoint of step 0 and its state.json, 6 and
+# 7 those of step 4, 8 and 9 those of step 8. A write is struck when its content is there and not yet in its place.
 @pytest.mark.parametrize(
     ("moment", "number", "reached"),
     [("update", 3, 0), ("write", 8, 4), ("write", 9, 8), ("measurement", 1, 12)],

@@ -161,7 +161,7 @@ def test_a_scene_is_rendered_alike_in_every_batch(make: Callable[..., Job], reso
 
     def render(numbers: list[int]) -> Tensor:
         scene = job.source.__getitems__(numbers)  # type: ignore[attr-defined]
-        draw = job.renderer.draw(scene, job.patch.mask, (60, 60), [seeding.generator(number) for number in numbers])
+        draw = job.renderer.draw(scene, job.patch, [seeding.generator(number) for number in numbers])
         return job.renderer(job.patch(), job.patch.mask, scene.to("cpu"), draw).frames.detach()
 
     together = render([0, 1, 2, 3])

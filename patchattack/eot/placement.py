@@ -11,6 +11,7 @@ from torch import Tensor
 from patchattack import geometry
 from patchattack.eot.transform import checked_range
 from patchattack.errors import InputError
+from patchattack.patch import Patch
 from patchattack.scene import Scene
 
 MOTIONS = ("static", "scene", "random")
@@ -67,13 +68,12 @@ class Uniform:
         self.x, self.y = checked_range("placement.x", x, 0, 1), checked_range("placement.y", y, 0, 1)
         self.speed = checked_range("placement.speed", (-speed, speed), -1, 1)
 
-    def draw(self, scene: Scene, mask: Tensor, size_mm: tuple[float, float], numbers: Tensor) -> Tensor:
+    def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
         """Corners of the patch.
 
         Args:
             scene: whose frames the patch goes into.
-            mask: ``[1, h, w]`` of the patch.
-            size_mm: its width and height.
+            patch: gives its proportions and how much of them the mask fills; its texture is not used.
             numbers: ``[B, 16]`` uniform random numbers in [0, 1).
 
         Returns:
@@ -91,8 +91,8 @@ class Uniform:
         tilts = torch.stack([take(*self.tilt), take(*self.tilt), torch.zeros_like(scale)], dim=-1)
         place = torch.stack([take(*self.x), take(*self.y)], dim=-1)
         if self.motion == "scene" and scene.surface is not None:
-            return self._on_surface(scene.surface, scale, turn, size_mm)
-        width, height = self._size(scene.size, mask, size_mm)
+            return self._on_surface(scene.surface, scale, turn, patch.size_mm)
+        width, height = self._size(scene.size, patch)
         frame = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
         board = SQUARE * torch.tensor([width, height], dtype=torch.float64)  # [4, 2] pixels about the patch's centre
         distance = frame[0]
@@ -113,11 +113,11 @@ class Uniform:
             corners[1] = _carried(first, centre, scene)
         return torch.stack(corners, dim=1)
 
-    def _size(self, frame: tuple[int, int], mask: Tensor, size_mm: tuple[float, float]) -> tuple[float, float]:
+    def _size(self, frame: tuple[int, int], patch: Patch) -> tuple[float, float]:
         """Width and height in pixels before any draw."""
-        proportion = size_mm[0] / size_mm[1]
+        proportion = patch.size_mm[0] / patch.size_mm[1]
         if self.area is not None:
-            height = math.sqrt(self.area * frame[0] * frame[1] / proportion / float(mask.mean()))
+            height = math.sqrt(self.area * frame[0] * frame[1] / proportion / patch.filled)
         else:
             assert self.side is not None
             height = self.side * min(frame) / max(proportion, 1)

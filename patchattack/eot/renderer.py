@@ -12,6 +12,7 @@ from torch import Tensor
 from patchattack import geometry
 from patchattack.eot.placement import DRAWS, Uniform
 from patchattack.eot.transform import Transform, saturate
+from patchattack.patch import Patch
 from patchattack.scene import Scene, View
 
 
@@ -60,9 +61,7 @@ class Renderer:
         self.margin = sum(transform.margin for transform in self.camera)
         self.block = max((transform.block for transform in self.camera), default=1)
 
-    def draw(
-        self, scene: Scene, mask: Tensor, size_mm: tuple[float, float], generators: Sequence[torch.Generator]
-    ) -> Draw:
+    def draw(self, scene: Scene, patch: Patch, generators: Sequence[torch.Generator]) -> Draw:
         """Sample EoT for each scene from that scene's own generator.
 
         A scene's sample does not depend on what else is in the batch.
@@ -81,7 +80,7 @@ class Renderer:
             return torch.stack(rows)
 
         return Draw(
-            corners=self.placement.draw(scene, mask, size_mm, numbers),
+            corners=self.placement.draw(scene, patch, numbers),
             on_surface=self.placement.motion == "scene" and scene.surface is not None,
             appearance=tuple(torch.stack([t.draw(g) for g in generators]) for t in self.appearance),
             camera=tuple(parameters(transform) for transform in self.camera),

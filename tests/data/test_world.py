@@ -192,7 +192,29 @@ def test_the_number_of_scenes() -> None:
     assert len(World(scenes=3, size=(16, 16))) == 3
 
 
-@pytest.mark.parametrize("arguments", [{"scenes": 0}, {"size": (8, 64)}, {"supersampling": 0}])
-def test_bad_arguments_are_refused(arguments: dict) -> None:
-    with pytest.raises(InputError, match=r"data=world: expected scenes >= 1, size >= \[16, 16\]"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scenes": 0}, "expected scenes >= 1"),
+        ({"size": (8, 64)}, r"size \[h, w\] >= \[16, 16\]"),
+        ({"size": (64,)}, r"size \[h, w\]"),
+        ({"seed": -1}, "seed >= 0"),
+        ({"supersampling": 0}, "supersampling >= 1"),
+        ({"field_of_view": 0.0}, r"data.field_of_view: expected degrees in \(0, 110\], got 0"),
+        ({"field_of_view": 180.0}, "got 180"),
+        ({"size": (256, 128)}, "data.size: expected frames at most 110° high, got 127°"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         World(**arguments)
+
+
+def test_the_scenes_come_to_an_end() -> None:
+    assert len(list(World(scenes=2, size=(16, 16)))) == 2
+
+
+def test_rays_at_the_widest_angles_meet_something() -> None:
+    scene = World(scenes=8, size=(110, 110), field_of_view=110.0).__getitems__(list(range(8)))
+    assert known(scene.depth).isfinite().all()
+    assert known(scene.flow).isfinite().all()

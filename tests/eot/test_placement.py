@@ -30,13 +30,13 @@ def numbers(count: int = 1, seed: int = 0) -> Tensor:
 
 def place(placement: Uniform, scene: Scene, size_mm: tuple[float, float] = (100.0, 100.0), seed: int = 0) -> Tensor:
     """Corners ``[B, T, 4, 2]`` of a square mask."""
-    return placement.draw(scene, torch.ones(1, 8, 8), size_mm, numbers(len(scene), seed))
+    return placement.draw(scene, Patch.create(resolution=8, size_mm=size_mm), numbers(len(scene), seed))
 
 
 def render(placement: Uniform, scene: Scene, patch: Patch) -> View:
     renderer = Renderer(placement)
     generators = [seeding.generator(0, i) for i in range(len(scene))]
-    return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch.mask, patch.size_mm, generators))
+    return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, generators))
 
 
 def area(corners: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from patchattack.patch import Patch
 from patchattack.scene import Scene, View
 
 SIZE = (112, 144)
-SIZE_MM = (100.0, 100.0)
+PATCH = Patch.create(resolution=32, size_mm=100)
 Cameras = dict[str, Transform]
 
 
@@ -61,7 +61,7 @@ def generators(count: int = 2, seed: int = 0) -> list[torch.Generator]:
 
 
 def draw(renderer: Renderer, scene: Scene, seed: int = 0) -> Draw:
-    return renderer.draw(scene, torch.ones(1, 32, 32), SIZE_MM, generators(len(scene), seed))
+    return renderer.draw(scene, PATCH, generators(len(scene), seed))
 
 
 def render(renderer: Renderer, texture: Tensor, scene: Scene, seed: int = 0, mask: Tensor | None = None) -> View:
@@ -269,7 +269,7 @@ def test_a_draw_does_not_depend_on_the_batch() -> None:
     scene = scenes(4)
     together = draw(renderer, scene)
     for i in range(4):
-        alone = renderer.draw(scene.select(slice(i, i + 1)), torch.ones(1, 32, 32), SIZE_MM, [seeding.generator(0, i)])
+        alone = renderer.draw(scene.select(slice(i, i + 1)), PATCH, [seeding.generator(0, i)])
         for one, all_of_them in zip(fields(alone), fields(together), strict=True):
             assert torch.equal(one[0], all_of_them[i])
     for column in fields(together):
@@ -282,7 +282,7 @@ def test_a_view_does_not_depend_on_the_batch() -> None:
     together = renderer(texture, torch.ones(1, 32, 32), scene, draw(renderer, scene))
     for i in range(4):
         part = scene.select(slice(i, i + 1))
-        one = renderer.draw(part, torch.ones(1, 32, 32), SIZE_MM, [seeding.generator(0, i)])
+        one = renderer.draw(part, PATCH, [seeding.generator(0, i)])
         alone = renderer(texture, torch.ones(1, 32, 32), part, one)
         torch.testing.assert_close(alone.frames[0], together.frames[i], rtol=0, atol=5e-5)
 
