@@ -32,12 +32,14 @@ FREE_TO_CHANGE = ("resume", "output", "tracker", "trainer.workers", "trainer.mem
 
 def main() -> None:
     """``patchattack train attack=flow``: the installed command."""
-    if sys.argv[1:2] == ["train"]:
+    command, given = "patchattack train attack=flow", sys.argv[1:]
+    if given[:1] == ["train"]:
         del sys.argv[1]
         train()
+    elif given in (["-h"], ["--help"]):
+        print(f"usage: {command} [key=value ...]\nall options: patchattack train --help")
     else:
-        given = " ".join(sys.argv[1:]) or "nothing"
-        print(f"patchattack: expected a command, got {given}; try: patchattack train attack=flow", file=sys.stderr)
+        print(f"patchattack: expected a command, got {' '.join(given) or 'nothing'}; try: {command}", file=sys.stderr)
         sys.exit(2)
 
 

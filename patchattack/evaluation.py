@@ -17,6 +17,7 @@ from patchattack.eot.renderer import Renderer
 from patchattack.patch import Patch, random_texture
 from patchattack.scene import Scene, View
 
+FEWEST = 6  # scenes: of fewer, all may lie on one side by chance more often than once in twenty
 Row = dict[str, Any]
 Textures = Callable[[int], Tensor]  # the number of a repetition to a texture [3, h, w]
 
@@ -232,6 +233,9 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         f"{shown('random')} with a random patch, {shown('patch')} with the optimised patch "
         f"({scenes} held-out scenes, 95 % intervals)."
     )
+    if scenes < FEWEST:
+        few = f"Nobody can tell whether it worked: {scenes} held-out scenes are too few, give at least {FEWEST}."
+        return Verdict(False, few, facts, factor)
     if not worked:
         return Verdict(False, "It did not work: the patch does no more than a random patch of its size.", facts, factor)
     times = f"{factor:.1f} times as much as" if chance > 0 else "something, and nothing comes of"

@@ -16,18 +16,20 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import patchattack
-from patchattack import evaluation, files, training
+from patchattack import checkpoint, evaluation, files, training
 from patchattack.attacks.attack import Attack
+from patchattack.checkpoint import Progress
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
 from patchattack.evaluation import Row, Verdict
+from patchattack.job import TEST, TRAINING, Job, Settings
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.reporting.report import Example, Panel, Report, write_report
 from patchattack.scene import Scene
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
-from patchattack.training import DivergedError, Job, Progress, Settings
+from patchattack.training import DivergedError
 from patchattack.victims.victim import Victim
 
 EXAMPLES = 4  # scenes that the report shows
@@ -149,7 +151,7 @@ def assemble(parts: Parts, fabric: Any) -> Job:
         fabric=fabric,
     )
     numbers = settings.parts(len(parts.source))[0][:1]  # type: ignore[arg-type]
-    list(job.evaluator(training.TRAINING).views({"patch": lambda _: patch().detach()}, numbers, 0))
+    list(job.evaluator(TRAINING).views({"patch": lambda _: patch().detach()}, numbers, 0))
     parts.sheet.check(patch.size_mm)
     return job
 
@@ -165,7 +167,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
     is_first = job.fabric.global_rank == 0
-    progress = training.resume(job, folder) if resumes else training.begin(job)
+    progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
     tracker: Tracker
     if is_first:
         tracker = _Trackers(parts, job, folder, origin, progress.step if resumes else None)
@@ -242,7 +244,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     numbers = settings.parts(len(job.source))[2]  # type: ignore[arg-type]
     texture = progress.best
     textures = {**evaluation.controls(best), "patch": lambda _: texture}
-    evaluator = job.evaluator(training.TEST)
+    evaluator = job.evaluator(TEST)
     measured = evaluator.measure(
         textures,
         numbers,

@@ -25,6 +25,8 @@ LAYERS = (
     ("patch",),
     ("eot", "victims", "attacks", "regularizers", "optimizers", "defenses", "data", "tracking"),
     ("evaluation", "reporting", "printing"),
+    ("job",),
+    ("checkpoint",),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("pipeline",),
     ("cli",),

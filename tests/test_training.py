@@ -16,20 +16,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchattack import pipeline, seeding, training
+from patchattack import checkpoint, pipeline, seeding, training
 from patchattack.attacks.flow import FlowAttack
+from patchattack.checkpoint import Progress
 from patchattack.data.world import World
 from patchattack.eot.appearance import Brightness, Contrast
 from patchattack.eot.camera import Defocus, SensorNoise
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
+from patchattack.job import TEST, TRAINING, Job, Settings
 from patchattack.optimizers.sign import SignMomentum
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.regularizers.tv import TotalVariation
 from patchattack.tracking import Nothing
-from patchattack.training import DivergedError, InterruptedRunError, Job, Progress, Settings
+from patchattack.training import DivergedError, InterruptedRunError
 from patchattack.victims.victim import FlowVictim
 
 SETTINGS = Settings(
@@ -103,7 +105,7 @@ def make(world: World) -> Callable[..., Job]:
 
 def finish(job: Job, folder: Path) -> tuple[Recorded, Progress]:
     tracker = Recorded()
-    return tracker, training.train(job, folder, tracker, training.begin(job))
+    return tracker, training.train(job, folder, tracker, checkpoint.begin(job))
 
 
 def updates(job: Job) -> list[tuple[Tensor, Tensor]]:
@@ -129,9 +131,7 @@ def test_every_update_has_the_gradient_of_its_own_batch(make: Callable[..., Job]
         fresh = make(replace(SETTINGS, draws=3))
         with torch.no_grad():
             fresh.patch.free.copy_(found[step][0])
-        generators = [
-            seeding.generator(job.seed, training.TRAINING, step, place, draw) for place in (0, 1) for draw in range(3)
-        ]
+        generators = [seeding.generator(job.seed, TRAINING, step, place, draw) for place in (0, 1) for draw in range(3)]
         losses = training._losses(fresh, batches[step], generators)
         assert losses.keys() == {"attack", "tv"}
         sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -225,7 +225,7 @@ def test_evaluation_does_not_disturb_training(make: Callable[..., Job], tmp_path
     for every in (1, 100):
         job = make(replace(SETTINGS, validate_every=every))
         finish(job, tmp_path)
-        job.evaluator(training.TEST).measure({"patch": lambda _, job=job: job.patch().detach()}, [6, 7], 2)
+        job.evaluator(TEST).measure({"patch": lambda _, job=job: job.patch().detach()}, [6, 7], 2)
         textures.append(job.patch().detach())
     assert torch.equal(*textures)
 
@@ -286,7 +286,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(
             finish(stopped, tmp_path / "stopped")
 
     again = fresh()
-    progress = training.resume(again, tmp_path / "stopped")
+    progress = checkpoint.resume(again, tmp_path / "stopped")
     assert progress.step == 5  # where no line of metrics is due
     tracker = Recorded()
     training.train(again, tmp_path / "stopped", tracker, progress)
@@ -344,7 +344,7 @@ def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_good_patch(
     make: Callable[..., Job], tmp_path: Path, how: str
 ) -> None:
     job = make(replace(SETTINGS, steps=20, log_every=4), attack=Breaks(4, how))
-    progress = training.begin(job)
+    progress = checkpoint.begin(job)
     tracker = Recorded()
     # The fifth update breaks; it is noticed when the next line of metrics is due.
     with pytest.raises(DivergedError, match="by step 6"):
@@ -352,7 +352,7 @@ def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_good_patch(
     assert [step for step, _ in tracker.lines] == [0, 3, 4]
     assert progress.best.isfinite().all()
     assert progress.best_step in (0, 3)
-    assert training.resume(make(replace(SETTINGS, steps=20)), tmp_path).step == 3
+    assert checkpoint.resume(make(replace(SETTINGS, steps=20)), tmp_path).step == 3
 
 
 def test_a_victim_of_another_task_is_refused(make: Callable[..., Job]) -> None:

@@ -1,0 +1,176 @@
+"""What a run trains with, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
+
+from patchattack.attacks.attack import Attack
+from patchattack.eot.renderer import Renderer
+from patchattack.errors import InputError
+from patchattack.evaluation import Evaluator, References
+from patchattack.patch import Patch
+from patchattack.scene import Scene
+
+ORDER, TRAINING, VALIDATION, TEST = range(4)  # what a generator is for, beside the seed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        steps: updates of the patch.
+        batch: scenes per update, over all processes.
+        draws: EoT draws of each scene in a batch.
+        accumulate: batches whose gradients make one update.
+        log_every: steps between two rows of the metrics.
+        validate_every: steps between two comparisons with the random patch on held-out scenes.
+        checkpoint_every: steps between two checkpoints.
+        split: shares of the scenes for training, validation and test, in the source's order, so that neighbouring
+            frames of a video do not fall on both sides.
+        validation_scenes: at most this many of the validation scenes are used.
+        test_scenes: at most this many of the test scenes are used.
+        test_draws: EoT draws of each test scene.
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices: how many processes.
+        precision: ``auto``, or one that Lightning Fabric knows, such as ``32-true`` and ``bf16-mixed``.
+        workers: processes that load scenes.
+        memory_gb: of scenes and clean references to remember.
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+
+    steps: int
+    batch: int
+    draws: int = 1
+    accumulate: int = 1
+    log_every: int = 10
+    validate_every: int = 50
+    checkpoint_every: int = 50
+    split: Sequence[float] = (0.6, 0.1, 0.3)
+    validation_scenes: int = 16
+    test_scenes: int = 64
+    test_draws: int = 4
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "auto"
+    workers: int = 0
+    memory_gb: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("steps", "batch", "draws", "accumulate", "log_every", "validate_every", "checkpoint_every"),
+            *("validation_scenes", "test_scenes", "test_draws", "devices"),
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"trainer.{name}: expected at least 1, got {getattr(self, name)}")
+        if self.batch % self.devices:
+            raise InputError(
+                f"trainer.batch: expected a multiple of trainer.devices={self.devices}, got {self.batch}; "
+                "every process takes the same share"
+            )
+        if len(self.split) != 3 or min(self.split) <= 0 or sum(self.split) > 1 + 1e-6:
+            raise InputError(
+                "trainer.split: expected three positive shares [training, validation, test] of at most 1 in all, "
+                f"got {list(self.split)}"
+            )
+        if self.workers < 0 or self.memory_gb < 0:
+            raise InputError(
+                f"trainer: expected workers and memory_gb of 0 or more, got {self.workers} and {self.memory_gb}"
+            )
+
+    def parts(self, scenes: int) -> tuple[list[int], list[int], list[int]]:
+        """Numbers of the scenes for training, validation and test.
+
+        Raises:
+            InputError: too few scenes for all three.
+        """
+        ends = [round(scenes * sum(self.split[: n + 1])) for n in range(3)]
+        numbers = list(range(scenes))
+        parts = numbers[: ends[0]], numbers[ends[0] : ends[1]], numbers[ends[1] : ends[2]]
+        if not all(parts):
+            raise InputError(
+                f"data: expected at least one scene each for training, validation and test, got {scenes} scenes split "
+                f"into {', '.join(str(len(part)) for part in parts)}; give more scenes or another trainer.split"
+            )
+        return parts[0], _spread(parts[1], self.validation_scenes), _spread(parts[2], self.test_scenes)
+
+
+class Fabric(Protocol):
+    """What the loop asks of Lightning Fabric."""
+
+    device: torch.device
+    global_rank: int
+    world_size: int
+
+    def all_reduce(self, data: Any, *, reduce_op: str) -> Any:
+        """Combine a tensor over all processes."""
+
+
+@dataclass
+class Job:
+    """Everything that one run trains with.
+
+    Attributes:
+        patch: to be optimised, on the victim's device.
+        predict: the victim, with the precision that it runs in.
+        attack: loss and metrics.
+        renderer: EoT.
+        regularizers: name to a module ``(texture, mask) -> scalar`` with a ``weight``.
+        optimizer: of the patch's parameters.
+        schedule: of the optimizer's learning rate, one step per update.
+        source: of scenes.
+        settings: how to train.
+        seed: of every draw.
+        fabric: device and processes.
+    """
+
+    patch: Patch
+    predict: Callable[[Tensor], Any]
+    attack: Attack
+    renderer: Renderer
+    regularizers: Mapping[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    source: Dataset[Scene]
+    settings: Settings
+    seed: int
+    fabric: Fabric
+    references: References = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.references = References(self.predict, self.settings.memory_gb * 1e9)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the scalars that the loop logs."""
+        losses = ["loss", "attack", *self.regularizers]
+        return [*losses, "learning_rate", "validation/loss", "validation/patch", "validation/random"]
+
+    def evaluator(self, purpose: int) -> Evaluator:
+        """Measures on fixed draws of their own for each purpose."""
+        return Evaluator(
+            self.predict,
+            self.attack,
+            self.renderer,
+            self.references,
+            self.patch,
+            self.source,
+            self.fabric.device,
+            (self.seed, purpose),
+        )
+
+
+def _spread(numbers: list[int], most: int) -> list[int]:
+    """At most ``most`` of ``numbers``, evenly spread."""
+    if len(numbers) <= most:
+        return numbers
+    return [numbers[i * len(numbers) // most] for i in range(most)]
