@@ -24,8 +24,8 @@ from patchattack.victims.compact.encoder_decoder import EncoderDecoder
 from patchattack.victims.compact.matching import Matching
 
 NETWORKS: dict[str, type[nn.Module]] = {"flow_matching": Matching, "flow_encoder_decoder": EncoderDecoder}
-STEPS = {"flow_matching": 5000, "flow_encoder_decoder": 3500}
-SCENES = {"flow_matching": 3000, "flow_encoder_decoder": 2000}
+STEPS = {"flow_matching": 5000, "flow_encoder_decoder": 1000}
+SCENES = {"flow_matching": 3000, "flow_encoder_decoder": 1500}
 RATES = {"flow_matching": 6e-4, "flow_encoder_decoder": 1e-3}
 WORLDS_OF_TRAINING, WORLD_OF_VALIDATION = 1000, 999  # seeds; the default data use small ones
 SCENES_PER_WORLD = 50  # then the textures change
@@ -155,7 +155,8 @@ def main() -> None:
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     file = arguments.output / f"{arguments.name}.safetensors"
-    weights = {key: value.detach().cpu().half().contiguous() for key, value in trained.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in trained.state_dict().items()}
+    weights = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     safetensors.torch.save_file(weights, file)
     network = NETWORKS[arguments.name]().to(device).eval()
     network.load_state_dict(safetensors.torch.load_file(file))

@@ -39,9 +39,10 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     return geometry.sample(features, (grid + flow.permute(0, 2, 3, 1)).to(features.dtype))
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Convolution and leaky ReLU."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.LeakyReLU(0.1, inplace=True))
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: bool = False) -> nn.Sequential:
+    """Convolution, batch norm where asked for, and leaky ReLU."""
+    layers = [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.LeakyReLU(0.1, inplace=True)]
+    return nn.Sequential(layers[0], nn.BatchNorm2d(outputs), layers[1]) if norm else nn.Sequential(*layers)
 
 
 class Residual(nn.Module):
