@@ -222,7 +222,7 @@ def test_help_lists_the_groups_without_waiting_for_torch(tmp_path: Path) -> None
     ):
         assert f"\n{group}: " in shown.stdout
     assert "python train.py attack=flow" in shown.stdout
-    assert "steps: 300" in shown.stdout
+    assert "\n  steps: " in shown.stdout
     assert list(tmp_path.iterdir()) == []
 
 
