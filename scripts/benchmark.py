@@ -132,6 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device, pairs = torch.device(arguments.device), arguments.pairs
     torch.manual_seed(0)
+    torch.set_flush_denormal(True)  # as every run does
 
     attack = FlowAttack()
     logits = Step(LogitsOnly(), lambda hit, *_: -hit.log_softmax(dim=1)[:, 0], (16, 1, 224, 224), device)
