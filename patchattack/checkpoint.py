@@ -26,6 +26,7 @@ class Progress:
         best: ``[3, h, w]`` the texture that validation chose.
         best_step: when it was found.
         best_score: its headline metric on the validation scenes, signed so that lower is stronger.
+        best_loss: its attack loss there, which decides between patches of the same score.
         random_score: the random patch's.
     """
 
@@ -33,6 +34,7 @@ class Progress:
     best: Tensor
     best_step: int = 0
     best_score: float = math.inf
+    best_loss: float = math.inf
     random_score: float = math.nan
 
 
@@ -56,6 +58,7 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         "step": progress.step,
         "best_step": progress.best_step,
         "best_score": progress.best_score,
+        "best_loss": progress.best_loss,
         "random_score": progress.random_score,
         "optimizer": optimizer["param_groups"],
         "schedule": job.schedule.state_dict(),
@@ -90,4 +93,5 @@ def resume(job: Job, folder: Path) -> Progress:
             values.setdefault(int(row), {})[key] = tensor
     job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
     job.schedule.load_state_dict(state["schedule"])
-    return Progress(state["step"], tensors["best"], state["best_step"], state["best_score"], state["random_score"])
+    numbers = {name: state[name] for name in ("step", "best_step", "best_score", "best_loss", "random_score")}
+    return Progress(best=tensors["best"], **numbers)

@@ -9,7 +9,7 @@ import os
 import pkgutil
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import NoneType, UnionType
@@ -45,13 +45,34 @@ def main() -> None:
 
 def train() -> None:
     """``python train.py attack=flow``: compose the config from ``sys.argv``, train, and exit with a status."""
+    _compose("train", run)
+
+
+def command(name: str, work: Callable[[dict[str, Any]], None]) -> None:
+    """A script's main: compose ``conf/<name>.yaml`` and ``sys.argv``, check it, and exit with a status.
+
+    Args:
+        name: of the config.
+        work: gets the config's values, each ``_target_`` instantiated; an :class:`InputError` becomes one line.
+    """
+
+    def job(config: DictConfig) -> None:
+        plain = _resolved(config)
+        _check_types(OmegaConf.to_container(config))
+        work(instantiate(plain, _convert_="all"))
+
+    _compose(name, job)
+
+
+def _compose(name: str, work: Callable[[DictConfig], None]) -> None:
+    """Hand the composed config to ``work``; errors become one line, and a status."""
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     failures: list[Exception] = []
 
     def job(config: DictConfig) -> None:
         os.environ["HYDRA_FULL_ERROR"] = full_error  # for the processes that the run starts
         try:
-            run(config)
+            work(config)
         except Exception as error:  # of one job of a sweep: the others go on
             failures.append(error)
             _say(error, explain(error), full_error)
@@ -60,8 +81,8 @@ def train() -> None:
 
     try:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
-        sys.argv[1:] = _with_overrides_of_the_run(_with_attack_for_help(sys.argv[1:]))
-        hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name="train")(job)()
+        sys.argv[1:] = _with_several_victims(_with_overrides_of_the_run(_with_attack_for_help(sys.argv[1:], name)))
+        hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
     except Exception as error:
         if error in failures:
             raise
@@ -100,10 +121,10 @@ def run(config: DictConfig) -> None:
     folder = previous or fabric.broadcast(_made(plain["output"], parts.attack.task, fabric.global_rank))
     if isinstance(folder, InputError):
         raise folder
-    overrides = [one for one in HydraConfig.get().overrides.task if not one.startswith("resume=")]
+    overrides = _overrides()
     origin = pipeline.Origin(
         {key: value for key, value in plain.items() if key not in ("resume", "output")},
-        shlex.join(["python", "train.py", *overrides]),
+        command_line("train.py"),
     )
     if fabric.global_rank == 0:
         print(f"{parts.attack.task} attack on {parts.victim.name}, on {fabric.device}, into {folder}", flush=True)
@@ -129,6 +150,15 @@ def run(config: DictConfig) -> None:
             ("numbers", "results.json"),
         ):
             print(f"  {name:9} {folder / file}")
+
+
+def _overrides() -> list[str]:
+    return [one for one in HydraConfig.get().overrides.task if not one.startswith("resume=")]
+
+
+def command_line(script: str) -> str:
+    """What to type to repeat what runs now."""
+    return shlex.join(["python", script, *_overrides()])
 
 
 def build(plain: dict[str, Any]) -> Any:
@@ -225,14 +255,29 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _with_attack_for_help(arguments: list[str]) -> list[str]:
-    """The help shows a composed config, which there is none of without an attack."""
-    asked = {"-h", "--help"} & set(arguments) and "attack" not in map(_key, arguments)
+def _with_attack_for_help(arguments: list[str], name: str) -> list[str]:
+    """The help of a training run shows a composed config, which there is none of without an attack."""
+    asked = name == "train" and {"-h", "--help"} & set(arguments) and "attack" not in map(_key, arguments)
     return [*arguments, "attack=flow"] if asked else arguments
 
 
 def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
+
+
+def _with_several_victims(arguments: list[str]) -> list[str]:
+    """``victim=[a,b]`` is an ensemble and ``victims=[a,b]`` one after another; Hydra would merge both into one."""
+    result = []
+    for one in arguments:
+        key, _, names = one.partition("=")
+        if key not in ("victim", "victims") or not names.startswith("["):
+            result.append(one)
+            continue
+        listed = OverridesParser.create().parse_override(one).value()
+        assert isinstance(listed, list)
+        ensemble, package = (["victim=ensemble"], "victim.members") if key == "victim" else ([], "victims")
+        result += [*ensemble, *(f"+victim@{package}.{name}={name}" for name in listed)]
+    return result
 
 
 def _with_overrides_of_the_run(arguments: list[str]) -> list[str]:
@@ -276,13 +321,13 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _made(output: str | None, task: str, rank: int) -> Path | InputError | None:
     """The new folder, or why there is none; the first process makes it for all."""
     try:
-        return _new_folder(output, task) if rank == 0 else None
+        return new_folder(output, task) if rank == 0 else None
     except InputError as error:
         return error
 
 
-def _new_folder(output: str | None, task: str) -> Path:
-    """The folder of a new run, made and writable.
+def new_folder(output: str | None, task: str) -> Path:
+    """The folder of a new run, made and writable: ``output``, or ``outputs/<task>/<time>``.
 
     Raises:
         InputError: it cannot be written, or holds a run already.

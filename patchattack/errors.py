@@ -1,4 +1,8 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what its message is made of."""
+
+from __future__ import annotations
+
+import difflib
 
 
 class InputError(Exception):
@@ -7,3 +11,13 @@ class InputError(Exception):
     The message is one line and says what was expected, what was got and how to mend it. Entries print it
     without a traceback and exit with status 2.
     """
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """The names that one misspelt name may stand for; a few of all where none is near."""
+    return ", ".join(difflib.get_close_matches(name, names, n=5) or names[:5])
+
+
+def one_line(error: Exception) -> str:
+    """What an error of somebody else's code says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

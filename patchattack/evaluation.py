@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from patchattack import seeding
-from patchattack.attacks.attack import Attack
+from patchattack.attacks.attack import Attack, Metric, Textures
 from patchattack.eot.renderer import Renderer
 from patchattack.patch import Patch, random_texture
-from patchattack.scene import Scene, View
+from patchattack.scene import Scene, Source, View
 
 FEWEST = 6  # scenes: of fewer, all may lie on one side by chance more often than once in twenty
 Row = dict[str, Any]
-Textures = Callable[[int], Tensor]  # the number of a repetition to a texture [3, h, w]
 
 
 class References:
@@ -35,20 +34,33 @@ class References:
 
     def __init__(self, victim: Callable[[Tensor], Any], budget: float = 2e9) -> None:
         self.victim, self.budget = victim, budget
-        self._known: dict[int, Tensor] = {}
+        self._known: dict[int, Any] = {}
 
     @torch.no_grad()
-    def __call__(self, scene: Scene) -> Tensor:
-        """``[B, ...]`` on the scene's device."""
-        outputs = []
-        for row, number in enumerate(scene.index.tolist()):
+    def __call__(self, scene: Scene) -> Any:
+        """The victim's output for all scenes of the batch, on their device."""
+        here: dict[int, Any] = {}
+        for row, number in enumerate(numbers := scene.index.tolist()):
+            if number in here:
+                continue
             if (output := self._known.get(number)) is None:
                 output = self.victim(scene.frames[row : row + 1])
-                self.budget -= output.nbytes
+                self.budget -= _nbytes(output)
                 if self.budget > 0:
                     self._known[number] = output
-            outputs.append(output)
+            here[number] = output
+        return _joined([here[number] for number in numbers])
+
+
+def _nbytes(output: Any) -> int:
+    return output.nbytes if isinstance(output, Tensor) else sum(map(_nbytes, output))
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """One batch of outputs, which are tensors or, of an ensemble, tuples of them."""
+    if isinstance(outputs[0], Tensor):
         return torch.cat(outputs)
+    return tuple(_joined(list(parts)) for parts in zip(*outputs, strict=True))
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Evaluator:
     renderer: Renderer
     references: References
     patch: Patch
-    source: Dataset[Scene]
+    source: Source
     device: torch.device
     key: tuple[int, ...]
 
@@ -95,7 +107,7 @@ class Evaluator:
         self, textures: Mapping[str, Textures], numbers: Sequence[int], repetition: int
     ) -> Iterator[tuple[str, Scene, Any, Any, View]]:
         """Condition, scene, clean output, output and view, for all scenes ``numbers`` at once."""
-        scene = self.source.__getitems__(list(numbers))  # type: ignore[attr-defined]
+        scene = self.source.__getitems__(list(numbers))
         generators = [seeding.generator(*self.key, number, repetition) for number in numbers]
         draw = self.renderer.draw(scene, self.patch, generators)
         scene = scene.to(self.device)
@@ -179,14 +191,39 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple
     return float(values.mean()), float(low), float(high)
 
 
-def summarise(measured: Sequence[Measured]) -> list[Row]:
+def wilson(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and interval at 95 % of a rate (Wilson 1927).
+
+    Args:
+        values: ``[n]``, one per scene, each in [0, 1]: the share of its draws that succeeded. Draws of a scene are
+            not independent, so a scene counts once; shares vary no more than successes, so the interval is not too
+            narrow.
+
+    Returns:
+        mean, low, high; NaN without values.
+    """
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return float("nan"), float("nan"), float("nan")
+    rate, n, z = float(values.mean()), len(values), 1.959964
+    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    return rate, max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def interval(values: np.ndarray, metric: Metric | None) -> tuple[float, float, float]:
+    """Mean, low and high: Wilson's of a rate, the bootstrap's of anything else."""
+    return wilson(values) if metric is not None and metric.rate else bootstrap(values)
+
+
+def summarise(measured: Sequence[Measured], attack: Attack) -> list[Row]:
     """One row per condition, metric and region: condition, metric, region, mean, low, high, n (scenes)."""
     conditions = list(dict.fromkeys(one.condition for one in measured))
     rows = []
     for condition in sorted(conditions, key=lambda name: ("clean", "grey", "random", "patch", name).index(name)):
         for metric, region in measured[0].metrics:
             values = per_scene(measured, condition, (metric, region))
-            mean, low, high = bootstrap(values)
+            mean, low, high = interval(values, attack.metrics_known.get(metric))
             known = int((~np.isnan(values)).sum())
             row = {"condition": condition, "metric": metric, "region": region, "mean": mean, "low": low, "high": high}
             rows.append(row | {"n": known})
@@ -216,7 +253,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     metric = attack.metrics_known[name]
     values = {one: per_scene(measured, one, attack.headline) for one in ("clean", "random", "patch")}
     sign = -1.0 if metric.stronger == "lower" else 1.0
-    means = {one: bootstrap(value) for one, value in values.items()}
+    means = {one: interval(value, metric) for one, value in values.items()}
     excess = bootstrap(sign * (values["patch"] - values["random"]))
     effect, chance = (sign * (means[one][0] - means["clean"][0]) for one in ("patch", "random"))
     factor = effect / chance if chance > 0 else float("inf")
@@ -226,10 +263,12 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         mean, low, high = means[one]
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
-    where = {"all": "over the whole frame", "outside": "outside the patch", "patch": "on the patch"}[region]
+    where = {"all": ", over the whole frame", "outside": ", outside the patch", "patch": ", on the patch"}[region]
+    if {known for _, known in measured[0].metrics} == {"all"}:  # of a task whose outputs have no pixels
+        where = ""
     scenes = int((~np.isnan(values["patch"])).sum())
     facts = (
-        f"{metric.label[0].upper()}{metric.label[1:]}, {where}: {means['clean'][0]:.3f} without a patch, "
+        f"{metric.label[0].upper()}{metric.label[1:]}{where}: {means['clean'][0]:.3f} without a patch, "
         f"{shown('random')} with a random patch, {shown('patch')} with the optimised patch "
         f"({scenes} held-out scenes, 95 % intervals)."
     )
@@ -238,5 +277,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         return Verdict(False, few, facts, factor)
     if not worked:
         return Verdict(False, "It did not work: the patch does no more than a random patch of its size.", facts, factor)
-    times = f"{factor:.1f} times as much as" if chance > 0 else "something, and nothing comes of"
-    return Verdict(True, f"It worked: the patch does {times} a random patch of its size.", facts, factor)
+    if chance <= 0:
+        return Verdict(True, "It worked, and a random patch of its size has no effect.", facts, factor)
+    sentence = f"It worked: the patch does {factor:.1f} times as much as a random patch of its size."
+    return Verdict(True, sentence, facts, factor)

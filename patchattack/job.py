@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import Dataset
 
 from patchattack.attacks.attack import Attack
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
 from patchattack.evaluation import Evaluator, References
 from patchattack.patch import Patch
-from patchattack.scene import Scene
+from patchattack.scene import Source
+from patchattack.victims.victim import Victim
 
-ORDER, TRAINING, VALIDATION, TEST = range(4)  # what a generator is for, beside the seed
+ORDER, TRAINING, VALIDATION, TEST, VICTIM = range(5)  # what a generator is for, beside the seed
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ class Fabric(Protocol):
     global_rank: int
     world_size: int
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """The run's precision."""
+
     def all_reduce(self, data: Any, *, reduce_op: str) -> Any:
         """Combine a tensor over all processes."""
 
@@ -121,7 +125,7 @@ class Job:
 
     Attributes:
         patch: to be optimised, on the victim's device.
-        predict: the victim, with the precision that it runs in.
+        victim: on its device.
         attack: loss and metrics.
         renderer: EoT.
         regularizers: name to a module ``(texture, mask) -> scalar`` with a ``weight``.
@@ -134,13 +138,13 @@ class Job:
     """
 
     patch: Patch
-    predict: Callable[[Tensor], Any]
+    victim: Victim
     attack: Attack
     renderer: Renderer
     regularizers: Mapping[str, nn.Module]
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
-    source: Dataset[Scene]
+    source: Source
     settings: Settings
     seed: int
     fabric: Fabric
@@ -148,6 +152,11 @@ class Job:
 
     def __post_init__(self) -> None:
         self.references = References(self.predict, self.settings.memory_gb * 1e9)
+
+    def predict(self, frames: Tensor) -> Any:
+        """The victim's output in the run's precision, for frames on any device."""
+        with self.fabric.autocast():
+            return self.victim(frames.to(self.fabric.device))
 
     @property
     def columns(self) -> list[str]:

@@ -16,6 +16,7 @@ from patchattack import files
 from patchattack.errors import InputError
 
 MILLIMETRES_PER_INCH = 25.4
+BLACK_AND_WHITE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 class Patch(nn.Module):
@@ -26,7 +27,10 @@ class Patch(nn.Module):
         mask: ``[1, h, w]`` in [0, 1], 1 where the patch is printed.
         size_mm: width and height on paper, millimetres.
         variable: ``pixels`` optimises the texture itself and projects it back to [0, 1]; ``tanh`` optimises ``w`` in
-            ``texture = (tanh(w) + 1) / 2`` (Carlini & Wagner 2017, section V.B), which never leaves the range.
+            ``texture = (tanh(w) + 1) / 2`` (Carlini & Wagner 2017, section V.B), which never leaves the range;
+            ``palette`` shows the palette's nearest colour of free pixels, which its gradient passes by (Bengio et al.
+            2013), as of stickers cut from paper of a few colours (Eykholt et al. 2018).
+        palette: ``[n, 3]`` colours in [0, 1], of ``variable=palette`` alone.
 
     Raises:
         InputError: shapes, values or sizes that no patch can have.
@@ -34,7 +38,16 @@ class Patch(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, texture: Tensor, mask: Tensor, size_mm: tuple[float, float], variable: str = "pixels") -> None:
+    palette: Tensor
+
+    def __init__(
+        self,
+        texture: Tensor,
+        mask: Tensor,
+        size_mm: tuple[float, float],
+        variable: str = "pixels",
+        palette: Sequence[Sequence[float]] = BLACK_AND_WHITE,
+    ) -> None:
         super().__init__()
         if texture.shape[0] != 3 or mask.shape != (1, *texture.shape[1:]):
             raise InputError(
@@ -43,8 +56,10 @@ class Patch(nn.Module):
             )
         if not (texture.min() >= 0 and texture.max() <= 1 and mask.min() >= 0 and 0 < mask.max() <= 1):
             raise InputError("patch: expected a texture and a mask in [0, 1], and some of the mask above 0")
-        if variable not in ("pixels", "tanh"):
-            raise InputError(f"patch.variable: expected pixels or tanh, got {variable}")
+        if variable not in ("pixels", "tanh", "palette"):
+            raise InputError(f"patch.variable: expected pixels, tanh or palette, got {variable}")
+        if len(palette) < 2 or not all(len(c) == 3 and min(c) >= 0 and max(c) <= 1 for c in palette):
+            raise InputError(f"patch.palette: expected at least two colours [r, g, b] in [0, 1], got {palette}")
         if not all(0 < side < math.inf for side in size_mm):
             raise InputError(f"patch.size_mm: expected millimetres above 0, got {list(size_mm)}")
         self.variable, self.size_mm = variable, size_mm
@@ -53,15 +68,22 @@ class Patch(nn.Module):
             texture = torch.atanh((2 * texture - 1).clamp(-0.999, 0.999))
         self.free = nn.Parameter(texture.clone())
         self.register_buffer("mask", mask.clone(), persistent=False)
+        self.register_buffer("palette", torch.tensor(palette, dtype=texture.dtype), persistent=False)
 
     def forward(self) -> Tensor:
         """The texture, ``[3, h, w]`` in [0, 1]."""
-        return (self.free.tanh() + 1) / 2 if self.variable == "tanh" else self.free
+        if self.variable == "tanh":
+            return (self.free.tanh() + 1) / 2
+        if self.variable == "palette":
+            nearest = torch.cdist(self.free.detach().flatten(1).T, self.palette).argmin(dim=1)
+            shown = self.palette[nearest].T.unflatten(1, self.free.shape[1:])
+            return shown + (self.free - self.free.detach())
+        return self.free
 
     @torch.no_grad()
     def project_(self) -> None:
         """Bring free pixels back into [0, 1], in place."""
-        if self.variable == "pixels":
+        if self.variable != "tanh":
             self.free.clamp_(0, 1)
 
     @classmethod
@@ -72,21 +94,27 @@ class Patch(nn.Module):
         size_mm: float | Sequence[float] = 150.0,
         start: str = "random",
         variable: str = "pixels",
+        palette: Sequence[Sequence[float]] = BLACK_AND_WHITE,
         seed: int = 0,
     ) -> Patch:
         """A patch to begin with.
 
         Args:
-            shape: ``square``, ``circle``, or the path of an image whose alpha (without alpha, brightness) is the mask.
+            shape: ``square``, ``circle``, ``bars`` (the two of Eykholt et al. 2018), or the path of an image whose
+                alpha (without alpha, brightness) is the mask; it may have several pieces.
             resolution: texels along the longer side.
             size_mm: width on paper, or width and height; one number keeps the mask image's proportions.
             start: ``random``, ``grey``, or the path of an image.
-            variable: as in :class:`Patch`.
+            variable, palette: as in :class:`Patch`.
             seed: of the random start.
         """
         if resolution < 1:
             raise InputError(f"patch.resolution: expected at least 1 texel, got {resolution}")
-        image = None if shape in ("square", "circle") else _read(shape, "patch.shape")
+        image = (
+            None
+            if shape in ("square", "circle", "bars")
+            else read_image(shape, "patch.shape", "square, circle, bars or ")
+        )
         if isinstance(size_mm, int | float):
             proportion = 1.0 if image is None else image.shape[1] / image.shape[2]
             width_mm, height_mm = float(size_mm), size_mm * proportion
@@ -99,9 +127,13 @@ class Patch(nn.Module):
         longer = max(width_mm, height_mm)
         height, width = (max(1, round(resolution * side / longer)) for side in (height_mm, width_mm))
         if image is not None:
-            mask = _resize(image[3:] if image[3].min() < 1 else image[:3].mean(dim=0, keepdim=True), height, width)
+            mask = resize(image[3:] if image[3].min() < 1 else image[:3].mean(dim=0, keepdim=True), height, width)
         elif shape == "circle":
             mask = _ellipse(height, width)
+        elif shape == "bars":
+            rows = (torch.arange(height) + 0.5) / height
+            bars = ((rows - 0.25).abs() < 0.1) | ((rows - 0.75).abs() < 0.1)
+            mask = bars.float().view(1, -1, 1).repeat(1, 1, width)
         else:
             mask = torch.ones(1, height, width)
         if start == "random":
@@ -109,8 +141,8 @@ class Patch(nn.Module):
         elif start == "grey":
             texture = torch.full((3, height, width), 0.5)
         else:
-            texture = _resize(_read(start, "patch.start")[:3], height, width)
-        return cls(texture, mask, (width_mm, height_mm), variable)
+            texture = resize(read_image(start, "patch.start", "random, grey or ")[:3], height, width)
+        return cls(texture, mask, (width_mm, height_mm), variable, palette)
 
     @property
     def dpi(self) -> tuple[float, float]:
@@ -138,7 +170,7 @@ class Patch(nn.Module):
         Raises:
             InputError: the image or the JSON is missing or not a patch's.
         """
-        image = _read(str(path), "patch")
+        image = read_image(str(path), "patch")
         described = path.with_suffix(".json")
         try:
             size_mm = json.loads(described.read_text())["size_mm"]
@@ -183,17 +215,22 @@ def _ellipse(height: int, width: int, samples: int = 8) -> Tensor:
     return nn.functional.avg_pool2d(inside[None], samples)
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """``image [C, H, W]`` as ``[C, height, width]``, each value the mean of the area that it covers."""
     return nn.functional.interpolate(image[None], size=(height, width), mode="area")[0]
 
 
-def _read(path: str, key: str) -> Tensor:
-    """An image file as ``[4, h, w]`` RGBA in [0, 1]."""
+def read_image(path: str | Path, key: str, others: str = "") -> Tensor:
+    """An image file as ``[4, h, w]`` RGBA in [0, 1].
+
+    Raises:
+        InputError: it is missing or damaged; ``key`` says whose it is, and ``others`` what else could stand there.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(Path(path).expanduser()) as image:
             pixels = np.asarray(image.convert("RGBA"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL says of bad files
-        raise InputError(f"{key}: expected an option's name or a readable image file, got {path} ({error})") from error
+        raise InputError(f"{key}: expected {others}a readable image file, got {path} ({error})") from error
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import patchattack
 from patchattack import checkpoint, evaluation, files, training
 from patchattack.attacks.attack import Attack
+from patchattack.attacks.ensemble import EnsembleAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
@@ -27,9 +27,10 @@ from patchattack.job import TEST, TRAINING, Job, Settings
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.reporting.report import Example, Panel, Report, write_report
-from patchattack.scene import Scene
+from patchattack.scene import Source
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
 from patchattack.training import DivergedError
+from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import Victim
 
 EXAMPLES = 4  # scenes that the report shows
@@ -50,7 +51,7 @@ class Parts:
 
     attack: Attack
     victim: Victim
-    source: Dataset[Scene]
+    source: Source
     renderer: Renderer
     patch: Patch
     regularizers: Mapping[str, nn.Module]
@@ -79,10 +80,10 @@ class Origin:
         """First twelve digits of the config's SHA-256."""
         return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """Of what the numbers depend on."""
-        return {"patchattack": patchattack.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    return {"patchattack": patchattack.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def start_fabric(settings: Settings) -> Any:
@@ -125,14 +126,15 @@ def assemble(parts: Parts, fabric: Any) -> Job:
     """
     attack, victim, patch, settings = parts.attack, parts.victim, parts.patch, parts.settings
     if victim.task != attack.task:
-        raise InputError(f"attack: expected a victim for {attack.task}, got {victim.name} for {victim.task}")
+        raise InputError(
+            f"attack: expected a victim for {attack.task}, got {victim.name} for {victim.task}; "
+            f"choose attack={victim.task} or another victim"
+        )
+    if isinstance(victim, Ensemble):
+        attack = EnsembleAttack(attack, victim.members, victim.combine)
+    attack.bind(victim, parts.source)
     victim.to(fabric.device)
     patch.to(fabric.device)
-
-    def predict(frames: torch.Tensor) -> Any:
-        with fabric.autocast():
-            return victim(frames)
-
     try:
         optimizer = parts.optimizer(patch.parameters())
         schedule = parts.schedule(optimizer)
@@ -140,7 +142,7 @@ def assemble(parts: Parts, fabric: Any) -> Job:
         raise InputError(f"optimizer and schedule: expected values that torch accepts, got '{error}'") from error
     job = Job(
         patch=patch,
-        predict=predict,
+        victim=victim,
         attack=attack,
         renderer=parts.renderer,
         regularizers={name: module.to(fabric.device) for name, module in parts.regularizers.items()},
@@ -151,7 +153,8 @@ def assemble(parts: Parts, fabric: Any) -> Job:
         seed=parts.seed,
         fabric=fabric,
     )
-    numbers = settings.parts(len(parts.source))[0][:1]  # type: ignore[arg-type]
+    job.source = attack.scenes(job.source, job.predict)
+    numbers = settings.parts(len(job.source))[0][:1]
     list(job.evaluator(TRAINING).views({"patch": lambda _: patch().detach()}, numbers, 0))
     parts.sheet.check(patch.size_mm)
     return job
@@ -222,7 +225,7 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
         "step": progress.best_step,
         "seed": parts.seed,
         "config": origin.digest,
-        "versions": origin.versions,
+        "versions": versions(),
     }
     best.save(folder / "patch.png", facts)
     return best
@@ -242,9 +245,9 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
         f"run {folder.name}, config {origin.digest}, {best.size_mm[0]:g} × {best.size_mm[1]:g} mm",
     )
 
-    numbers = settings.parts(len(job.source))[2]  # type: ignore[arg-type]
+    numbers = settings.parts(len(job.source))[2]
     texture = progress.best
-    textures = {**evaluation.controls(best), "patch": lambda _: texture}
+    textures = {**evaluation.controls(best), **attack.controls(job.source, best), "patch": lambda _: texture}
     evaluator = job.evaluator(TEST)
     measured = evaluator.measure(
         textures,
@@ -252,7 +255,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
         settings.test_draws,
         progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
     )
-    rows = evaluation.summarise(measured)
+    rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
 
@@ -291,7 +294,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
             ("Config", origin.digest),
         ],
         command=origin.command,
-        versions=origin.versions,
+        versions=versions(),
     )
     write_report(folder / "report.html", report)
     return verdict, rows
@@ -301,7 +304,8 @@ def _example(attack: Attack, views: Any) -> Example:
     """Every condition of one scene, outputs drawn on one scale."""
     shown = {condition: (view.frames[0].cpu(), hit) for condition, _, _, hit, view in views}
     order = [name for name in ("clean", "random", "patch") if name in shown]
-    pictures = attack.pictures([shown[name][1] for name in order])
+    frames, hits = ([shown[name][part] for name in order] for part in range(2))
+    pictures = attack.pictures(hits, frames)
     return Example({name: Panel(shown[name][0], picture) for name, picture in zip(order, pictures, strict=True)})
 
 

@@ -20,10 +20,13 @@ Losses and metrics
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,11 @@ class Scene:
         depth: ``[B, 1, H, W]`` metres in frame 0, NaN where unknown.
         intrinsics: ``[B, 3, 3]`` camera matrix in pixels, shared by the scene's frames.
         motion: ``[B, 4, 4]`` rigid transform that takes a point from frame 0's camera to frame 1's, metres.
-        surface: ``[B, T, 4, 2]`` corners of a plane that may carry the patch.
+        label: ``[B]`` int64, the class of the image in the source's ``classes``; -1 where unknown.
+        boxes: ``[B, N, 5]`` objects in frame 0: left, top, right and bottom in pixels (the whole frame is
+            ``-0.5, -0.5, W - 0.5, H - 0.5``) and the class in the source's ``classes``; rows of NaN fill up. The
+            first row is the object that the scene is about, the one that carries the surface if any does.
+        surface: ``[B, T, 4, 2]`` corners of a square on a plane that may carry the patch.
         occluder: ``[B, T, 1, H, W]`` bool: something stands in front of the surface here.
     """
 
@@ -49,6 +56,8 @@ class Scene:
     depth: Tensor | None = None
     intrinsics: Tensor | None = None
     motion: Tensor | None = None
+    label: Tensor | None = None
+    boxes: Tensor | None = None
     surface: Tensor | None = None
     occluder: Tensor | None = None
 
@@ -86,11 +95,16 @@ class Scene:
     def concatenate(cls, scenes: list[Scene]) -> Scene:
         """One batch of all ``scenes``, which have the same size and the same ground truth."""
         columns = {
-            field.name: torch.cat([getattr(scene, field.name) for scene in scenes])
+            field.name: [getattr(scene, field.name) for scene in scenes]
             for field in fields(cls)
             if getattr(scenes[0], field.name) is not None
         }
-        return cls(**columns)
+        if "boxes" in columns:
+            most = max(boxes.shape[1] for boxes in columns["boxes"])
+            columns["boxes"] = [
+                F.pad(boxes, (0, 0, 0, most - boxes.shape[1]), value=torch.nan) for boxes in columns["boxes"]
+            ]
+        return cls(**{name: torch.cat(column) for name, column in columns.items()})
 
     def select(self, rows: Tensor | slice) -> Scene:
         """The scenes at ``rows`` (a slice, or int64 ``[n]`` on the host; a row may come more than once)."""
@@ -100,6 +114,27 @@ class Scene:
             if (value := getattr(self, field.name)) is not None
         }
         return replace(self, **taken)
+
+
+class Source(Dataset[Scene], ABC):
+    """Where scenes come from: the same index is always the same scene, and all scenes have one size and one kind.
+
+    Attributes:
+        classes: names of the classes that labels and boxes number; empty without either.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Scene:
+        """A batch of one; frames as uint8."""
+
+    def __getitems__(self, indices: list[int]) -> Scene:
+        """The scenes at ``indices`` as one batch; to be overridden where a batch is faster than its scenes."""
+        return Scene.concatenate([self[index] for index in indices])
 
 
 @dataclass(frozen=True)

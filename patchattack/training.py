@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from patchattack import checkpoint, evaluation, seeding
 from patchattack.checkpoint import Progress
-from patchattack.job import ORDER, TRAINING, VALIDATION, Fabric, Job
+from patchattack.job import ORDER, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.scene import Scene
 from patchattack.tracking import Tracker
 
@@ -45,7 +45,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
     settings, patch, fabric = job.settings, job.patch, job.fabric
-    training, validation, _ = settings.parts(len(job.source))  # type: ignore[arg-type]
+    training, validation, _ = settings.parts(len(job.source))
     share = settings.batch // fabric.world_size
     loader = _loader(job, training, progress.step, share)
     failed = torch.zeros((), dtype=torch.bool, device=fabric.device)
@@ -65,7 +65,9 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                     for place in range(first, first + share)
                     for draw in range(settings.draws)
                 ]
+                job.victim.draw(seeding.generator(job.seed, VICTIM, step))
                 losses = _losses(job, scene, generators)
+                job.victim.draw(None)
                 total = torch.stack(list(losses.values())).sum() / settings.accumulate
                 total.backward()
                 for name, value in losses.items():
@@ -138,10 +140,9 @@ class _Log:
 def _losses(job: Job, scene: Scene, generators: list[torch.Generator]) -> dict[str, Tensor]:
     """One batch: the mean attack loss over all views, and every regulariser with its weight."""
     scene = scene.to(job.fabric.device)
-    clean = job.references(scene)
     if job.settings.draws > 1:
-        rows = torch.arange(len(scene)).repeat_interleave(job.settings.draws)
-        scene, clean = scene.select(rows), clean[rows.to(clean.device)]
+        scene = scene.select(torch.arange(len(scene)).repeat_interleave(job.settings.draws))
+    clean = job.references(scene)
     draw = job.renderer.draw(scene, job.patch, generators)
     texture = job.patch()
     view = job.renderer(texture, job.patch.mask, scene, draw)
@@ -198,10 +199,12 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     score = sign * mean("patch", attack.headline)
     if "random" in textures:
         progress.random_score = sign * mean("random", attack.headline)
-    if score < progress.best_score:
-        progress.best, progress.best_step, progress.best_score = texture, progress.step, score
+    loss = mean("patch", ("loss", "all"))
+    if (score, loss) < (progress.best_score, progress.best_loss):
+        progress.best, progress.best_step = texture, progress.step
+        progress.best_score, progress.best_loss = score, loss
     values = values | {
-        "validation/loss": mean("patch", ("loss", "all")),
+        "validation/loss": loss,
         "validation/patch": sign * score,
         "validation/random": sign * progress.random_score,
     }

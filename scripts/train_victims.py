@@ -1,110 +1,365 @@
 """Train a compact victim on the procedural world and write its weights and model card to assets/.
 
 python scripts/train_victims.py flow_matching
-python scripts/train_victims.py flow_encoder_decoder --steps 5000
+python scripts/train_victims.py detector_yolo --steps 2000
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import batched_nms, box_iou
 from tqdm import tqdm
 
 import patchattack
 from patchattack import seeding
 from patchattack.data.world import World
 from patchattack.scene import Scene
-from patchattack.victims.compact.encoder_decoder import EncoderDecoder
-from patchattack.victims.compact.matching import Matching
+from patchattack.victims.compact import classification, depth, detection, flow
+from patchattack.victims.compact.classification import CompactClassifier
+from patchattack.victims.compact.depth import CompactDepth
+from patchattack.victims.compact.depth_networks import REACH
+from patchattack.victims.compact.detection import CompactDetector
+from patchattack.victims.compact.flow import CompactFlow
+from patchattack.victims.victim import Victim
 
-NETWORKS: dict[str, type[nn.Module]] = {"flow_matching": Matching, "flow_encoder_decoder": EncoderDecoder}
-STEPS = {"flow_matching": 5000, "flow_encoder_decoder": 1000}
-SCENES = {"flow_matching": 3000, "flow_encoder_decoder": 1500}
-RATES = {"flow_matching": 6e-4, "flow_encoder_decoder": 1e-3}
 WORLDS_OF_TRAINING, WORLD_OF_VALIDATION = 1000, 999  # seeds; the default data use small ones
 SCENES_PER_WORLD = 50  # then the textures change
 
 
-def pool(scenes: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Frames ``[N, 2, 3, H, W]`` uint8 and flows ``[N, 2, H, W]`` float16 of ``scenes`` scenes from many worlds."""
-    frames, flows = [], []
-    for first in tqdm(range(0, scenes, SCENES_PER_WORLD), desc="rendering scenes", unit_scale=SCENES_PER_WORLD):
-        world = World(scenes=SCENES_PER_WORLD, seed=WORLDS_OF_TRAINING * (seed + 1) + first, device=str(device))
-        scene = world.__getitems__(list(range(SCENES_PER_WORLD)))
-        assert scene.flow is not None
-        frames.append(scene.frames)
-        flows.append(scene.flow.half())
-    return torch.cat(frames), torch.cat(flows)
+@dataclass(frozen=True)
+class Recipe(ABC):
+    """How a network of one task is trained and measured.
+
+    Attributes:
+        network: its name among those of the task.
+        steps: of the optimiser.
+        scenes: that it learns from.
+        rate: the highest learning rate of the one-cycle schedule.
+        batch: scenes in a step.
+        networks: those of the task.
+        victims: the class of their victims.
+        options: of the world that the scenes come from.
+        held_out: scenes on which it is measured.
+        given: what it takes, in words.
+        output: what it makes of that.
+    """
+
+    network: str
+    steps: int
+    scenes: int
+    rate: float
+    batch: int = 8
+
+    networks: ClassVar[Mapping[str, Callable[[], nn.Module]]]
+    victims: ClassVar[type[CompactFlow | CompactClassifier | CompactDepth | CompactDetector]]
+    options: ClassVar[dict[str, Any]]
+    held_out: ClassVar[int] = 200
+    given: ClassVar[str]
+    output: ClassVar[str]
+
+    @abstractmethod
+    def kept(self, scene: Scene) -> Scene:
+        """What training needs of a scene, in few bytes."""
+
+    @abstractmethod
+    def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
+        """Scenes that vary at random, each with its truth."""
+
+    @abstractmethod
+    def loss(self, network: Any, scene: Scene) -> Tensor:
+        """The loss of a batch, a scalar."""
+
+    @abstractmethod
+    def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
+        """The model card's table of errors on held-out scenes."""
 
 
-def augment(frames: Tensor, flow: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, permute and stretch the colours and add noise, once per pair."""
-    batch = len(frames)
-    frames, flow = frames.float() / 255, flow.float()
-    mirrored = (torch.rand(batch, generator=generator) < 0.5).to(frames.device)
-    frames = torch.where(mirrored.view(-1, 1, 1, 1, 1), frames.flip(-1), frames)
-    turned = flow.flip(-1) * torch.tensor([-1.0, 1.0], device=flow.device).view(1, 2, 1, 1)
-    flow = torch.where(mirrored.view(-1, 1, 1, 1), turned, flow)
-    order = torch.rand(batch, 3, generator=generator).argsort(dim=1).to(frames.device)
-    frames = frames[torch.arange(batch, device=frames.device)[:, None], :, order].transpose(1, 2)
+class FlowRecipe(Recipe):
+    """The mean end-point error of all the network's outputs."""
+
+    networks = flow.NETWORKS
+    victims = CompactFlow
+    options: ClassVar = {"size": (128, 256)}
+    given = "pairs of frames, RGB in [0, 1], any size"
+    output = "optical flow in pixels from the first frame to the second"
+
+    def kept(self, scene: Scene) -> Scene:
+        """The flow."""
+        return Scene(scene.frames, scene.index, flow=known(scene.flow).half())
+
+    def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
+        """In a mirror, in any colours."""
+        return recoloured(mirrored(scene, generator), generator, permute=True)
+
+    def loss(self, network: Any, scene: Scene) -> Tensor:
+        """The finest output counts most."""
+        errors = [(output - scene.flow).norm(dim=1).mean() for output in network(scene.frames)]
+        return torch.stack([error * 0.6**k for k, error in enumerate(reversed(errors))]).sum()
+
+    def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
+        """End-point error beside that of zero flow."""
+        rows = []
+        for scene in scenes:
+            truth, visible = known(scene.flow), ~known(scene.occluded)[:, 0]
+            error, zero = (victim(scene.frames) - truth).norm(dim=1), truth.norm(dim=1)
+            rows.append([error.mean(), zero.mean(), error[visible].mean(), zero[visible].mean()])
+        error, zero, seen, zero_seen = torch.tensor(rows).mean(dim=0).tolist()
+        return f"""\
+| end-point error | network | zero flow | ratio |
+| --- | --- | --- | --- |
+| all pixels | {error:.2f} px | {zero:.2f} px | {error / zero:.1%} |
+| pixels visible in both frames | {seen:.2f} px | {zero_seen:.2f} px | {seen / zero_seen:.1%} |"""
+
+
+class ClassificationRecipe(Recipe):
+    """Cross-entropy with smoothed labels."""
+
+    networks = classification.NETWORKS
+    victims = CompactClassifier
+    options: ClassVar = {"subject": "sign", "frames": 1, "size": (64, 64)}
+    held_out = 1000
+    given = "images, RGB in [0, 1], any size (resized to 64×64 px)"
+    output = f"logits of {len(classification.CLASSES)} traffic signs: {', '.join(classification.CLASSES)}"
+
+    def kept(self, scene: Scene) -> Scene:
+        """The label."""
+        return Scene(scene.frames, scene.index, label=scene.label)
+
+    def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
+        """Not in a mirror: some signs then are another or none."""
+        return recoloured(scene, generator)
+
+    def loss(self, network: Any, scene: Scene) -> Tensor:
+        """Of the smoothed labels."""
+        return F.cross_entropy(network(scene.frames[:, 0]), known(scene.label), label_smoothing=0.1)
+
+    def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
+        """Share of signs that are recognised."""
+        pairs = [(victim(scene.frames).argmax(dim=1), known(scene.label)) for scene in scenes]
+        answers, labels = (torch.cat(column).tolist() for column in zip(*pairs, strict=True))
+        right = [answer == label for answer, label in zip(answers, labels, strict=True)]
+        each = {
+            name: sum(hits) / len(hits)
+            for number, name in enumerate(victim.classes)
+            if (hits := [hit for hit, label in zip(right, labels, strict=True) if label == number])
+        }
+        worst = min(each, key=lambda name: each[name])
+        return f"""\
+| accuracy | network | chance |
+| --- | --- | --- |
+| all signs | {sum(right) / len(right):.1%} | {1 / len(victim.classes):.1%} |
+| the worst, {worst} | {each[worst]:.1%} | {1 / len(victim.classes):.1%} |"""
+
+
+class DepthRecipe(Recipe):
+    """The mean absolute error of the logarithm of the depth."""
+
+    networks = depth.NETWORKS
+    victims = CompactDepth
+    options: ClassVar = {"subject": "none", "frames": 1, "size": (128, 256), "camera_height": (1.5, 1.5)}
+    given = "images from 1.5 m above the road, 90° wide, RGB in [0, 1], any size (resized to 128×256 px)"
+    output = f"depth in metres, {REACH[0]:g} to {REACH[1]:g}"
+
+    def kept(self, scene: Scene) -> Scene:
+        """The depth, up to as far as a network reaches."""
+        return Scene(scene.frames, scene.index, depth=known(scene.depth).clamp(*REACH).half())
+
+    def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
+        """In a mirror, in any colours."""
+        return recoloured(mirrored(scene, generator), generator, permute=True)
+
+    def loss(self, network: Any, scene: Scene) -> Tensor:
+        """The sky counts: it is where the network's reach ends."""
+        return (network(scene.frames[:, 0]).log() - known(scene.depth).float().log()).abs().mean()
+
+    def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
+        """Relative error beside that of a constant."""
+        pairs = [(victim(scene.frames), known(scene.depth)) for scene in scenes]
+        found, truth = (torch.cat(column) for column in zip(*pairs, strict=True))
+        near = truth < REACH[1]
+        ratio, constant = found[near] / truth[near], truth[near].median() / truth[near]
+        return f"""\
+| pixels nearer than {REACH[1]:g} m | network | their median everywhere |
+| --- | --- | --- |
+| mean relative error | {(ratio - 1).abs().mean():.1%} | {(constant - 1).abs().mean():.1%} |
+| within a factor of 1.25 | {share(ratio):.1%} | {share(constant):.1%} |"""
+
+
+class DetectionRecipe(Recipe):
+    """The network's own loss."""
+
+    networks = detection.NETWORKS
+    victims = CompactDetector
+    options: ClassVar = {"subject": "vehicle", "frames": 1, "size": (128, 256)}
+    given = "images, RGB in [0, 1], any size (padded to a multiple of 32)"
+    output = "boxes in pixels and their scores for vehicle and sign, before non-maximum suppression"
+
+    def kept(self, scene: Scene) -> Scene:
+        """The boxes."""
+        return Scene(scene.frames, scene.index, boxes=scene.boxes)
+
+    def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
+        """In a mirror, in similar colours."""
+        return recoloured(mirrored(scene, generator), generator)
+
+    def loss(self, network: Any, scene: Scene) -> Tensor:
+        """An image begins at 0 to a network and at -0.5 to a scene."""
+        boxes = known(scene.boxes)
+        return network.loss(scene.frames[:, 0], boxes + boxes.new_tensor([0.5, 0.5, 0.5, 0.5, 0]))
+
+    def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
+        """Average precision at an IoU of 0.5."""
+        found, truth = [], []
+        for scene in scenes:
+            found += [detections(candidates) for candidates in victim(scene.frames)]
+            truth += list(known(scene.boxes))
+        lines = ["| AP50 after non-maximum suppression | objects | network |", "| --- | --- | --- |"]
+        precision = []
+        for number, name in enumerate(victim.classes):
+            objects = sum(int((boxes[:, 4] == number).sum()) for boxes in truth)
+            precision.append(average_precision(found, truth, number))
+            lines.append(f"| {name} | {objects} | {precision[-1]:.3f} |")
+        return "\n".join([*lines, f"| mean | | {sum(precision) / len(precision):.3f} |"])
+
+
+RECIPES: dict[str, Recipe] = {
+    "flow_matching": FlowRecipe("matching", steps=5000, scenes=3000, rate=6e-4),
+    "flow_encoder_decoder": FlowRecipe("encoder_decoder", steps=1000, scenes=1500, rate=1e-3),
+    "classifier_residual": ClassificationRecipe("residual", steps=2000, scenes=2000, rate=3e-3, batch=32),
+    "classifier_transformer": ClassificationRecipe("transformer", steps=3000, scenes=2000, rate=1e-3, batch=32),
+    "depth_unet": DepthRecipe("unet", steps=2500, scenes=2000, rate=2e-3),
+    "depth_transformer": DepthRecipe("transformer", steps=3000, scenes=2000, rate=1e-3),
+    "detector_yolo": DetectionRecipe("yolo", steps=3000, scenes=2000, rate=2e-3),
+    "detector_centre": DetectionRecipe("centre", steps=3000, scenes=2000, rate=2e-3),
+}
+
+
+def known(truth: Tensor | None) -> Tensor:
+    """A ground truth that the world has."""
+    assert truth is not None
+    return truth
+
+
+def share(ratio: Tensor) -> Tensor:
+    """Of ratios ``[n]`` between 0.8 and 1.25."""
+    return ((ratio > 0.8) & (ratio < 1.25)).float().mean()
+
+
+def mirrored(scene: Scene, generator: torch.Generator) -> Scene:
+    """Each scene as it is or in a mirror, with its flow, depth and boxes."""
+    chosen = (torch.rand(len(scene), generator=generator) < 0.5).to(scene.frames.device)
+    values = {"frames": scene.frames.flip(-1)}
+    if scene.flow is not None:
+        values["flow"] = scene.flow.flip(-1) * scene.flow.new_tensor([-1, 1]).view(1, 2, 1, 1)
+    if scene.depth is not None:
+        values["depth"] = scene.depth.flip(-1)
+    if scene.boxes is not None:
+        left, top, right, bottom, kind = scene.boxes.unbind(-1)
+        last = scene.size[1] - 1
+        values["boxes"] = torch.stack([last - right, top, last - left, bottom, kind], dim=-1)
+    for name, value in values.items():
+        values[name] = torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), value, getattr(scene, name))
+    return replace(scene, **values)
+
+
+def recoloured(scene: Scene, generator: torch.Generator, permute: bool = False) -> Scene:
+    """Stretch the colours and add noise, once per scene; with ``permute`` the channels swap their places before."""
+    frames, batch = scene.frames, len(scene)
+    if permute:
+        order = torch.rand(batch, 3, generator=generator).argsort(dim=1).to(frames.device)
+        frames = frames[torch.arange(batch, device=frames.device)[:, None], :, order].transpose(1, 2)
     gain = seeding.uniform(generator, (batch, 1, 3, 1, 1), 0.7, 1.3).to(frames.device)
     gamma = seeding.uniform(generator, (batch, 1, 1, 1, 1), 0.7, 1.4).to(frames.device)
     sigma = seeding.uniform(generator, (batch, 1, 1, 1, 1), 0.0, 0.03).to(frames.device)
     frames = frames.clamp(min=1e-4) ** gamma * gain + sigma * torch.randn_like(frames)
-    return frames.clamp(0, 1), flow
+    return replace(scene, frames=frames.clamp(0, 1))
 
 
-def train(name: str, steps: int, batch: int, scenes: int, seed: int, device: torch.device) -> nn.Module:
-    """Train a network with AdamW and a one-cycle schedule on the mean end-point error of all its outputs."""
+def detections(candidates: Tensor) -> Tensor:
+    """``[n, 6]`` of ``candidates [A, 4 + K]``: box, score and class after non-maximum suppression, the best first."""
+    boxes, (scores, classes) = candidates[:, :4], candidates[:, 4:].max(dim=1)
+    rows = batched_nms(boxes, scores, classes, iou_threshold=0.6)[:100]
+    return torch.cat([boxes[rows], scores[rows, None], classes[rows, None]], dim=1)
+
+
+def average_precision(found: list[Tensor], truth: list[Tensor], number: int) -> float:
+    """Area under the precision that a recall or more still has, as in PASCAL VOC 2010; NaN without an object.
+
+    Args:
+        found: of each scene ``[n, 6]``, the best first: box, score, class.
+        truth: of each scene ``[m, 5]``: box, class; rows of NaN are none. Each object is found once, by the best box
+            with an intersection over union of 0.5 or more.
+        number: of the class.
+    """
+    hits, objects = [], 0
+    for boxes, real in zip(found, truth, strict=True):
+        boxes, real = boxes[boxes[:, 5] == number], real[real[:, 4] == number]
+        objects += len(real)
+        overlaps = box_iou(boxes[:, :4], real[:, :4])
+        for score, row in zip(boxes[:, 4].tolist(), overlaps, strict=True):
+            hit = len(row) > 0 and row.max().item() >= 0.5
+            hits.append((score, float(hit)))
+            if hit:
+                overlaps[:, row.argmax()] = 0
+    if not objects or not hits:
+        return 0.0 if objects else math.nan
+    right = torch.tensor([hit for _, hit in sorted(hits, reverse=True)])
+    precision = right.cumsum(0) / torch.arange(1, len(right) + 1)
+    return (precision.flip(0).cummax(0).values.flip(0) * right).sum().item() / objects
+
+
+def pool(recipe: Recipe, seed: int, device: torch.device) -> Scene:
+    """What the recipe keeps of its scenes, which come from many worlds."""
+    parts = []
+    for first in tqdm(range(0, recipe.scenes, SCENES_PER_WORLD), desc="rendering scenes", unit_scale=SCENES_PER_WORLD):
+        seed_here = WORLDS_OF_TRAINING * (seed + 1) + first
+        world = World(scenes=SCENES_PER_WORLD, seed=seed_here, device=str(device), **recipe.options)
+        parts.append(recipe.kept(world.__getitems__(range(SCENES_PER_WORLD))))
+    return Scene.concatenate(parts)
+
+
+def train(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
+    """A network trained with AdamW and a one-cycle schedule."""
     torch.manual_seed(seed)
-    network = NETWORKS[name]().to(device)
-    frames, flows = pool(scenes, seed, device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATES[name], weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[name], steps, pct_start=0.05)
+    network = recipe.networks[recipe.network]().to(device)
+    source = pool(recipe, seed, device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, recipe.steps, pct_start=0.05)
     generator = seeding.generator(seed, 1)
-    progress = tqdm(range(steps), desc=f"training {name}", mininterval=5)
+    progress = tqdm(range(recipe.steps), desc="training", mininterval=5)
     smooth = None
     for step in progress:
-        rows = torch.randint(scenes, (batch,), generator=generator).to(device)
-        images, truth = augment(frames[rows], flows[rows], generator)
-        outputs = network(images)
-        errors = [(output - truth).norm(dim=1).mean() for output in outputs]
-        loss = sum(error * 0.6**k for k, error in enumerate(reversed(errors)))
+        rows = torch.randint(recipe.scenes, (recipe.batch,), generator=generator)
+        loss = recipe.loss(network, recipe.augmented(source.select(rows).to(device), generator))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            error = errors[-1].item()
-            smooth = error if smooth is None else 0.95 * smooth + 0.05 * error
-            progress.set_postfix(epe=f"{smooth:.2f}")
+            smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
+            progress.set_postfix(loss=f"{smooth:.3f}")
     return network.eval()
 
 
-@torch.no_grad()
-def validate(network: nn.Module, device: torch.device, scenes: int = 200) -> dict[str, float]:
-    """End-point error in pixels on held-out scenes with textures that training never saw, beside that of zero flow."""
-    world = World(scenes=scenes, seed=WORLD_OF_VALIDATION, device=str(device))
-    totals = dict.fromkeys(("network", "zero", "visible", "zero_visible"), 0.0)
-    for first in range(0, scenes, 10):
-        scene: Scene = world.__getitems__(list(range(first, first + 10))).to(device)
-        assert scene.flow is not None
-        assert scene.occluded is not None
-        error = (network(scene.frames)[-1] - scene.flow).norm(dim=1)
-        zero = scene.flow.norm(dim=1)
-        visible = ~scene.occluded[:, 0]
-        totals["network"] += error.mean().item() * 10 / scenes
-        totals["zero"] += zero.mean().item() * 10 / scenes
-        totals["visible"] += error[visible].mean().item() * 10 / scenes
-        totals["zero_visible"] += zero[visible].mean().item() * 10 / scenes
-    return totals
+def held_out(recipe: Recipe, device: torch.device) -> Iterator[Scene]:
+    """Scenes of one world that training never saw, in batches of 10."""
+    world = World(scenes=recipe.held_out, seed=WORLD_OF_VALIDATION, device=str(device), **recipe.options)
+    for first in range(0, recipe.held_out, 10):
+        yield world.__getitems__(range(first, first + 10)).to(device)
 
 
 CARD = """# {name}
@@ -113,32 +368,29 @@ CARD = """# {name}
 
 | | |
 | --- | --- |
-| network | `{module}.{network}`, {parameters:,} parameters, stored as float16 |
-| input | pairs of frames, RGB in [0, 1], any size (padded to a multiple of {multiple}) |
-| output | optical flow in pixels from the first frame to the second |
-| data | `patchattack.data.world.World`, {scenes:,} scenes of 128×256 px, {worlds} sets of textures |
+| network | `{network}`, {parameters:,} parameters, stored as float16 |
+| input | {given} |
+| output | {output} |
+| data | `patchattack.data.world.World({options})`, {scenes:,} scenes, {worlds} sets of textures |
 | command | `{command}` |
 | seed | {seed} |
 | versions | patchattack {version}, torch {torch}, Python {python}, {device}, {minutes:.0f} min |
 | licence | that of the project; no other data or weights went into it |
 
-End-point error on 200 held-out scenes with textures that training never saw:
+On {held_out:,} held-out scenes with textures that training never saw:
 
-| | network | zero flow | ratio |
-| --- | --- | --- | --- |
-| all pixels | {network_error:.2f} px | {zero:.2f} px | {ratio:.1%} |
-| pixels visible in both frames | {visible:.2f} px | {zero_visible:.2f} px | {ratio_visible:.1%} |
+{table}
 
-It knows the procedural world and nothing else: do not expect it to work on real video.
+It knows the procedural world and nothing else: do not expect it to work on real images.
 """
 
 
 def main() -> None:
-    """Parse the command line, train, save in half precision, validate what was saved, write the card."""
+    """Parse the command line, train, save in half precision, measure what was saved, write the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=NETWORKS)
+    parser.add_argument("name", choices=RECIPES)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--scenes", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
@@ -147,41 +399,42 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    steps, scenes = arguments.steps or STEPS[arguments.name], arguments.scenes or SCENES[arguments.name]
-    device = torch.device(arguments.device)
+    name, seed, device = arguments.name, arguments.seed, torch.device(arguments.device)
+    chosen = {key: value for key in ("steps", "batch", "scenes") if (value := getattr(arguments, key))}
+    recipe = replace(RECIPES[name], **chosen)
     begin = time.monotonic()
-    trained = train(arguments.name, steps, arguments.batch, scenes, arguments.seed, device)
+    trained = train(recipe, seed, device)
     minutes = (time.monotonic() - begin) / 60
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    file = arguments.output / f"{arguments.name}.safetensors"
+    file = arguments.output / f"{name}.safetensors"
     state = {key: value.detach().cpu().contiguous() for key, value in trained.state_dict().items()}
     weights = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     safetensors.torch.save_file(weights, file)
-    network = NETWORKS[arguments.name]().to(device).eval()
-    network.load_state_dict(safetensors.torch.load_file(file))
-    errors = validate(network, device)
-    command = f"python scripts/train_victims.py {arguments.name} --steps {steps} --batch {arguments.batch}"
+    victim = recipe.victims(recipe.network, file).to(device)
+    with torch.no_grad():
+        table = recipe.measured(victim, held_out(recipe, device))
+    command = f"python scripts/train_victims.py {name} --steps {recipe.steps} --batch {recipe.batch}"
+    kind = type(victim.network)
     card = CARD.format(
-        name=arguments.name,
-        summary=(NETWORKS[arguments.name].__doc__ or "").split("\n")[0],
-        module=NETWORKS[arguments.name].__module__,
-        network=NETWORKS[arguments.name].__name__,
-        parameters=sum(p.numel() for p in network.parameters()),
-        multiple=network.multiple,
-        scenes=scenes,
-        worlds=scenes // SCENES_PER_WORLD,
-        command=f"{command} --scenes {scenes} --seed {arguments.seed}",
-        seed=arguments.seed,
+        name=name,
+        summary=(kind.__doc__ or "").split("\n")[0],
+        network=f"{kind.__module__}.{kind.__name__}",
+        parameters=sum(p.numel() for p in victim.parameters()),
+        given=recipe.given,
+        output=recipe.output,
+        options=", ".join(f"{key}={value!r}" for key, value in recipe.options.items()),
+        scenes=recipe.scenes,
+        worlds=-(-recipe.scenes // SCENES_PER_WORLD),
+        command=f"{command} --scenes {recipe.scenes} --seed {seed}",
+        seed=seed,
         version=patchattack.__version__,
         torch=torch.__version__,
         python=platform.python_version(),
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         minutes=minutes,
-        network_error=errors["network"],
-        ratio=errors["network"] / errors["zero"],
-        ratio_visible=errors["visible"] / errors["zero_visible"],
-        **{key: errors[key] for key in ("zero", "visible", "zero_visible")},
+        held_out=recipe.held_out,
+        table=table,
     )
     file.with_suffix(".md").write_text(card)
     print(card)

@@ -37,8 +37,11 @@ class DepthVictim(Victim):
 
 # Overrides, and what the line has to say. {here} is a folder with: empty/, file, matching.pt.
 BAD: dict[str, tuple[list[str], list[str]]] = {
-    "no attack": ([], ["attack", "Available options: flow"]),
-    "unknown attack": (["attack=flwo"], ["attack: expected one of flow", "did you mean flow?", "got flwo"]),
+    "no attack": ([], ["attack", "Available options: classification depth detection flow"]),
+    "unknown attack": (
+        ["attack=flwo"],
+        ["attack: expected one of classification, depth, detection, flow", "did you mean flow?", "got flwo"],
+    ),
     "attack that is a number": (["attack=3"], ["must be a string"]),
     "unknown victim": ([FLOW, "victim=raft_smal"], ["victim: expected one of", "raft_large", "got raft_smal"]),
     "no option": ([FLOW, "victim="], ["victim: expected one of", "got nothing"]),
@@ -248,7 +251,10 @@ def test_train_py_is_an_entry(tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == "patchattack: attack: expected one of flow (did you mean flow?), got flwo\n"
+    assert (
+        result.stderr
+        == "patchattack: attack: expected one of classification, depth, detection, flow (did you mean flow?), got flwo\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,10 +19,32 @@ from patchattack import cli, files
 CONF = files.shipped("conf").resolve()
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
 STACKED = ("appearance", "camera", "regularizers")
-REQUIRED = {"data/frames": ("data.root=frames",), "data/kitti": ("data.root=kitti",)}
+REQUIRED = {
+    **{f"data/{name}": ("data.root=x",) for name in ("depth", "frames", "images", "kitti", "yolo")},
+    "data/coco": ("data.root=x", "data.annotations=y"),
+    "regularizers/content": ("regularizers.content.image=x",),
+    **{f"victim/{name}": ("victim.name=x",) for name in ("ptlflow", "timm", "torchvision", "transformers")},
+    **{f"victim/{name}": ("victim.name=x",) for name in ("ultralytics", "ultralytics_cls")},
+    "victim/custom": ("victim.factory=x", "victim.task=flow"),
+}
 
 # Values by which an option differs from its target's default: they make it this option, or suit a whole run better.
 ON_PURPOSE = {
+    ("attack/classification", "target"): "stop",
+    ("data/road", "camera_height"): [1.5, 1.5],
+    ("data/road", "frames"): 1,
+    ("data/road", "subject"): "none",
+    ("data/signs", "field_of_view"): 40.0,
+    ("data/signs", "frames"): 1,
+    ("data/signs", "scenes"): 400,
+    ("data/signs", "size"): [64, 64],
+    ("data/signs", "subject"): "sign",
+    ("data/traffic", "frames"): 1,
+    ("data/traffic", "scenes"): 200,
+    ("data/traffic", "subject"): "vehicle",
+    ("placement/brown", "rotation"): [-22.5, 22.5],
+    ("placement/brown", "scale"): [0.1, 1.0],
+    ("placement/brown", "side"): 1.0,
     ("placement/uniform", "area"): 0.09,
     ("trainer/default", "draws"): 2,
     ("victim/flow_encoder_decoder", "network"): "encoder_decoder",
@@ -50,7 +72,7 @@ def chosen(option: str) -> dict[str, Any]:
     """The whole config with one option of one group."""
     group, name = option.split("/")
     choice = f"{group}=[{name}]" if group in STACKED else f"{group}={name}"
-    attack = () if group == "attack" else ("attack=flow",)
+    attack = () if group in ("attack", "experiment") else ("attack=flow",)
     return composed(*attack, choice, *REQUIRED.get(option, ()))
 
 
@@ -73,7 +95,13 @@ def signature(node: dict[str, Any]) -> inspect.Signature:
 
 def test_the_groups_are_those_that_a_user_is_told_of() -> None:
     expected = {"attack", "victim", "data", "placement", "appearance", "camera", "regularizers", "optimizer"}
-    assert {option.split("/")[0] for option in OPTIONS} == expected | {"schedule", "tracker", "trainer", "print"}
+    assert {option.split("/")[0] for option in OPTIONS} == expected | {
+        "schedule",
+        "tracker",
+        "trainer",
+        "print",
+        "experiment",
+    }
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -90,6 +118,8 @@ def test_every_option_composes_and_its_arguments_bind(option: str) -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_argument_is_in_the_yaml_with_its_default(option: str) -> None:
     group, name = option.split("/")
+    if group == "experiment":
+        return  # it sets values of other groups
     node = chosen(option)[group]
     node = node[name] if group in STACKED else node
     if not node["_target_"].startswith("patchattack."):

@@ -309,9 +309,11 @@ def test_everything_at_once(
         for group in ("appearance", "camera", "regularizers")
     }
     folder = tmp_path / "run"
+    cv2.imwrite(str(tmp_path / "poster.png"), np.full((8, 8, 3), 99, np.uint8))
     outcome = command(
         "attack=flow",
         "victim=flow_matching",
+        f"regularizers.content.image={tmp_path / 'poster.png'}",
         *(f"{group}=[{options}]" for group, options in stacks.items()),
         *tiny,
         *choice,
@@ -321,7 +323,7 @@ def test_everything_at_once(
     assert contents(folder).keys() == FILES
     assert all(math.isfinite(row["mean"]) for row in rows(folder))
     lines = MetricsCsv.read(folder / "metrics.csv")
-    assert {"attack", "tv", "nps"} <= lines[-1].keys()
+    assert {"attack", "content", "nps", "tv"} <= lines[-1].keys()
     assert all(math.isfinite(value) for line in lines for value in line.values())
     start = Patch.create(resolution=16, size_mm=60).free.detach()
     assert "variable=tanh" in "".join(choice) or (texture(folder) - start).abs().max() > 1e-4

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from patchattack.attacks.attack import Metric
 from patchattack.attacks.flow import FlowAttack
 from patchattack.eot.appearance import Brightness
 from patchattack.eot.camera import Defocus, Gamma
@@ -25,6 +26,7 @@ from patchattack.evaluation import (
     mean,
     per_scene,
     summarise,
+    wilson,
 )
 from patchattack.patch import Patch, random_texture
 from patchattack.scene import Scene
@@ -155,7 +157,7 @@ def test_the_key_names_the_draws() -> None:
 
 
 def test_clean_frames_are_measured_without_a_patch() -> None:
-    rows = summarise(evaluator().measure(textures(), range(SCENES)))
+    rows = summarise(evaluator().measure(textures(), range(SCENES)), FlowAttack())
     clean = {(row["metric"], row["region"]): row["mean"] for row in rows if row["condition"] == "clean"}
     for region in ("all", "outside", "patch"):
         assert clean["epe_clean", region] == 0
@@ -235,7 +237,7 @@ def test_the_draws_of_a_scene_count_as_one_value() -> None:
     measured = [one("patch", n, 10.0 * n + d) for d in (-1.0, 0.0, 1.0) for n in (2, 0, 1)]
     assert per_scene(measured, "patch", HEADLINE).tolist() == [0, 10, 20]  # in the scenes' order
     many = [one("patch", n, 10.0 * n) for n in (0, 1, 2) for _ in range(100)]
-    (row,) = summarise(many)
+    (row,) = summarise(many, FlowAttack())
     assert row["n"] == 3
     assert (row["mean"], row["low"], row["high"]) == bootstrap(np.array([0.0, 10, 20]))
 
@@ -243,7 +245,7 @@ def test_the_draws_of_a_scene_count_as_one_value() -> None:
 def test_what_is_unknown_does_not_count() -> None:
     measured = [one("patch", 0, 1.0), one("patch", 0, math.nan), one("patch", 1, math.nan), one("patch", 2, 3.0)]
     np.testing.assert_array_equal(per_scene(measured, "patch", HEADLINE), [1.0, np.nan, 3.0])
-    (row,) = summarise(measured)
+    (row,) = summarise(measured, FlowAttack())
     assert row["mean"] == 2
     assert row["n"] == 2
     assert per_scene(measured, "random", HEADLINE).size == 0
@@ -251,7 +253,7 @@ def test_what_is_unknown_does_not_count() -> None:
 
 def test_rows_name_what_they_are() -> None:
     measured = [one(c, n, 0.5) for c in ("patch", "other", "clean", "random", "grey") for n in range(3)]
-    rows = summarise(measured)
+    rows = summarise(measured, FlowAttack())
     assert [row["condition"] for row in rows] == ["clean", "grey", "random", "patch", "other"]
     expected = {"condition": "clean", "metric": "cosine", "region": "outside"}
     assert rows[0] == expected | {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 3}
@@ -304,7 +306,7 @@ def test_a_random_patch_without_effect_gives_no_factor() -> None:
     verdict = judge(run([0.9] * 20, [0.95] * 20, [0.2] * 20), FlowAttack())
     assert verdict.worked
     assert verdict.factor == math.inf
-    assert verdict.sentence.startswith("It worked: the patch does something, and nothing comes of a random patch")
+    assert verdict.sentence.startswith("It worked, and a random patch of its size has no effect.")
 
 
 def test_scenes_are_compared_with_themselves() -> None:
@@ -327,3 +329,44 @@ def test_pure_noise_hardly_ever_works() -> None:
 def test_where_nothing_is_known_nothing_worked() -> None:
     nothing = [math.nan] * 4
     assert not judge(run(nothing, nothing, nothing), FlowAttack()).worked
+
+
+# Rates
+
+
+def test_wilsons_interval_is_the_one_of_the_books() -> None:
+    """8 of 10: Newcombe 1998's method 3 gives 0.4902 to 0.9433; 0 of 20 gives 0 to 0.1611."""
+    assert wilson(np.array([1.0] * 8 + [0.0] * 2)) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert wilson(np.array([0.0] * 20)) == pytest.approx((0.0, 0.0, 0.1611), abs=1e-4)
+    assert wilson(np.array([1.0, np.nan])) == wilson(np.array([1.0]))
+    assert all(map(math.isnan, wilson(np.array([np.nan]))))
+
+
+def test_wilsons_interval_covers() -> None:
+    generator = np.random.default_rng(0)
+    for rate in (0.03, 0.3, 0.9):
+        runs = (generator.random((2000, 50)) < rate).astype(float)
+        covered = np.mean([low <= rate <= high for _, low, high in map(wilson, runs)])
+        assert 0.93 <= covered <= 0.99
+
+
+def test_rates_have_wilsons_interval_and_other_metrics_the_bootstraps() -> None:
+    class Rates(FlowAttack):
+        metrics_known = {**FlowAttack.metrics_known, "turned": Metric("turned", "higher", rate=True)}  # noqa: RUF012
+
+    measured = [Measured("patch", n, {("turned", "all"): float(n < 8), ("cosine", "all"): n / 10}) for n in range(10)]
+    turned, cosine = summarise(measured, Rates())
+    assert (turned["low"], turned["high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert (cosine["low"], cosine["high"]) == bootstrap(np.arange(10) / 10)[1:]
+
+
+def test_the_references_of_an_ensemble_are_tuples() -> None:
+    victims = Victim(), Victim()
+    references = References(lambda frames: tuple(victim(frames) for victim in victims))
+    scene = Pictures().__getitems__([2, 5, 2]).to("cpu")
+    first, second = references(scene)
+    assert torch.equal(first, victims[0](scene.frames))
+    assert torch.equal(first, second)
+    seen = victims[0].seen
+    assert torch.equal(references(scene.select(torch.tensor([1, 0])))[0], first[[1, 0]])
+    assert victims[0].seen == seen

@@ -137,7 +137,28 @@ def test_the_tanh_variable_starts_at_the_texture_and_never_leaves_the_range() ->
     assert 0 <= patch().min() <= patch().max() <= 1
 
 
-@pytest.mark.parametrize("variable", ["pixels", "tanh"])
+def test_a_palette_variable_shows_its_colours_alone_and_still_moves() -> None:
+    colours = [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.8, 0.1, 0.1]]
+    patch = Patch(random(3, 8, 8), torch.ones(1, 8, 8), (10, 10), variable="palette", palette=colours)
+    shown = patch().flatten(1).T
+    distance = torch.cdist(random(3, 8, 8).flatten(1).T, torch.tensor(colours))
+    torch.testing.assert_close(shown, torch.tensor(colours)[distance.argmin(dim=1)], rtol=0, atol=1e-6)
+    weights = random(3, 8, 8)
+    (gradient,) = torch.autograd.grad((patch() * weights).sum(), patch.free)
+    torch.testing.assert_close(gradient, weights)
+    with torch.no_grad():
+        patch.free.fill_(3)
+    patch.project_()
+    assert patch.free.max() == 1
+
+
+def test_bars_are_two_pieces() -> None:
+    rows = Patch.create(shape="bars", resolution=20).mask[0, :, 0]
+    assert rows.diff().abs().sum() == 4
+    assert rows.mean() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("variable", ["pixels", "tanh", "palette"])
 def test_a_patch_comes_back_from_its_file(tmp_path: Path, variable: str) -> None:
     patch = Patch.create(shape="circle", resolution=48, size_mm=[123.4, 56.7], variable=variable)
     patch.save(tmp_path / "patch.png", {"victims": ["a", "b"]})
@@ -227,7 +248,7 @@ def test_a_patch_needs_both_files(tmp_path: Path) -> None:
     (tmp_path / "patch.json").unlink()
     with pytest.raises(InputError, match=r"keep patch\.png and patch\.json together"):
         Patch.load(tmp_path / "patch.png")
-    with pytest.raises(InputError, match=r"patch: expected .* a readable image file, got .*absent\.png"):
+    with pytest.raises(InputError, match=r"patch: expected a readable image file, got .*absent\.png"):
         Patch.load(tmp_path / "absent.png")
 
 
@@ -266,9 +287,11 @@ def test_an_image_without_any_patch_is_refused(tmp_path: Path) -> None:
         ({"size_mm": [100, 0]}, r"patch\.size_mm: expected millimetres above 0, got \[100, 0\]"),
         ({"size_mm": [1, 2, 3]}, r"patch\.size_mm: expected one number or \[width, height\], got \[1, 2, 3\]"),
         ({"size_mm": "5O"}, r"patch\.size_mm: expected one number or \[width, height\]"),
-        ({"shape": "triangle"}, r"patch\.shape: expected an option's name or a readable image file, got triangle"),
-        ({"start": "noise"}, r"patch\.start: expected an option's name or a readable image file, got noise"),
-        ({"variable": "sigmoid"}, r"patch\.variable: expected pixels or tanh, got sigmoid"),
+        ({"shape": "triangle"}, r"patch\.shape: expected square, circle, bars or a readable image file, got triangle"),
+        ({"start": "noise"}, r"patch\.start: expected random, grey or a readable image file, got noise"),
+        ({"palette": [[0, 0, 0]]}, r"patch\.palette: expected at least two colours"),
+        ({"palette": [[0, 0, 0], [255, 255, 255]]}, r"patch\.palette: expected at least two colours"),
+        ({"variable": "sigmoid"}, r"patch\.variable: expected pixels, tanh or palette, got sigmoid"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,10 @@ import torch
 from patchattack import geometry, seeding
 from patchattack.attacks.flow import FlowAttack
 from patchattack.data.world import World
+from patchattack.scene import Scene
+from patchattack.victims.compact.classification import CompactClassifier
+from patchattack.victims.compact.depth import CompactDepth
+from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -21,25 +26,28 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
 def train_victims(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script, in worlds and with validations that take no time."""
+    """The script, in worlds and with measurements that take no time."""
     module = script("train_victims")
-    monkeypatch.setattr(module, "World", lambda **given: World(size=(64, 128), supersampling=1, **given))
+    monkeypatch.setattr(module, "World", lambda **given: World(**given, supersampling=1))
     monkeypatch.setattr(module, "SCENES_PER_WORLD", 5)
+    for recipe in module.RECIPES.values():
+        monkeypatch.setattr(type(recipe), "held_out", 10)
     return module
 
 
 def test_augmented_pairs_keep_their_flow(train_victims: Any) -> None:
+    recipe = train_victims.RECIPES["flow_matching"]
     scene = World(scenes=8, size=(64, 128)).__getitems__(list(range(8)))
     assert scene.flow is not None
-    frames, flow = train_victims.augment(scene.frames, scene.flow.half(), seeding.generator(0))
-    assert frames.dtype == flow.dtype == torch.float32
+    augmented = recipe.augmented(recipe.kept(scene).to("cpu"), seeding.generator(0))
+    frames, flow = augmented.frames, augmented.flow.float()
     assert 0 <= frames.min() < frames.max() <= 1
     mirrored = ((flow - scene.flow).abs().mean(dim=(1, 2, 3)) > 0.1).tolist()
     assert 0 < sum(mirrored) < 8
@@ -50,17 +58,82 @@ def test_augmented_pairs_keep_their_flow(train_victims: Any) -> None:
     assert (error.mean(dim=(1, 2, 3)) < still.mean(dim=(1, 2, 3))).all()
 
 
+def test_what_is_mirrored_keeps_its_depth_and_its_boxes(train_victims: Any) -> None:
+    frames = torch.zeros(8, 1, 3, 4, 10)
+    frames[..., 1:3, 6:9] = 1  # pixels 6 to 8: from 5.5 to 8.5
+    boxes = torch.tensor([[[5.5, 0.5, 8.5, 2.5, 1], [torch.nan] * 5]]).repeat(8, 1, 1)
+    given = Scene(frames, torch.arange(8), depth=frames[:, 0, :1], boxes=boxes)
+    seen = train_victims.mirrored(given, seeding.generator(0))
+    turned = seen.frames[:, 0, 0, 1, 1] == 1
+    assert 0 < turned.sum() < 8
+    assert torch.equal(seen.depth, seen.frames[:, 0, :1])
+    for turn, box in zip(turned, seen.boxes, strict=True):
+        assert box[0].tolist() == ([0.5, 0.5, 3.5, 2.5, 1] if turn else [5.5, 0.5, 8.5, 2.5, 1])
+        assert box[1].isnan().sum() >= 4
+
+
+def test_signs_are_not_mirrored(train_victims: Any) -> None:
+    scene = World(subject="sign", frames=1, size=(64, 64), scenes=8).__getitems__(list(range(8))).to("cpu")
+    frames = train_victims.RECIPES["classifier_residual"].augmented(scene, seeding.generator(0)).frames
+    as_it_was = (frames - scene.frames).abs().mean(dim=(1, 2, 3, 4))
+    assert (as_it_was < (frames - scene.frames.flip(-1)).abs().mean(dim=(1, 2, 3, 4))).all()
+
+
+def test_average_precision(train_victims: Any) -> None:
+    near, far, wrong = [0.0, 0, 10, 10], [20.0, 0, 30, 10], [50.0, 0, 60, 10]
+    truth = [torch.tensor([[*near, 0], [*far, 0], [torch.nan] * 5])]
+
+    def precision(*found: list[float], number: int = 0) -> float:
+        return train_victims.average_precision([torch.tensor(found).view(-1, 6)], truth, number)
+
+    assert precision([*near, 0.9, 0], [*far, 0.8, 0]) == 1
+    assert precision([*near, 0.9, 0]) == 0.5
+    assert precision([*near, 0.9, 0], [*far, 0.8, 1]) == 0.5  # another class
+    assert precision() == 0
+    assert math.isnan(precision(number=1))
+    assert precision([*wrong, 0.9, 0], [*near, 0.8, 0], [*far, 0.7, 0]) == pytest.approx(2 / 3)
+    # Found again is found wrongly: precision 1 up to a recall of 1/2, then 2/3.
+    assert precision([*near, 0.9, 0], [*near, 0.8, 0], [*far, 0.7, 0]) == pytest.approx((1 + 2 / 3) / 2)
+    assert precision([1.0, 0, 16, 10, 0.9, 0]) == 0.5  # 9 of 16
+    assert precision([4.0, 0, 14, 10, 0.9, 0]) == 0  # 6 of 14
+
+
+def test_the_best_of_all_scenes_comes_first(train_victims: Any) -> None:
+    box = [0.0, 0, 10, 10]
+    found = [torch.tensor([[50.0, 0, 60, 10, 0.5, 0]]), torch.tensor([[*box, 0.6, 0]])]
+    truth = [torch.tensor([[*box, 0]]), torch.tensor([[*box, 0]])]
+    assert train_victims.average_precision(found, truth, 0) == 0.5
+
+
+def test_suppression_keeps_the_best_of_each_class(train_victims: Any) -> None:
+    candidates = torch.tensor(
+        [[0.0, 0, 10, 10, 0.3, 0.1], [0, 1, 10, 10, 0.6, 0.2], [0, 0, 10, 10, 0.1, 0.5], [20, 0, 30, 10, 0.2, 0.1]]
+    )
+    kept = train_victims.detections(candidates)
+    expected = [[0, 1, 10, 10, 0.6, 0], [0, 0, 10, 10, 0.5, 1], [20, 0, 30, 10, 0.2, 0]]
+    torch.testing.assert_close(kept, torch.tensor(expected))
+
+
+TRAINED: dict[str, Any] = {
+    "flow_encoder_decoder": lambda weights: CompactFlow("encoder_decoder", weights),
+    "classifier_residual": lambda weights: CompactClassifier("residual", weights),
+    "depth_unet": lambda weights: CompactDepth("unet", weights),
+    "detector_centre": lambda weights: CompactDetector("centre", weights),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_trained_victim_can_be_attacked(
-    train_victims: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, train_victims: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_victims.validate, "__defaults__", (10,))
-    arguments = ["flow_encoder_decoder", "--steps", "2", "--scenes", "5", "--batch", "2", "--output", str(tmp_path)]
+    arguments = [name, "--steps", "2", "--scenes", "5", "--batch", "2", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["train_victims.py", *arguments])
     train_victims.main()
-    weights = tmp_path / "flow_encoder_decoder.safetensors"
-    assert CompactFlow("encoder_decoder", weights)(torch.rand(1, 2, 3, 64, 64)).isfinite().all()
-    card = (tmp_path / "flow_encoder_decoder.md").read_text()
-    assert "train_victims.py flow_encoder_decoder --steps 2 --batch 2 --scenes 5 --seed 0" in card
+    victim = TRAINED[name](tmp_path / f"{name}.safetensors")
+    assert victim(torch.rand(1, victim.frames, 3, 64, 64)).isfinite().all()
+    card = (tmp_path / f"{name}.md").read_text()
+    assert f"train_victims.py {name} --steps 2 --batch 2 --scenes 5 --seed 0" in card
+    assert "On 10 held-out scenes" in card
     assert card in capsys.readouterr().out
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from patchattack.scene import Scene, View
+from patchattack.patch import Patch
+from patchattack.scene import Scene, Source, View
+
+Textures = Callable[[int], Tensor]  # the number of a repetition to a texture [3, h, w]
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,12 @@ class Metric:
     Attributes:
         label: in words, with its unit.
         stronger: ``lower`` or ``higher``: which way a stronger attack moves it.
+        rate: each scene's value is a success, a failure, or a share of its draws; its interval is Wilson's.
     """
 
     label: str
     stronger: str
+    rate: bool = False
 
 
 class Attack(ABC):
@@ -33,9 +39,28 @@ class Attack(ABC):
         headline: the metric and the region that decide whether a patch works.
     """
 
-    task: ClassVar[str]
-    metrics_known: ClassVar[dict[str, Metric]]
+    task: str
+    metrics_known: Mapping[str, Metric]
     headline: tuple[str, str]
+
+    def bind(self, victim: Any, source: Source) -> None:  # noqa: B027 - many attacks have nothing to look up
+        """Meet the victim and the scenes once, before the work starts: turn names into numbers, say what cannot be.
+
+        Args:
+            victim: under test; ``classes``, ``name`` and what else its task's class declares.
+            source: of the scenes, with its ``classes``.
+
+        Raises:
+            InputError: what is asked for does not fit them.
+        """
+
+    def scenes(self, source: Source, predict: Callable[[Tensor], Any]) -> Source:
+        """The scenes that this attack can use, perhaps with what ``predict``, the victim, makes of them."""
+        return source
+
+    def controls(self, source: Source, patch: Patch) -> Mapping[str, Textures]:
+        """Textures that this task should be compared with, beside the grey and the random patch."""
+        return {}
 
     @abstractmethod
     def loss(self, hit: Any, clean: Any, scene: Scene, view: View) -> Tensor:
@@ -53,9 +78,14 @@ class Attack(ABC):
         """``(metric, region) -> [B]``; NaN where a scene has nothing to measure."""
 
     @abstractmethod
-    def pictures(self, outputs: list[Any]) -> list[Tensor]:
-        """One picture ``[3, H, W]`` in [0, 1] for each output of a single scene, on one common scale."""
+    def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
+        """One picture ``[3, H, W]`` in [0, 1] for each output of a single scene, on one common scale.
+
+        Args:
+            outputs: of the victim, each with a batch of one.
+            frames: ``[T, 3, H, W]`` in [0, 1] that each came from.
+        """
 
     @abstractmethod
-    def legend(self) -> tuple[Tensor, str]:
-        """A picture ``[3, h, w]`` in [0, 1] that explains the pictures, and a sentence to it."""
+    def legend(self) -> tuple[Tensor | None, str]:
+        """A picture ``[3, h, w]`` in [0, 1] that explains the pictures, or None, and a sentence to it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class FlowAttack(Attack):
     """
 
     task = "flow"
-    metrics_known: ClassVar = {
+    metrics_known: Mapping[str, Metric] = {
         "cosine": Metric("cosine similarity to the clean flow", "lower"),
         "turned": Metric("share of pixels whose flow turned by more than 90°", "higher"),
         "epe_clean": Metric("end-point error against the clean flow (px)", "higher"),
@@ -101,7 +101,7 @@ class FlowAttack(Attack):
             for region, part in regions(view).items()
         }
 
-    def pictures(self, outputs: list[Any]) -> list[Tensor]:
+    def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
         """Flows ``[1, 2, H, W]`` in the colours of Baker et al. 2011; the longest vector of all is fully saturated."""
         from torchvision.utils import flow_to_image
 

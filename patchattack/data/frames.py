@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from patchattack.data import images
 from patchattack.errors import InputError
-from patchattack.scene import Scene
+from patchattack.scene import Scene, Source
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 MEMORY = 8 * 2**30  # bytes that the decoded frames may take
@@ -23,7 +23,7 @@ MEMORY = 8 * 2**30  # bytes that the decoded frames may take
 _log = logging.getLogger(__name__)
 
 
-class Frames(torch.utils.data.Dataset[Scene]):
+class Frames(Source):
     """Pairs of frames ``i`` and ``i + stride`` of image sequences or of one video, without ground truth.
 
     Every folder that directly holds images, ``root`` or one below it, is a sequence in the natural order of its

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,3 +40,12 @@ def _refuse_truncated(path: Path) -> None:
             image.load()
     except OSError as error:
         raise InputError(f"{path}: expected a whole JPEG, got '{error}'; replace it or take it away") from error
+
+
+def read_16_bit(path: Path) -> Tensor:
+    """float32 ``[H, W]`` or ``[H, W, 3]`` (blue, green, red) from a 16-bit PNG."""
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        got = "a file that cannot be decoded" if values is None else str(values.dtype)
+        raise InputError(f"{path}: expected a 16-bit PNG, got {got}; copy the file again")
+    return torch.from_numpy(values.astype(np.float32))

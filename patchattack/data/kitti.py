@@ -10,15 +10,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
 from patchattack import geometry
 from patchattack.data import images
 from patchattack.errors import InputError
-from patchattack.scene import Scene
+from patchattack.scene import Scene, Source
 
 EARTH_RADIUS = 6378137.0  # metres, as in the raw data's development kit
 
@@ -42,7 +40,7 @@ class _Pair:
         return [value for field in fields(self) if isinstance(value := getattr(self, field.name), Path)]
 
 
-class Kitti(torch.utils.data.Dataset[Scene]):
+class Kitti(Source):
     """Pairs of KITTI's left colour camera, in one of two layouts that are found by themselves.
 
     - *Flow 2015* (Menze and Geiger, Object Scene Flow for Autonomous Vehicles, CVPR 2015):
@@ -109,7 +107,7 @@ class Kitti(torch.utils.data.Dataset[Scene]):
             if pair.flow_seen is not None:
                 occluded = crop(valid & ~_read_flow(pair.flow_seen)[1])
         if pair.depth is not None:
-            metres = _read_16_bit(pair.depth).unsqueeze(0) / 256
+            metres = images.read_16_bit(pair.depth).unsqueeze(0) / 256
             depth = crop(metres.where(metres > 0, torch.nan))
         if pair.intrinsics is not None:
             shift = torch.tensor([[0, 0, left], [0, 0, top], [0, 0, 0]])
@@ -125,10 +123,6 @@ class Kitti(torch.utils.data.Dataset[Scene]):
             intrinsics=intrinsics,
             motion=motion,
         )
-
-    def __getitems__(self, indices: list[int]) -> Scene:
-        """The pairs at ``indices`` as one batch, frames uint8."""
-        return Scene.concatenate([self[i] for i in indices])
 
 
 def _flow_2015(folder: Path) -> list[_Pair]:
@@ -257,15 +251,6 @@ def _png_size(path: Path) -> tuple[int, int]:
 def _read_flow(path: Path) -> tuple[Tensor, Tensor]:
     """Flow float32 ``[2, H, W]`` in pixels, NaN where unknown, and whether it is known, bool ``[1, H, W]``."""
     # KITTI's channels are u, v, valid in the file's order, which is red, green, blue; OpenCV turns it round.
-    valid, v, u = _read_16_bit(path).unbind(-1)
+    valid, v, u = images.read_16_bit(path).unbind(-1)
     known = (valid > 0).unsqueeze(0)
     return ((torch.stack([u, v]) - 2**15) / 64).where(known, torch.nan), known
-
-
-def _read_16_bit(path: Path) -> Tensor:
-    """float32 ``[H, W]`` or ``[H, W, 3]`` (blue, green, red) from a 16-bit PNG."""
-    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16:
-        got = "a file that cannot be decoded" if values is None else str(values.dtype)
-        raise InputError(f"{path}: expected a 16-bit PNG, got {got}; copy the file again")
-    return torch.from_numpy(values.astype(np.float32))

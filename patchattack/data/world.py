@@ -1,29 +1,34 @@
 """A procedural driving world, ray-cast in torch, with exact depth, flow, occlusion and planes that can carry a patch.
 
 Everything in the world is a textured parallelogram ``{o + a·u + b·v : 0 <= a, b <= 1}`` in metres: sky, ground,
-road, facades, the faces of vehicles, signs and one billboard. A camera that sees such a plane sees it through a
-homography, so one 3×3 product per plane and pixel gives the plane's coordinates and its inverse depth, the largest
-inverse depth is what is seen, and the ground truth follows in closed form.
+road, facades, the faces of vehicles, posters, and one subject that the scene is about. A camera that sees such a plane
+sees it through a homography, so one 3×3 product per plane and pixel gives the plane's coordinates and its inverse
+depth, the largest inverse depth is what is seen, and the ground truth follows in closed form.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from patchattack import geometry, seeding
-from patchattack.data import textures
+from patchattack.data import signs, textures
 from patchattack.errors import InputError
-from patchattack.scene import Scene
+from patchattack.scene import Scene, Source
 
 TILE = 96  # texels along a texture's side
 COUNTS = {"sky": 6, "ground": 8, "road": 8, "facade": 20, "vehicle": 20, "poster": 34}
 NEAR = 0.1  # metres; a plane that is nearer is not seen
 WIDEST = 110.0  # degrees that sky and ground are sure to fill
-LAYOUT, TEXTURES = 0, 1  # what a generator is for, beside the seed
+LAYOUT, TEXTURES, LABELS, SIGNS = 0, 1, 2, 3  # what a generator is for, beside the seed
+VARIANTS = 6  # textures of each kind of sign
+CLASSES = {"billboard": (), "sign": tuple(signs.SIGNS), "vehicle": ("vehicle", "sign"), "none": ()}  # by subject
+SMALLEST = 6  # pixels along both sides of an object that is worth a box
+SEEN = 0.4  # share of an object's pixels in the frame that nothing hides, if it is worth a box
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class Planes:
         repeat: ``[B, P, 2]`` how often the texture repeats along u and v.
         tile: ``[B, P]`` int64 row of the texture bank.
         gain: ``[B, P, 3]`` light on the plane, a factor on its colour.
+        objects: rows of each object's planes, the same in all scenes; the subject comes first, and the first of its
+            planes is the surface.
+        kinds: ``[B, N]`` int64 class of each object, or ``[B, 0]`` where there are no classes.
     """
 
     origin: Tensor
@@ -45,12 +53,25 @@ class Planes:
     repeat: Tensor
     tile: Tensor
     gain: Tensor
+    objects: list[range]
+    kinds: Tensor
 
 
-class World(torch.utils.data.Dataset[Scene]):
-    """Driving scenes of two frames with exact ground truth, rendered when they are asked for.
+class World(Source):
+    """Driving scenes with exact ground truth, rendered when they are asked for.
 
-    Scene ``i`` of a seed is always the same scene, whatever batch it comes in.
+    Scene ``i`` of a seed is always the same scene, whatever batch it comes in. What a scene is about, and what can
+    carry the patch, is its subject:
+
+    - ``billboard``: a board with random shapes, 5 to 14 m away.
+    - ``sign``: a traffic sign that spans 0.45 to 0.85 of the frame's shorter side, for classification. Its kind is the
+      scene's label; every ``len(classes)`` scenes show each kind once. There is one box, the sign's.
+    - ``vehicle``: the square rear of a vehicle 5 to 15 m ahead on the road, for detection. The boxes are those of
+      vehicles and of the signs beside the road, bounds of the pixels whose centres show them. Objects narrower or
+      lower than 6 px, or with less than 0.4 of their pixels in the frame in sight, have no box; the subject always has.
+    - ``none``: there is no surface, as for depth.
+
+    Depth is exact everywhere, and the sky's too: it is a wall 500 m straight ahead.
 
     Args:
         scenes: how many scenes there are.
@@ -59,9 +80,12 @@ class World(torch.utils.data.Dataset[Scene]):
         field_of_view: of the frame's width, degrees.
         supersampling: rays along each side of a pixel.
         device: where scenes are rendered.
+        frames: 2, or 1 without flow, occlusion and motion: then it is frame 0 of the two.
+        subject: ``billboard``, ``sign``, ``vehicle`` or ``none``.
+        camera_height: range in metres above the ground. Depth from one image is known up to this height only.
 
     Raises:
-        InputError: a number is out of range.
+        InputError: an option does not exist or a number is out of range.
     """
 
     def __init__(
@@ -72,6 +96,9 @@ class World(torch.utils.data.Dataset[Scene]):
         field_of_view: float = 90.0,
         supersampling: int = 2,
         device: str = "cpu",
+        frames: int = 2,
+        subject: str = "billboard",
+        camera_height: Sequence[float] = (1.2, 2.0),
     ) -> None:
         if scenes < 1 or len(size) != 2 or min(size) < 16 or seed < 0 or supersampling < 1:
             raise InputError(
@@ -86,15 +113,36 @@ class World(torch.utils.data.Dataset[Scene]):
                 f"data.size: expected frames at most {WIDEST:g}° high, got {upright:.0f}° for {list(size)}; "
                 "lower data.field_of_view or the height"
             )
+        if subject not in CLASSES or frames not in (1, 2):
+            raise InputError(
+                f"data=world: expected subject of {', '.join(CLASSES)} and frames 1 or 2, got {subject} and {frames}"
+            )
+        if subject == "sign" and frames == 2:
+            raise InputError("data.frames: expected 1 with data.subject=sign, got 2; the camera would drive past it")
+        if subject == "vehicle" and field_of_view < 75:
+            raise InputError(
+                f"data.field_of_view: expected at least 75° with data.subject=vehicle, got {field_of_view:g}; "
+                "the vehicle would leave the frame"
+            )
+        if len(camera_height) != 2 or not 0.5 <= camera_height[0] <= camera_height[1] <= 3:
+            raise InputError(
+                f"data.camera_height: expected [low, high] in metres within [0.5, 3], got {list(camera_height)}"
+            )
         self.scenes, self.size, self.seed, self.supersampling = scenes, (size[0], size[1]), seed, supersampling
+        self.frames, self.subject, self.camera_height = frames, subject, (camera_height[0], camera_height[1])
+        self.classes = CLASSES[subject]
         self.device = torch.device(device)
         self.intrinsics = geometry.camera_matrix(self.size, field_of_view)
         generator = seeding.generator(seed, TEXTURES)
         tiles = [textures.bank(kind, count, TILE, generator) for kind, count in COUNTS.items()]
+        if self.classes:
+            generator = seeding.generator(seed, SIGNS)
+            tiles += [signs.bank(kind, VARIANTS, TILE, generator) for kind in signs.SIGNS]
         self.atlas = geometry.MipAtlas.build(torch.cat(tiles).to(self.device), repeats=True)
         self.bank = self.atlas.image.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # all tiles below one another
-        starts = torch.tensor([0, *COUNTS.values()]).cumsum(0)
-        self.first_tile = dict(zip(COUNTS, starts.tolist(), strict=False))
+        self.counts = COUNTS | {"sign": VARIANTS * len(signs.SIGNS)}
+        starts = torch.tensor([0, *self.counts.values()]).cumsum(0)
+        self.first_tile = dict(zip(self.counts, starts.tolist(), strict=False))
 
     def __len__(self) -> int:
         return self.scenes
@@ -104,53 +152,100 @@ class World(torch.utils.data.Dataset[Scene]):
             raise IndexError(index)
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: list[int]) -> Scene:
+    def __getitems__(self, indices: Sequence[int]) -> Scene:
         """The scenes at ``indices`` as one batch, frames uint8."""
         if self.device.type == "cpu":  # one scene at a time stays in the cache: more than twice as fast
             return Scene.concatenate([self._scenes([i]) for i in indices])
-        return self._scenes(indices)
+        return self._scenes(list(indices))
 
     @torch.no_grad()
     def _scenes(self, indices: list[int]) -> Scene:
         draws = torch.stack([torch.rand(320, generator=seeding.generator(self.seed, LAYOUT, i)) for i in indices])
-        planes, surface_plane, rotations, centres = self._lay_out(draws)
+        label = torch.tensor([self._label(i) for i in indices]) if self.subject == "sign" else None
+        planes, rotations, centres = self._lay_out(draws, label)
         to_pixels = torch.stack(
-            [self._to_pixels(planes, t, rotations[:, t], centres[:, t]) for t in range(2)], dim=1
+            [self._to_pixels(planes, t, rotations[:, t], centres[:, t]) for t in range(self.frames)], dim=1
         )  # [B, T, P, 3, 3] in float64: (a, b, 1) to pixels times depth
         to_planes = torch.linalg.inv(to_pixels).float().to(self.device)
         gain, repeat, tile = (x.to(self.device) for x in (planes.gain, planes.repeat, planes.tile))
-        frames = torch.stack([self._render(to_planes[:, t], gain, repeat, tile) for t in range(2)], dim=1)
+        frames = torch.stack([self._render(to_planes[:, t], gain, repeat, tile) for t in range(self.frames)], dim=1)
 
         grid = geometry.pixel_grid(self.size, self.device)  # [H, W, 2]
-        rows = torch.arange(len(indices))
-        hits = [_cast(to_planes[:, t], grid[:1, :, 0], grid[:, :1, 1]) for t in range(2)]
-        target, target_depth = self._follow(to_pixels[:, 1], hits[0])
-        there = _cast(to_planes[:, 1], target[:, None, ..., 0], target[:, None, ..., 1])
-        last = torch.tensor([self.size[1] - 0.5, self.size[0] - 0.5], device=self.device)
-        left = ((target < -0.5) | (target > last)).any(-1) | (target_depth <= 0)
-        hidden = (there.plane != hits[0].plane) & (there.inverse_depth * target_depth > 1 + 1e-4)
-
-        square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
-        on_surface = [
-            _cast(to_planes[rows, t, surface_plane].unsqueeze(1), grid[:1, :, 0], grid[:, :1, 1]).inverse_depth > 0
-            for t in range(2)
-        ]
-        elsewhere = [hit.plane != surface_plane.to(self.device).view(-1, 1, 1) for hit in hits]
-        occluder = torch.stack([on & other for on, other in zip(on_surface, elsewhere, strict=True)], dim=1)
-        motion = torch.eye(4, dtype=torch.float64).repeat(len(indices), 1, 1)
-        motion[:, :3, :3] = rotations[:, 1] @ rotations[:, 0].mT
-        motion[:, :3, 3] = (rotations[:, 1] @ (centres[:, 0] - centres[:, 1]).unsqueeze(-1)).squeeze(-1)
+        hits = [_cast(to_planes[:, t], grid[:1, :, 0], grid[:, :1, 1]) for t in range(self.frames)]
+        truth: dict[str, Tensor] = {}
+        if self.frames == 2:
+            truth |= self._motion(to_pixels, to_planes, hits[0], rotations, centres)
+        if planes.objects:
+            truth |= self._surface(planes.objects[0][0], to_pixels, to_planes, hits)
+        if self.classes:
+            truth["boxes"] = self._boxes(planes, to_planes[:, 0], hits[0])
+        if label is not None:
+            truth["label"] = label
         return Scene(
             frames=frames,
             index=torch.tensor(indices),
-            flow=(target - grid).permute(0, 3, 1, 2),
-            occluded=(left | hidden).unsqueeze(1),
             depth=(1 / hits[0].inverse_depth).unsqueeze(1),
             intrinsics=self.intrinsics.repeat(len(indices), 1, 1),
-            motion=motion.float(),
-            surface=geometry.project(to_pixels[rows, :, surface_plane], square).float(),
-            occluder=occluder.unsqueeze(2),
+            **truth,
         )
+
+    def _label(self, index: int) -> int:
+        """The sign in scene ``index``: every round of scenes shows each kind once, in an order of its own."""
+        turn, place = divmod(index, len(self.classes))
+        order = torch.randperm(len(self.classes), generator=seeding.generator(self.seed, LABELS, turn))
+        return int(order[place])
+
+    def _motion(
+        self, to_pixels: Tensor, to_planes: Tensor, first: _Hit, rotations: Tensor, centres: Tensor
+    ) -> dict[str, Tensor]:
+        """Flow, what is occluded in frame 1 and the camera's motion; ``first`` is what frame 0 shows."""
+        grid = geometry.pixel_grid(self.size, self.device)
+        target, target_depth = self._follow(to_pixels[:, 1], first)
+        there = _cast(to_planes[:, 1], target[:, None, ..., 0], target[:, None, ..., 1])
+        last = torch.tensor([self.size[1] - 0.5, self.size[0] - 0.5], device=self.device)
+        left = ((target < -0.5) | (target > last)).any(-1) | (target_depth <= 0)
+        hidden = (there.plane != first.plane) & (there.inverse_depth * target_depth > 1 + 1e-4)
+        motion = torch.eye(4, dtype=torch.float64).repeat(len(to_pixels), 1, 1)
+        motion[:, :3, :3] = rotations[:, 1] @ rotations[:, 0].mT
+        motion[:, :3, 3] = (rotations[:, 1] @ (centres[:, 0] - centres[:, 1]).unsqueeze(-1)).squeeze(-1)
+        return {
+            "flow": (target - grid).permute(0, 3, 1, 2),
+            "occluded": (left | hidden).unsqueeze(1),
+            "motion": motion.float(),
+        }
+
+    def _surface(self, plane: int, to_pixels: Tensor, to_planes: Tensor, hits: list[_Hit]) -> dict[str, Tensor]:
+        """The corners of plane ``plane`` in every frame, and where something else is seen in its place."""
+        grid = geometry.pixel_grid(self.size, self.device)
+        square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+        occluder = [
+            (_cast(to_planes[:, t, plane].unsqueeze(1), grid[:1, :, 0], grid[:, :1, 1]).inverse_depth > 0)
+            & (hit.plane != plane)
+            for t, hit in enumerate(hits)
+        ]
+        return {
+            "surface": geometry.project(to_pixels[:, :, plane], square).float(),
+            "occluder": torch.stack(occluder, dim=1).unsqueeze(2),
+        }
+
+    def _boxes(self, planes: Planes, to_planes: Tensor, hit: _Hit) -> Tensor:
+        """``[B, N, 5]`` of what ``hit`` shows of the objects, those without a box last."""
+        grid = geometry.pixel_grid(self.size, self.device)
+        boxes, kept = [], []
+        for rows in planes.objects:
+            own = slice(rows.start, rows.stop)
+            alone = _cast(to_planes[:, own], grid[:1, :, 0], grid[:, :1, 1]).inverse_depth > 0  # [B, H, W]
+            seen = (hit.plane >= rows.start) & (hit.plane < rows.stop)
+            (left, right), (top, bottom) = _bounds(seen.any(dim=1)), _bounds(seen.any(dim=2))
+            boxes.append(torch.stack([left, top, right, bottom], dim=-1))
+            big = torch.minimum(right - left, bottom - top) >= SMALLEST
+            kept.append(big & (seen.sum(dim=(1, 2)) >= SEEN * alone.sum(dim=(1, 2))))
+        kept[0] = boxes[0][:, 0] < boxes[0][:, 2]  # the subject, wherever a pixel of it is seen
+        keep = torch.stack(kept, dim=1)
+        table = torch.cat([torch.stack(boxes, dim=1), planes.kinds.to(self.device).unsqueeze(-1)], dim=-1)
+        table = table.where(keep.unsqueeze(-1), torch.nan)
+        order = keep.int().argsort(dim=1, descending=True, stable=True)
+        return table.gather(1, order.unsqueeze(-1).expand_as(table))
 
     def _to_pixels(self, planes: Planes, t: int, rotation: Tensor, centre: Tensor) -> Tensor:
         """``[B, P, 3, 3]`` from plane coordinates ``(a, b, 1)`` to pixels of frame ``t`` times depth."""
@@ -185,10 +280,11 @@ class World(torch.utils.data.Dataset[Scene]):
         there = matrix[..., 0] * hit.a.unsqueeze(-1) + matrix[..., 1] * hit.b.unsqueeze(-1) + matrix[..., 2]
         return there[..., :2] / there[..., 2:], there[..., 2]
 
-    def _lay_out(self, draws: Tensor) -> tuple[Planes, Tensor, Tensor, Tensor]:
-        """Planes, the billboard's row ``[B]``, rotations to cameras ``[B, 2, 3, 3]`` and their centres ``[B, 2, 3]``.
+    def _lay_out(self, draws: Tensor, label: Tensor | None) -> tuple[Planes, Tensor, Tensor]:
+        """Planes, rotations to cameras ``[B, 2, 3, 3]`` and their centres ``[B, 2, 3]``.
 
-        ``draws`` are uniform numbers ``[B, k]``, taken one after another.
+        ``draws`` are uniform numbers ``[B, k]``, taken one after another; ``label`` numbers the sign that is the
+        subject.
         """
         draws = draws.double()
         batch, taken = len(draws), 0
@@ -218,12 +314,12 @@ class World(torch.utils.data.Dataset[Scene]):
                     "v": v,
                     "velocity": torch.zeros_like(origin) if velocity is None else velocity,
                     "repeat": repeat,
-                    "tile": (self.first_tile[kind] + (take(0, 1) * COUNTS[kind]).long()).squeeze(1),
+                    "tile": (self.first_tile[kind] + (take(0, 1) * self.counts[kind]).long()).squeeze(1),
                     "gain": take(0.55, 1.15) * take(0.95, 1.05, 3),
                 }
             )
 
-        ground = take(1.2, 2.0)  # metres below the camera
+        ground = take(*self.camera_height)  # metres below the camera
         half_road = take(3.5, 7.0)
         add("sky", xyz(-1500, -1000, 500), xyz(3000, 0, 0), xyz(0, 1500, 0), metres=800)
         add("ground", xyz(-250, ground, -20), xyz(500, 0, 0), xyz(0, 0, 500), metres=3)
@@ -248,9 +344,17 @@ class World(torch.utils.data.Dataset[Scene]):
         add(
             "facade", xyz(take(-60, -10), ground - 18, take(50, 120)), xyz(take(40, 90), 0, 0), xyz(0, 18, 0), metres=10
         )
-        for _ in range(3):
+        vehicles, roadside = [], []
+        for i in range(3):
             width, height, length = take(1.6, 2.4), take(1.4, 3.2), take(3, 7)
-            centre = xyz(take(-1, 1) * (half_road + 1), ground, take(6, 40))
+            if self.subject == "vehicle" and i == 0:
+                height, near = width, take(5, 15)
+                centre = xyz(take(-0.2, 0.2) * near, rise, near)
+            elif self.subject == "vehicle":  # the others do not hide it or stand in it
+                centre = xyz(take(-1, 1) * (half_road + 1), ground, near + take(8, 25))
+            else:
+                centre = xyz(take(-1, 1) * (half_road + 1), ground, take(6, 40))
+            vehicles.append(range(len(rows), len(rows) + 4))
             turn = geometry.rotation(xyz(0, take(-25, 25), 0))
             across, along, up = turn[..., 0] * width, turn[..., 2] * length, xyz(0, -1, 0) * height
             moves = (take(0, 1) < 0.7).double()
@@ -260,12 +364,14 @@ class World(torch.utils.data.Dataset[Scene]):
             add("vehicle", corner, along, -up, velocity=velocity)
             add("vehicle", corner + across, along, -up, velocity=velocity)
             add("vehicle", corner, across, along, velocity=velocity)
+        board = "sign" if self.subject == "vehicle" else "poster"
         for _ in range(3):
             left_or_right = take(0, 1).round() * 2 - 1
             extent = take(0.7, 1.6)
             corner = xyz(left_or_right * (half_road + take(0.2, 3)), ground - take(1.8, 3.5), take(5, 25))
             turn = geometry.rotation(xyz(0, take(-25, 25), 0))
-            add("poster", corner, turn[..., 0] * extent, turn[..., 1] * extent)
+            roadside.append(range(len(rows), len(rows) + 1))
+            add(board, corner, turn[..., 0] * extent, turn[..., 1] * extent)
 
         rotation_0 = geometry.rotation(torch.cat([take(-4, 4), take(-10, 10), take(-2, 2)], dim=-1))
         change = geometry.rotation(torch.cat([take(-0.5, 0.5), take(-1.5, 1.5), take(-0.6, 0.6)], dim=-1))
@@ -273,16 +379,35 @@ class World(torch.utils.data.Dataset[Scene]):
         rotations = torch.stack([rotation_0, change @ rotation_0], dim=1)
         centres = torch.stack([torch.zeros_like(advance), advance], dim=1)
 
-        # The billboard is laid out as the camera sees it, so that it fills a good part of the frame.
-        height_px, width_px = self.size
-        depth, turn = take(5, 14), geometry.rotation(torch.cat([take(-8, 8), take(-35, 35), take(-5, 5)], dim=-1))
-        focal = float(self.intrinsics[0, 0])
-        extent = take(0.3, 0.5) * min(height_px, width_px) * depth / focal
-        pixel = torch.cat([take(0.2, 0.8) * width_px, take(0.2, 0.7) * height_px, torch.ones_like(depth)], dim=-1)
-        ray = (torch.linalg.inv(self.intrinsics.double()) @ pixel.unsqueeze(-1)).squeeze(-1)
-        middle = (rotation_0.mT @ (ray * depth).unsqueeze(-1)).squeeze(-1)
-        middle[:, 1:2] = torch.minimum(middle[:, 1:2], ground - 0.6 * extent)
-        add("poster", middle - extent * (turn[..., 0] + turn[..., 1]) / 2, turn[..., 0] * extent, turn[..., 1] * extent)
+        objects, kinds = [], torch.empty(batch, 0, dtype=torch.long)
+        if self.subject == "vehicle":
+            objects, kinds = [*vehicles, *roadside], torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(batch, -1)
+        elif self.subject != "none":
+            objects = [range(len(rows), len(rows) + 1)]
+            # The subject is laid out as the camera sees it, so that it fills a good part of the frame.
+            shorter, focal = min(self.size), float(self.intrinsics[0, 0])
+            frame = torch.tensor([self.size[1], self.size[0]])
+            if label is None:
+                depth = take(5, 14)
+                turn = geometry.rotation(torch.cat([take(-8, 8), take(-35, 35), take(-5, 5)], dim=-1))
+                extent = take(0.3, 0.5) * shorter * depth / focal
+                place = torch.cat([take(0.2, 0.8), take(0.2, 0.7)], dim=-1) * frame
+            else:
+                kinds = label.unsqueeze(1)
+                extent, span = take(0.6, 1.0), take(0.45, 0.85) * shorter  # in metres and in pixels
+                depth = extent * focal / span
+                turn = geometry.rotation(torch.cat([take(-8, 8), take(-35, 35), take(-5, 5)], dim=-1))
+                turn = rotation_0.mT @ turn
+                place = (frame - 1) / 2 + (frame - span) * take(-0.5, 0.5, 2)
+            pixel = torch.cat([place, torch.ones_like(depth)], dim=-1)
+            ray = (torch.linalg.inv(self.intrinsics.double()) @ pixel.unsqueeze(-1)).squeeze(-1)
+            middle = (rotation_0.mT @ (ray * depth).unsqueeze(-1)).squeeze(-1)
+            middle[:, 1:2] = torch.minimum(middle[:, 1:2], ground - 0.6 * extent)
+            corner = middle - extent * (turn[..., 0] + turn[..., 1]) / 2
+            add("poster", corner, turn[..., 0] * extent, turn[..., 1] * extent)
+            if label is not None:
+                variant = (take(0, 1) * VARIANTS).long().squeeze(1)
+                rows[-1]["tile"] = self.first_tile["sign"] + label * VARIANTS + variant
 
         stacked = {name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}
         light = take(0.6, 1.2).unsqueeze(1)
@@ -294,8 +419,10 @@ class World(torch.utils.data.Dataset[Scene]):
             stacked["repeat"].float(),
             stacked["tile"],
             (stacked["gain"] * light).float(),
+            objects,
+            kinds,
         )
-        return planes, torch.full((batch,), len(rows) - 1), rotations, centres
+        return planes, rotations, centres
 
 
 @dataclass(frozen=True)
@@ -317,3 +444,11 @@ def _cast(to_planes: Tensor, x: Tensor, y: Tensor) -> _Hit:
     inverse_depth, plane = torch.where(inside & (w < 1 / NEAR), w, 0).max(dim=1)
     a, b = (values.gather(1, plane.unsqueeze(1)).squeeze(1) / inverse_depth for values in (a, b))
     return _Hit(plane, a, b, inverse_depth)
+
+
+def _bounds(shown: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the pixels of rows ``[B, n]`` that are shown begin and end, ``[B]``; the end is first where none is."""
+    places = torch.arange(shown.shape[1], device=shown.device)
+    first = torch.where(shown, places, shown.shape[1]).amin(dim=1)
+    last = torch.where(shown, places, -1).amax(dim=1)
+    return first - 0.5, last + 0.5

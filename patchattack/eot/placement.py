@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,25 @@ from patchattack.scene import Scene
 MOTIONS = ("static", "scene", "random")
 DRAWS = 16  # uniform numbers that one scene's placement takes
 SQUARE = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]], dtype=torch.float64)
+
+
+class Placement(Protocol):
+    """Draws where the patch lies."""
+
+    def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
+        """Corners ``[B, T, 4, 2]``, float64 on the host, of the patch as printed.
+
+        Args:
+            scene: whose frames the patch goes into.
+            patch: gives its proportions and how much of them the mask fills; its texture is not used.
+            numbers: ``[B, 16]`` uniform random numbers in [0, 1).
+
+        Raises:
+            InputError: the patch is larger than the frame, or the scene cannot carry it.
+        """
+
+    def on_surface(self, scene: Scene) -> bool:
+        """The patch lies on the scene's surface, so that what stands in front of that hides it."""
 
 
 class Uniform:
@@ -69,19 +89,7 @@ class Uniform:
         self.speed = checked_range("placement.speed", (-speed, speed), -1, 1)
 
     def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
-        """Corners of the patch.
-
-        Args:
-            scene: whose frames the patch goes into.
-            patch: gives its proportions and how much of them the mask fills; its texture is not used.
-            numbers: ``[B, 16]`` uniform random numbers in [0, 1).
-
-        Returns:
-            ``[B, T, 4, 2]`` float64 on the host.
-
-        Raises:
-            InputError: the patch is larger than the frame, or the scene cannot carry it.
-        """
+        """As :class:`Placement` says."""
         columns = iter(numbers.double().unbind(-1))
 
         def take(low: float, high: float) -> Tensor:
@@ -90,8 +98,8 @@ class Uniform:
         scale, turn = take(*self.scale), take(*self.rotation)
         tilts = torch.stack([take(*self.tilt), take(*self.tilt), torch.zeros_like(scale)], dim=-1)
         place = torch.stack([take(*self.x), take(*self.y)], dim=-1)
-        if self.motion == "scene" and scene.surface is not None:
-            return self._on_surface(scene.surface, scale, turn, patch.size_mm)
+        if scene.surface is not None and self.on_surface(scene):
+            return on_plane(scene.surface, scale, turn, torch.full_like(place, 0.5), patch.size_mm)
         width, height = self._size(scene.size, patch)
         frame = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
         board = SQUARE * torch.tensor([width, height], dtype=torch.float64)  # [4, 2] pixels about the patch's centre
@@ -130,14 +138,75 @@ class Uniform:
             )
         return width, height
 
-    @staticmethod
-    def _on_surface(surface: Tensor, scale: Tensor, turn: Tensor, size_mm: tuple[float, float]) -> Tensor:
-        """The largest upright patch of these proportions on a square surface, scaled and turned in its plane."""
-        board = SQUARE * torch.tensor(size_mm, dtype=torch.float64) / max(size_mm)
-        angle = torch.deg2rad(turn)
-        spin = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
-        on_plane = board @ spin.mT * scale.view(-1, 1, 1) + 0.5
-        return geometry.project(geometry.homography_from_corners(surface), on_plane.unsqueeze(1))
+    def on_surface(self, scene: Scene) -> bool:
+        """With ``motion=scene``, where there is a surface."""
+        return self.motion == "scene" and scene.surface is not None
+
+
+class OnSurface:
+    """On the scene's own surface: the plane of an object, or a square on its box.
+
+    Args:
+        size: the patch's longer side as a share of the surface's side.
+        scale: range of a factor on the size.
+        rotation: range in degrees in the surface's plane, counter-clockwise.
+        x: range of the patch's centre along the surface, from 0 (left) to 1 (right).
+        y: likewise from 0 (top) to 1 (bottom).
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        size: float = 0.5,
+        scale: Sequence[float] = (0.95, 1.05),
+        rotation: Sequence[float] = (-5, 5),
+        x: Sequence[float] = (0.5, 0.5),
+        y: Sequence[float] = (0.5, 0.5),
+    ) -> None:
+        self.size = checked_range("placement.size", (size, size), 0.01)[0]
+        self.scale = checked_range("placement.scale", scale, 0.01)
+        self.rotation = checked_range("placement.rotation", rotation, -180, 180)
+        self.x, self.y = checked_range("placement.x", x), checked_range("placement.y", y)
+
+    def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
+        """As :class:`Placement` says."""
+        if scene.surface is None:
+            raise InputError(
+                "placement=surface: expected data whose scenes have a surface that carries the patch, got none; "
+                "use data=signs or data=traffic, an attack on objects, or placement=uniform"
+            )
+        ranges = (self.scale, self.rotation, self.x, self.y)
+        scale, turn, x, y = (
+            column * (high - low) + low
+            for column, (low, high) in zip(numbers.double().unbind(-1), ranges, strict=False)
+        )
+        return on_plane(scene.surface, self.size * scale, turn, torch.stack([x, y], dim=-1), patch.size_mm)
+
+    def on_surface(self, scene: Scene) -> bool:
+        """Always."""
+        return True
+
+
+def on_plane(surface: Tensor, scale: Tensor, turn: Tensor, centre: Tensor, size_mm: tuple[float, float]) -> Tensor:
+    """A patch of these proportions on square surfaces.
+
+    Args:
+        surface: ``[B, T, 4, 2]`` corners of a square.
+        scale: ``[B]`` the patch's longer side as a share of the square's.
+        turn: ``[B]`` degrees in the square's plane.
+        centre: ``[B, 2]`` of the patch, as shares of the square's sides.
+        size_mm: width and height.
+
+    Returns:
+        ``[B, T, 4, 2]``.
+    """
+    board = SQUARE * torch.tensor(size_mm, dtype=torch.float64) / max(size_mm)
+    angle = torch.deg2rad(turn)
+    spin = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
+    board = board @ spin.mT * scale.view(-1, 1, 1) + centre.unsqueeze(1)
+    return geometry.project(geometry.homography_from_corners(surface), board.unsqueeze(1))
 
 
 def _moved(

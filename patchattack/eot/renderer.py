@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
-from patchattack.eot.placement import DRAWS, Uniform
+from patchattack.eot.placement import DRAWS, Placement
 from patchattack.eot.transform import Transform, saturate
 from patchattack.patch import Patch
 from patchattack.scene import Scene, View
@@ -49,7 +49,7 @@ class Renderer:
 
     def __init__(
         self,
-        placement: Uniform,
+        placement: Placement,
         appearance: Mapping[str, Transform] | None = None,
         camera: Mapping[str, Transform] | None = None,
         whole_frame: bool = False,
@@ -81,7 +81,7 @@ class Renderer:
 
         return Draw(
             corners=self.placement.draw(scene, patch, numbers),
-            on_surface=self.placement.motion == "scene" and scene.surface is not None,
+            on_surface=self.placement.on_surface(scene),
             appearance=tuple(torch.stack([t.draw(g) for g in generators]) for t in self.appearance),
             camera=tuple(parameters(transform) for transform in self.camera),
         )

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from torch import Tensor
 
-from patchattack.files import write
+from patchattack.reporting.page import DAY, axes_of, figure_style, number, svg, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-CONDITIONS = {"clean": "no patch", "grey": "grey card", "random": "random patch", "patch": "optimised patch"}
+CONDITIONS = {
+    "clean": "no patch",
+    "grey": "grey card",
+    "random": "random patch",
+    "photo": "photo of the target",
+    "patch": "optimised patch",
+}
 REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
 ARROWS = {"lower": "↓", "higher": "↑"}
-
-# Each role's colour by day and by night. Figures are drawn in the colours of the day, which then become CSS variables.
-COLOURS = {
-    "paper": ("#fdfdfc", "#15171a"),
-    "panel": ("#f4f4f1", "#1e2125"),
-    "rule": ("#dfe0dd", "#33373d"),
-    "muted": ("#666b73", "#9aa1ab"),
-    "ink": ("#1a1c1f", "#e9eaec"),
-    "patch": ("#c2410c", "#fb8a4c"),
-    "random": ("#2f6690", "#7db7e0"),
-    "calm": ("#3f6f4e", "#8cc6a0"),
-}
-_DAY = {role: day for role, (day, _) in COLOURS.items()}
-_WIDEST = 640  # pixels; larger frames are shown reduced
 
 
 @dataclass(frozen=True)
@@ -107,36 +93,23 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from matplotlib import rc_context
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"png": _png, "number": _number}
     metric, region = report.headline
     panels = [panel for example in report.examples for panel in example.panels.values()]
-    style = rc_context(
-        {
-            "svg.fonttype": "none",  # text stays text, in the page's font
-            "svg.hashsalt": "patchattack",  # the same report has the same bytes
-            "text.parse_math": False,
-            "savefig.transparent": True,
-        }
-    )
-    with style:
-        html = environment.get_template("report.html.j2").render(
+    # Of a task whose outputs have no pixels there is one region, and it goes without saying.
+    regions = REGIONS if {row["region"] for row in report.rows} != {"all"} else {"all": ""}
+    shown = regions.get(region, region)
+    with figure_style():
+        write_page(
+            path,
+            "report.html.j2",
+            title=report.title,
             report=report,
             metric=metric,
             region=region,
             conditions=CONDITIONS,
-            regions=REGIONS,
+            regions=regions,
+            where=f", {shown}" if shown else "",
             arrows=ARROWS,
-            colours=COLOURS,
             order=_in_order({row["condition"] for row in report.rows}),
             table=_table(report.rows),
             columns=len(panels[0].frames) + 1 if panels else 0,
@@ -145,7 +118,6 @@ def write_report(path: Path, report: Report) -> None:
             losses=_losses(report.history),
             validation=_validation(report),
         )
-    write(path, html)
 
 
 def _in_order(conditions: set[str]) -> list[str]:
@@ -162,36 +134,17 @@ def _table(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[s
     return table
 
 
-def _number(value: float) -> str:
-    """Three significant digits, at most three decimals."""
-    if not math.isfinite(value):
-        return "–"
-    decimals = 2 - math.floor(math.log10(max(abs(value), 0.1)))
-    return f"{value:,.{max(decimals, 0)}f}".replace("-", "−")
-
-
-def _png(image: Tensor) -> str:
-    """``[3 or 4, h, w]`` in [0, 1] as a data URI."""
-    pixels = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    height, width = pixels.shape[:2]
-    if width > _WIDEST:
-        pixels = cv2.resize(pixels, (_WIDEST, round(height * _WIDEST / width)), interpolation=cv2.INTER_AREA)
-    order = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
-    _, encoded = cv2.imencode(".png", cv2.cvtColor(pixels, order))
-    return "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
-
-
 def _effect(report: Report) -> str:
     """The headline metric under every condition, with its interval."""
-    figure, axes = _axes(height=2.1)
+    figure, axes = axes_of(height=2.1)
     found = _table(report.rows)[report.headline]
     order = _in_order(set(found))
     for place, condition in enumerate(order):
-        row, colour = found[condition], _DAY.get(condition, _DAY["muted"])
+        row, colour = found[condition], DAY.get(condition, DAY["muted"])
         axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2, solid_capstyle="round")
         axes.plot(row["mean"], place, "o", color=colour, markersize=7)
         axes.annotate(
-            _number(row["mean"]),
+            number(row["mean"]),
             (row["mean"], place),
             (0, 7),
             textcoords="offset points",
@@ -199,14 +152,14 @@ def _effect(report: Report) -> str:
             color=colour,
             size=9,
         )
-    axes.set_yticks(range(len(order)), [CONDITIONS.get(condition, condition) for condition in order], color=_DAY["ink"])
+    axes.set_yticks(range(len(order)), [CONDITIONS.get(condition, condition) for condition in order], color=DAY["ink"])
     axes.set_ylim(len(order) - 0.5, -0.8)
     axes.margins(x=0.12)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=_DAY["rule"], linewidth=0.6)
+    axes.grid(axis="x", color=DAY["rule"], linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(report.labels[report.headline[0]])
-    return _svg(figure)
+    return svg(figure)
 
 
 def _losses(history: list[dict[str, float]]) -> str | None:
@@ -215,9 +168,9 @@ def _losses(history: list[dict[str, float]]) -> str | None:
     names = [name for name in names if name != "step" and not name.startswith("validation/")]
     if not names:
         return None
-    figure, axes = _axes(height=2.5)
+    figure, axes = axes_of(height=2.5)
     for place, name in enumerate(names):
-        colour = [_DAY["ink"], _DAY["random"], _DAY["calm"], _DAY["muted"]][place % 4]
+        colour = [DAY["ink"], DAY["random"], DAY["calm"], DAY["muted"]][place % 4]
         steps, values = _series(history, name)
         window = max(1, len(values) // 40)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
@@ -225,39 +178,26 @@ def _losses(history: list[dict[str, float]]) -> str | None:
         axes.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.6, label=name)
     axes.set_xlabel("step")
     _legend(axes)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _validation(report: Report) -> str | None:
     """The headline metric on validation scenes, for the patch and for the control."""
     if not any("validation/patch" in line for line in report.history):
         return None
-    figure, axes = _axes(height=2.5)
+    figure, axes = axes_of(height=2.5)
     for condition in ("random", "patch"):
         steps, values = _series(report.history, f"validation/{condition}")
-        axes.plot(steps, values, "o-", color=_DAY[condition], linewidth=1.6, markersize=3, label=CONDITIONS[condition])
+        axes.plot(steps, values, "o-", color=DAY[condition], linewidth=1.6, markersize=3, label=CONDITIONS[condition])
     axes.set_xlabel("step")
     _legend(axes)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _series(history: list[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one scalar, where it was logged."""
     lines = [line for line in history if name in line]
     return np.array([line["step"] for line in lines]), np.array([line[name] for line in lines])
-
-
-def _axes(height: float) -> tuple[Figure, Axes]:
-    """A figure as wide as a phone, ``height`` inches high."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.8, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set_color(_DAY["rule"])
-    axes.tick_params(colors=_DAY["muted"], labelsize=8, width=0.6)
-    axes.xaxis.label.set(color=_DAY["muted"], size=8)
-    return figure, axes
 
 
 def _legend(axes: Axes) -> None:
@@ -269,17 +209,5 @@ def _legend(axes: Axes) -> None:
         ncols=3,
         fontsize=8,
         frameon=False,
-        labelcolor=_DAY["ink"],
+        labelcolor=DAY["ink"],
     )
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as inline SVG in the page's colours."""
-    from markupsafe import Markup
-
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata=dict.fromkeys(["Creator", "Date", "Format", "Type"]))
-    svg = re.sub(r"^.*?<svg ([^>]*?)width=\S+ height=\S+", r"<svg \1", text.getvalue(), flags=re.DOTALL)
-    for role, day in _DAY.items():
-        svg = svg.replace(day, f"var(--{role})")
-    return Markup(svg)

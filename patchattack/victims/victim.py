@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchattack.errors import InputError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green and blue
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Victim(nn.Module, ABC):
@@ -25,11 +31,13 @@ class Victim(nn.Module, ABC):
         network: the network itself.
         task: what the output is, such as "flow"; set by the class of the task.
         frames: how many frames of a scene the victim takes; set by the class of the task.
+        classes: names of what it tells apart, in the order of its outputs; empty where it tells nothing apart.
     """
 
     task: str
     frames: int
     network: nn.Module
+    classes: tuple[str, ...] = ()
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()
@@ -39,6 +47,25 @@ class Victim(nn.Module, ABC):
     def train(self, mode: bool = True) -> Victim:
         """Stay in eval mode: statistics and dropout of a network under test do not change."""
         return super().train(False)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        """Let what is random in the victim come from ``generator`` until the next call; most have nothing random.
+
+        None, the state to begin with, takes everything that the victim could do.
+        """
+
+    def checked(self, frames: Tensor) -> Tensor:
+        """``frames`` as they came.
+
+        Raises:
+            InputError: they are not ``[B, T, 3, H, W]`` floats with as many frames as the victim takes.
+        """
+        if frames.ndim != 5 or frames.shape[1:3] != (self.frames, 3) or not frames.is_floating_point():
+            raise InputError(
+                f"victim {self.name}: expected frames [B, {self.frames}, 3, H, W] as floats in [0, 1], "
+                f"got {list(frames.shape)} of {frames.dtype}; choose data with {self.frames} frame(s) per scene"
+            )
+        return frames
 
     @abstractmethod
     def forward(self, frames: Tensor) -> Any:
@@ -88,19 +115,194 @@ class FlowVictim(Victim):
         Raises:
             InputError: the frames have another shape or are not floats.
         """
-        if frames.ndim != 5 or frames.shape[1:3] != (2, 3) or not frames.is_floating_point():
-            raise InputError(
-                f"victim {self.name}: expected pairs of frames [B, 2, 3, H, W] as floats in [0, 1], "
-                f"got {list(frames.shape)} of {frames.dtype}; choose data with two frames per scene"
-            )
-        height, width = frames.shape[-2:]
-        rows, columns = (self._missing(side) for side in (height, width))
-        # Half on each side, as RAFT's InputPadder does: no border of the frame is worse off than the one opposite.
-        top, left = rows // 2, columns // 2
-        padded = F.pad(frames.flatten(0, 1), (left, columns - left, top, rows - top), mode="replicate")
+        height, width = self.checked(frames).shape[-2:]
+        padded, top, left = padded_to(frames.flatten(0, 1), self.multiple, self.minimum)
         flow = self.flow(padded.unflatten(0, (-1, 2)))
         return flow[..., top : top + height, left : left + width].to(frames.dtype)
 
-    def _missing(self, side: int) -> int:
-        """How many pixels ``side`` lacks."""
-        return -(-max(side, self.minimum) // self.multiple) * self.multiple - side
+
+class ClassificationVictim(Victim):
+    """An image classifier. An adapter overrides :meth:`logits`.
+
+    Args:
+        network: the network with its weights.
+        name: what tables and files call this victim.
+        classes: names in the order of the logits.
+        size: ``(h, w)`` of the network's input, to which other frames are resized; None takes frames as they are.
+        mean: of red, green and blue, which the network's input has subtracted.
+        std: which it is divided by then.
+    """
+
+    task = "classification"
+    frames = 1
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        classes: Sequence[str],
+        size: tuple[int, int] | None = None,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__(network, name)
+        self.classes, self.size = tuple(classes), size
+        _normalising(self, mean, std)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """``[B, K]`` for normalised ``images [B, 3, h, w]`` of the network's size."""
+        return self.network(images)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Logits ``[B, K]`` of ``frames [B, 1, 3, H, W]``, in the frames' own precision."""
+        images = self.checked(frames)[:, 0]
+        if self.size is not None:
+            images = resized(images, self.size)
+        return self.logits((images - self.mean) / self.std).to(frames.dtype)
+
+
+class DepthVictim(Victim):
+    """A network for monocular depth. An adapter overrides :meth:`depth`.
+
+    Args:
+        network: the network with its weights.
+        name: what tables and files call this victim.
+        metric: the output is metres; otherwise it is inverse depth up to scale and shift, larger where nearer.
+        reach: nearest and farthest metres that it can express, for a metric victim.
+        size: ``(h, w)`` of the network's input, to which other frames are resized; None pads frames to ``multiple``.
+        multiple: both sides of the network's input are divisible by it.
+        mean: of red, green and blue, which the network's input has subtracted.
+        std: which it is divided by then.
+    """
+
+    task = "depth"
+    frames = 1
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        metric: bool,
+        reach: tuple[float, float] = (0.0, math.inf),
+        size: tuple[int, int] | None = None,
+        multiple: int = 1,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__(network, name)
+        self.metric, self.reach, self.size, self.multiple = metric, reach, size, multiple
+        _normalising(self, mean, std)
+
+    def depth(self, images: Tensor) -> Tensor:
+        """``[B, 1, h', w']`` of any size for normalised ``images [B, 3, h, w]`` of the network's size."""
+        return self.network(images)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Metres, or relative inverse depth, ``[B, 1, H, W]`` of ``frames [B, 1, 3, H, W]``, in their precision."""
+        images = self.checked(frames)[:, 0]
+        height, width = images.shape[-2:]
+        if self.size is not None:
+            depth = self.depth((resized(images, self.size) - self.mean) / self.std)
+            return resized(depth, (height, width)).to(frames.dtype)
+        padded, top, left = padded_to(images, self.multiple)
+        depth = resized(self.depth((padded - self.mean) / self.std), (padded.shape[-2], padded.shape[-1]))
+        return depth[..., top : top + height, left : left + width].to(frames.dtype)
+
+
+class DetectionVictim(Victim):
+    """An object detector before non-maximum suppression. An adapter overrides :meth:`candidates`.
+
+    Args:
+        network: the network with its weights.
+        name: what tables and files call this victim.
+        classes: names in the order of the scores.
+        size: ``(h, w)`` of the network's input, into which frames are fitted in their proportions, with grey beside
+            them; None pads frames to ``multiple``.
+        multiple: both sides of the network's input are divisible by it.
+    """
+
+    task = "detection"
+    frames = 1
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        classes: Sequence[str],
+        size: tuple[int, int] | None = None,
+        multiple: int = 32,
+    ) -> None:
+        super().__init__(network, name)
+        self.classes, self.size, self.multiple = tuple(classes), size, multiple
+
+    @abstractmethod
+    def candidates(self, images: Tensor) -> Tensor:
+        """``[B, A, 4 + K]``: left, top, right and bottom, then a score in [0, 1] for each class.
+
+        Boxes are in pixels of ``images [B, 3, h, w]`` (in [0, 1]), which spans ``[0, w] × [0, h]`` here. Where a head
+        has an objectness, the score is its product with the class's probability.
+        """
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Candidates ``[B, A, 4 + K]`` of ``frames [B, 1, 3, H, W]``, in pixels of the frames (a centre is an integer).
+
+        No candidate is left out: whoever reads them applies a threshold and non-maximum suppression.
+        """
+        images = self.checked(frames)[:, 0]
+        scale, grey = 1.0, 114 / 255  # what YOLO pads with
+        height, width = images.shape[-2:]
+        if self.size is not None:
+            scale = min(self.size[0] / height, self.size[1] / width)
+            images = resized(images, (round(height * scale), round(width * scale)))
+            missing = [full - side for full, side in zip(self.size, images.shape[-2:], strict=True)]
+        else:
+            missing = [-side % self.multiple for side in (height, width)]
+        top, left = (side // 2 for side in missing)
+        images = F.pad(images, (left, missing[1] - left, top, missing[0] - top), value=grey)
+        found = self.candidates(images).to(frames.dtype)
+        shift = found.new_tensor([left, top, left, top])
+        return torch.cat([(found[..., :4] - shift) / scale - 0.5, found[..., 4:]], dim=-1)
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """``images [B, C, h, w]`` at ``size``, antialiased; as they are where that is their size."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def checked_side(side: int, multiple: int) -> int:
+    """``side`` as it came.
+
+    Raises:
+        InputError: it is shorter than ``multiple``.
+    """
+    if side < multiple:
+        raise InputError(f"victim.side: expected at least {multiple} pixels, got {side}; null takes the training's")
+    return side
+
+
+def in_proportion(images: Tensor, side: int, multiple: int) -> Tensor:
+    """``images [B, 3, H, W]`` whose shorter side is ``side``, both sides rounded to a multiple of ``multiple``."""
+    shorter = min(images.shape[-2:])
+    height, width = (max(round(side * n / shorter / multiple), 1) * multiple for n in images.shape[-2:])
+    return resized(images, (height, width))
+
+
+def padded_to(images: Tensor, multiple: int, minimum: int = 1) -> tuple[Tensor, int, int]:
+    """``images [N, C, H, W]`` with their edges repeated until both sides fit, and the rows above and columns left.
+
+    Half on each side, as RAFT's InputPadder does: no border of the frame is worse off than the one opposite.
+    """
+    rows, columns = (-(-max(side, minimum) // multiple) * multiple - side for side in images.shape[-2:])
+    top, left = rows // 2, columns // 2
+    return F.pad(images, (left, columns - left, top, rows - top), mode="replicate"), top, left
+
+
+def _normalising(victim: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    for name, values in (("mean", mean), ("std", std)):
+        victim.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)

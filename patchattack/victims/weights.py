@@ -1,10 +1,11 @@
-"""Weights from files and from the hub, read as data: nothing is ever unpickled into code."""
+"""Weights from files and from hubs, read as data: nothing is unpickled into code unless the user trusts its author."""
 
 from __future__ import annotations
 
 import http.client
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from patchattack.errors import InputError
+from patchattack.errors import InputError, one_line
 
 HUB_TIMEOUT = 10.0  # seconds without an answer
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts like to put the weights
@@ -31,13 +32,18 @@ def initialised(build: Callable[[], Network]) -> Network:
         return build()
 
 
-def load_weights(network: nn.Module, path: str | Path) -> None:
+def load_weights(
+    network: nn.Module, path: str | Path, trust: bool = False, rename: Callable[[str], str] | None = None
+) -> None:
     """Load a local file of weights into ``network``, cast to the network's precision.
 
     Args:
         network: what the weights belong to; every key and every shape has to fit.
         path: ``.safetensors``, or a state dict saved by ``torch.save``, bare or under "state_dict" or "model", its
             keys with or without ``module.`` in front.
+        trust: also read what runs code when it is read: a whole network, or a dict with one under "ema" (which goes
+            first: the averaged weights are those that its trainer deploys), "state_dict" or "model".
+        rename: from a key of the file to the network's.
 
     Raises:
         InputError: the file is missing, needs code to be read, holds something else, or fits another network.
@@ -47,38 +53,78 @@ def load_weights(network: nn.Module, path: str | Path) -> None:
         raise InputError(
             f"{path}: expected a file of weights (safetensors or a state dict), found none; check the path"
         )
-    _fit(network, _read(path), str(path))
+    _fit(network, _read(path, trust), str(path), rename)
 
 
-def load_hub(network: nn.Module, url: str) -> None:
+def load_hub(network: nn.Module, url: str, rename: Callable[[str], str] | None = None) -> None:
     """Load the weights at ``url`` into ``network``, from torch.hub's cache where it has them.
 
     Raises:
         InputError: the weights are not in the cache and cannot be fetched, or fit another network.
     """
+    load_weights(network, fetch(url), rename=rename)
+
+
+def fetch(url: str) -> Path:
+    """The local copy of the file at ``url``, in torch.hub's cache.
+
+    Raises:
+        InputError: it is not there and cannot be fetched.
+    """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.is_file():
         _download(url, path)
-    load_weights(network, path)
+    return path
+
+
+def fetch_from_hugging_face(repository: str, file: str) -> Path:
+    """The local copy of a repository's ``file``, in the Hugging Face hub's cache.
+
+    Raises:
+        InputError: it is not there and cannot be fetched.
+    """
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        # Asked once: where there is no connection, the download itself would try again and again for minutes.
+        huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file), timeout=HUB_TIMEOUT)
+        return Path(huggingface_hub.hf_hub_download(repository, file))
+    except Exception as error:  # of a library for HTTP that is another one in every few versions
+        raise _unreachable(f"huggingface.co/{repository}/{file}", error) from error
 
 
 def _download(url: str, path: Path) -> None:
     digest = torch.hub.HASH_REGEX.search(path.name)
-    default = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(HUB_TIMEOUT)  # torch.hub sets none and would wait for minutes where packets are dropped
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), digest and digest[1])
+        with impatiently():
+            torch.hub.download_url_to_file(url, str(path), digest and digest[1])
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash than the name's
-        raise InputError(
-            f"{url}: expected to download weights, got '{error}'; fetch the file elsewhere and name it with "
-            "victim.weights=PATH"
-        ) from error
+        raise _unreachable(url, error) from error
+
+
+@contextmanager
+def impatiently() -> Iterator[None]:
+    """Connections give up after :data:`HUB_TIMEOUT`: torch.hub waits for minutes where packets are dropped."""
+    default = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(HUB_TIMEOUT)
+    try:
+        yield
     finally:
         socket.setdefaulttimeout(default)
 
 
-def _read(path: Path) -> Any:
+def _unreachable(source: str, error: Exception) -> InputError:
+    return InputError(
+        f"{source}: expected to download weights, got '{one_line(error)}'; fetch the file elsewhere and name it with "
+        "victim.weights=PATH"
+    )
+
+
+def _read(path: Path, trust: bool) -> Any:
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
@@ -87,23 +133,34 @@ def _read(path: Path) -> Any:
                 f"{path}: expected a safetensors file, got '{error}'; fetch or convert it again"
             ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=not trust)
     except Exception as error:  # arbitrary bytes end in arbitrary errors
+        if trust:
+            raise InputError(
+                f"{path}: expected a checkpoint, got '{one_line(error)}'; where a module is missing, install it"
+            ) from error
         raise InputError(
             f"{path}: expected a state dict of plain tensors, got a damaged file or one that runs code when it is "
-            "read, which is refused; where you trust it, convert its weights to safetensors"
+            "read, which is refused; where you trust its author, give victim.trust_checkpoint=true, or convert its "
+            "weights to safetensors"
         ) from error
 
 
-def _fit(network: nn.Module, state: Any, source: str) -> None:
+def _fit(network: nn.Module, state: Any, source: str, rename: Callable[[str], str] | None) -> None:
+    if isinstance(state, dict) and isinstance(state.get("ema"), nn.Module):
+        state = state["ema"]
     for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict | nn.Module):
             state = state[wrapper]
+    if isinstance(state, nn.Module):
+        state = state.state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{source}: expected a dict of tensors by name, got something else; save the state dict alone")
     expected = network.state_dict()
     if all(key.startswith("module.") and key not in expected for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
+    if rename is not None:
+        state = {rename(key): value for key, value in state.items()}
 
     both = [key for key in expected if key in state]
     problems = {
@@ -127,7 +184,8 @@ def _fit(network: nn.Module, state: Any, source: str) -> None:
             f"{source}: expected the weights of {type(network).__name__} with {count:,} parameters, "
             f"got keys {found}; name a file of this network or choose the victim that it belongs to"
         )
-    network.load_state_dict(state)
+    expected.update(state)  # which knows the versions of the network's modules: MNASNet asks for its own
+    network.load_state_dict(expected)
 
 
 def _few(keys: list[str]) -> str:

@@ -249,22 +249,22 @@ def test_metrics_carry_no_gradient() -> None:
 def test_pictures_share_one_scale() -> None:
     """The same flow beside a longer one is paler, and equal flows are equal pictures."""
     short, long = constant(1, 0), constant(4, 0)
-    alone = FlowAttack().pictures([short, short])
+    alone = FlowAttack().pictures([short, short], [])
     assert len(alone) == 2
     assert alone[0].shape == (3, *SIZE)
     assert torch.equal(alone[0], alone[1])
-    beside, saturated = FlowAttack().pictures([short, long])
+    beside, saturated = FlowAttack().pictures([short, long], [])
     torch.testing.assert_close(saturated, alone[0], rtol=0, atol=2 / 255)
     assert beside.min() > saturated.min() + 0.3
     assert 0 <= saturated.min() <= beside.max() <= 1
-    assert FlowAttack().pictures([constant(0, 0)])[0].min() > 0.95  # nothing moves: white
+    assert FlowAttack().pictures([constant(0, 0)], [])[0].min() > 0.95  # nothing moves: white
 
 
 def test_the_legend_has_the_colours_of_the_pictures() -> None:
     wheel, text = FlowAttack().legend()
     size = wheel.shape[-1]
     for u, v in ((1, 0), (0, 1), (-1, 0), (0, -1)):
-        colour = FlowAttack().pictures([constant(u, v)])[0][:, 0, 0]
+        colour = FlowAttack().pictures([constant(u, v)], [])[0][:, 0, 0]
         place = (size - 1) / 2 * (1 + 0.97 * torch.tensor([u, v]))
         x, y = place.round().long().tolist()
         torch.testing.assert_close(wheel[:, y, x], colour, rtol=0, atol=0.06)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchattack import geometry, seeding
 from patchattack.data.world import World
-from patchattack.eot.placement import DRAWS, Uniform
+from patchattack.eot.placement import DRAWS, OnSurface, Placement, Uniform
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
 from patchattack.patch import Patch
@@ -28,12 +28,12 @@ def numbers(count: int = 1, seed: int = 0) -> Tensor:
     return torch.rand(count, DRAWS, generator=seeding.generator(seed))
 
 
-def place(placement: Uniform, scene: Scene, size_mm: tuple[float, float] = (100.0, 100.0), seed: int = 0) -> Tensor:
+def place(placement: Placement, scene: Scene, size_mm: tuple[float, float] = (100.0, 100.0), seed: int = 0) -> Tensor:
     """Corners ``[B, T, 4, 2]`` of a square mask."""
     return placement.draw(scene, Patch.create(resolution=8, size_mm=size_mm), numbers(len(scene), seed))
 
 
-def render(placement: Uniform, scene: Scene, patch: Patch) -> View:
+def render(placement: Placement, scene: Scene, patch: Patch) -> View:
     renderer = Renderer(placement)
     generators = [seeding.generator(0, i) for i in range(len(scene))]
     return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, generators))
@@ -258,3 +258,37 @@ def test_scene_motion_needs_a_scene_that_has_it(world: Scene, known: tuple[str, 
     absent: dict[str, Any] = {name: None for name in ("surface", "depth", "motion", "intrinsics") if name not in known}
     with pytest.raises(InputError, match=r"placement\.motion=scene: expected data with a surface, or with depth"):
         place(Uniform(side=0.3, motion="scene"), dataclasses.replace(world, **absent))
+
+
+SQUARE = torch.tensor([[40.0, 20.0], [80.0, 20.0], [80.0, 60.0], [40.0, 60.0]])
+
+
+def on_a_square(count: int = 1) -> Scene:
+    return dataclasses.replace(scenes(count), surface=SQUARE.expand(count, 2, 4, 2))
+
+
+def test_a_patch_on_a_surface_takes_its_share_of_the_side_at_its_place() -> None:
+    corners = place(OnSurface(size=0.5, x=(0.25, 0.25), y=(0.75, 0.75), **EXACT), on_a_square())
+    expected = torch.tensor([[40.0, 40.0], [60.0, 40.0], [60.0, 60.0], [40.0, 60.0]]).double()
+    torch.testing.assert_close(corners, expected.expand(1, 2, 4, 2))
+
+
+def test_a_patch_on_a_surface_keeps_its_proportions_and_turns_counter_clockwise() -> None:
+    corners = place(OnSurface(size=0.5, scale=(1, 1), rotation=(90, 90)), on_a_square(), size_mm=(100, 50))
+    expected = torch.tensor([[55.0, 50.0], [55.0, 30.0], [65.0, 30.0], [65.0, 50.0]]).double()
+    torch.testing.assert_close(corners, expected.expand(1, 2, 4, 2))
+
+
+def test_the_whole_surface_is_what_the_motion_of_the_scene_takes() -> None:
+    scene = World(scenes=2, size=(64, 128), supersampling=1).__getitems__([0, 1])
+    whole = place(OnSurface(size=1, **EXACT), scene)
+    torch.testing.assert_close(whole, place(Uniform(side=0.2, motion="scene", **EXACT), scene))
+    assert scene.surface is not None
+    torch.testing.assert_close(whole, scene.surface.double(), rtol=0, atol=1e-3)
+
+
+def test_a_surface_is_needed_where_the_patch_lies_on_one() -> None:
+    with pytest.raises(InputError, match=r"placement=surface: expected data whose scenes have a surface"):
+        place(OnSurface(), scenes())
+    with pytest.raises(InputError, match=r"placement\.size: expected"):
+        OnSurface(size=0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchattack.reporting import report as reporting
+from patchattack.reporting import page
 from patchattack.reporting.report import Example, Panel, Report, write_report
 
 VALUES = {"clean": 1.0, "grey": 0.98, "random": 0.962, "patch": -0.213}
@@ -189,4 +189,4 @@ def test_same_report_same_bytes(tmp_path: Path) -> None:
     [(0.0, "0.000"), (0.0123, "0.012"), (-1.234, "−1.23"), (14.66, "14.7"), (1234.5, "1,234"), (math.nan, "–")],
 )
 def test_numbers_have_three_digits(value: float, shown: str) -> None:
-    assert reporting._number(value) == shown
+    assert page.number(value) == shown

@@ -8,16 +8,18 @@ import urllib.error
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from patchattack.errors import InputError
 from patchattack.victims import weights
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.torchvision_flow import Raft
-from patchattack.victims.weights import load_hub, load_weights
+from patchattack.victims.weights import fetch_from_hugging_face, load_hub, load_weights
 
 
 def network() -> nn.Sequential:
@@ -123,8 +125,55 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path, name: str,
 
 def test_a_whole_network_in_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "network.pt")
-    with pytest.raises(InputError, match="convert its weights to safetensors"):
+    with pytest.raises(InputError, match=r"give victim\.trust_checkpoint=true, or convert its weights to safetensors"):
         load_weights(network(), tmp_path / "network.pt")
+
+
+def holding(state: dict[str, torch.Tensor]) -> nn.Module:
+    whole = network()
+    whole.load_state_dict(state)
+    return whole
+
+
+@pytest.mark.parametrize("wrap", ["bare", "parallel", "model", "state_dict", "ema"])
+def test_a_whole_network_loads_where_its_author_is_trusted(
+    tmp_path: Path, state: dict[str, torch.Tensor], wrap: str
+) -> None:
+    whole = holding(state)
+    saved = {
+        "bare": whole,
+        "parallel": {"model": nn.DataParallel(whole)},
+        "model": {"ema": None, "model": whole, "epoch": 3},
+        "state_dict": {"state_dict": whole},
+        "ema": {"model": network(), "ema": whole},
+    }
+    torch.save(saved[wrap], tmp_path / "network.pt")
+    loaded = network()
+    load_weights(loaded, tmp_path / "network.pt", trust=True)
+    assert_loaded(loaded, state)
+
+
+def test_trust_changes_nothing_for_a_state_dict(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save({"ema": {"decay": 0.9}, "model": state}, tmp_path / "weights.pt")
+    loaded = network()
+    load_weights(loaded, tmp_path / "weights.pt", trust=True)
+    assert_loaded(loaded, state)
+
+
+def test_a_trusted_file_that_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "network.pt").write_bytes(b"cno_such_module\nNetwork\n.")
+    with pytest.raises(
+        InputError, match=r"expected a checkpoint, got .*; where a module is missing, install it"
+    ) as caught:
+        load_weights(network(), tmp_path / "network.pt", trust=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_are_renamed_before_they_have_to_fit(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save({f"old.{key}": value for key, value in state.items()}, tmp_path / "weights.pt")
+    loaded = network()
+    load_weights(loaded, tmp_path / "weights.pt", rename=lambda key: key.removeprefix("old."))
+    assert_loaded(loaded, state)
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
@@ -202,3 +251,33 @@ def test_hub_never_unpickles(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="refused"):
         load_hub(network(), "https://example.invalid/net-0123abcd.pth")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.fixture
+def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path / "models--someone--net"
+
+
+def test_hugging_face_takes_what_is_in_the_cache(hugging_face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", None)  # nobody asks
+    (hugging_face / "refs").mkdir(parents=True)
+    (hugging_face / "refs" / "main").write_text("0123")
+    path = hugging_face / "snapshots" / "0123" / "model.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"")
+    assert fetch_from_hugging_face("someone/net", "model.safetensors") == path
+
+
+@pytest.mark.usefixtures("hugging_face")
+def test_hugging_face_that_never_answers_is_given_up_without_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "HUB_TIMEOUT", 0.2)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/net"
+        monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: address)
+        start = time.monotonic()
+        with pytest.raises(InputError, match=r"someone/net/model\.safetensors.*victim\.weights=PATH") as caught:
+            fetch_from_hugging_face("someone/net", "model.safetensors")
+    assert time.monotonic() - start < 5
+    assert "\n" not in str(caught.value)

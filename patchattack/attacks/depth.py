@@ -1,0 +1,258 @@
+"""Attacks on monocular depth: pull a region near or push it far (Yamanaka et al. 2020)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchattack import geometry
+from patchattack.attacks.attack import Attack, Metric
+from patchattack.errors import InputError
+from patchattack.scene import Scene, Source, View
+
+GOALS = ("near", "far")
+REGIONS = ("patch", "surface", "all")
+METRES = {"near": 3.0, "far": 150.0}  # the targets of Yamanaka et al.
+PERCENTILES = {"near": 95.0, "far": 5.0}  # of inverse depth
+FARTHEST = 150.0  # metres; where a fitted inverse depth says nearly zero, or less
+NEAREST = 1e-3  # metres; a depth is divided by, and its logarithm taken
+
+_log = logging.getLogger(__name__)
+
+
+class DepthAttack(Attack):
+    """Drive the depth of a region to a near or a far target.
+
+    The loss is that of Yamanaka et al. 2020: the mean over the region of |d_t - F(I with the patch)|. For a victim of
+    metric depth it is in metres. A relative victim gives inverse depth up to scale and shift: its target
+    is a percentile of the scene's own clean prediction, and the loss is in shares of the clean range (from the 5th to
+    the 95th percentile), so that it does not depend on the victim's units. Everything that turns a relative output
+    into a number comes from the clean prediction and is reused for the attacked one: fitted anew, a changed scale
+    would vanish.
+
+    What is left of the way to the target decides, as ``gap``. ``success`` is harder: the region's mean is at the
+    target, within the tolerance, or beyond it. A scene whose clean prediction is there already can show no success
+    and is left out of it (NaN).
+
+    Args:
+        goal: ``near`` or ``far``.
+        target: metres for a metric victim, null takes 3 near and 150 far or what of it the victim can express; for a
+            relative one a percentile in [0, 100] of the scene's clean inverse depth, null takes 95 near and 5 far.
+        region: pixels that count: those of which the ``patch`` covers more than half, those of the ``surface`` that
+            carries it, or ``all``.
+        tolerance: how far from the target counts as there: a share of the target's metres, or of the clean range.
+
+    Raises:
+        InputError: an option that does not exist or a number that cannot be.
+    """
+
+    task = "depth"
+
+    def __init__(
+        self, goal: str = "near", target: float | None = None, region: str = "patch", tolerance: float = 0.1
+    ) -> None:
+        if goal not in GOALS or region not in REGIONS:
+            raise InputError(
+                f"attack: expected goal of {', '.join(GOALS)} and region of {', '.join(REGIONS)}, "
+                f"got {goal} and {region}"
+            )
+        if not 0 <= tolerance < 1:
+            raise InputError(f"attack.tolerance: expected a share of 0 or more and less than 1, got {tolerance}")
+        self.goal, self.target, self.region, self.tolerance = goal, target, region, tolerance
+        self.attacked = "all" if region == "all" else "patch"
+        self.headline = ("gap", self.attacked)
+
+    def bind(self, victim: Any, source: Source) -> None:
+        """Settle the target for what the victim can express, and what its numbers mean.
+
+        Args:
+            victim: whose ``metric`` and ``reach`` count.
+            source: of the scenes, which need a surface for that region.
+
+        Raises:
+            InputError: the target is out of the victim's reach, or there is no surface.
+        """
+        if self.region == "surface" and source[0].surface is None:
+            raise InputError(
+                "attack.region=surface: expected scenes with a surface that carries the patch, got scenes without; "
+                "choose patch or all, or other data"
+            )
+        self.metric: bool = victim.metric
+        self.farthest = victim.reach[1] if self.metric else FARTHEST
+        self.aim = self._metres(victim) if self.metric else self._percentile(victim)
+        # Inverse depth grows towards the camera, metres away from it.
+        self.direction = 1.0 if (self.goal == "near") != self.metric else -1.0
+        target = f"{self.aim:g} m" if self.metric else f"percentile {self.aim:g} of the clean inverse depth"
+        beyond = {"near": "nearer", "far": "farther"}[self.goal]
+        slack = f"{100 * self.tolerance:g} %" + ("" if self.metric else " of the clean range")
+        unit = "m" if self.metric else "share of the clean range of inverse depth"
+        self.metrics_known = {
+            "gap": Metric(f"mean distance to {target} ({unit})", "lower"),
+            "success": Metric(f"share of scenes whose mean is {target} or {beyond} (± {slack})", "higher", rate=True),
+            "reached": Metric(f"share of pixels that are at {target} or {beyond} (± {slack})", "higher"),
+            "error": Metric(f"mean change against the clean prediction ({unit})", "higher"),
+            "relative": Metric("mean change of the depth as a share of the clean depth", "higher"),
+            "error_truth": Metric(f"mean error against the true depth up to {self.farthest:g} m (m)", "higher"),
+        }
+
+    def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
+        """``[B]``: the mean distance to the target in the region, metres or shares of the clean range.
+
+        Args:
+            hit: ``[B, 1, H, W]`` of the victim on the view.
+            clean: ``[B, 1, H, W]`` of the victim on the same scenes without the patch.
+            scene: the scenes.
+            view: the rendered scenes.
+        """
+        goal, unit = self._scale(clean)
+        counts = self._regions(scene, view)[self.attacked]
+        away = torch.where(counts, (hit - goal).abs() / unit, 0)
+        return away.sum(dim=(1, 2, 3)) / counts.sum(dim=(1, 2, 3)).clamp(min=1)
+
+    @torch.no_grad()
+    def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+        """Each of :attr:`metrics_known` that can be had.
+
+        The region ``patch`` is the one that is attacked, the surface too, ``outside`` is the rest and shows what spills
+        over; ``success`` and ``reached`` are of the attacked region alone. A relative victim has ``relative`` and
+        ``error_truth`` where the true depth is known, by which its clean prediction becomes metres.
+        """
+        goal, unit = self._scale(clean)
+        parts = self._regions(scene, view)
+        slack = self.tolerance * (goal if self.metric else unit)
+
+        def there(values: Tensor) -> Tensor:
+            return self.direction * (values - goal) >= -slack
+
+        attacked = parts[self.attacked]
+        before, after = (average(values, attacked).view(-1, 1, 1, 1) for values in (clean, hit))
+        success = torch.where(there(before) | before.isnan(), torch.nan, there(after).float())
+        found = {
+            ("gap", self.attacked): average((hit - goal).abs() / unit, attacked),
+            ("success", self.attacked): success.flatten(),
+            ("reached", self.attacked): average(there(hit).float(), attacked),
+        }
+        everywhere = torch.ones_like(attacked)
+        maps = {"error": ((hit - clean).abs() / unit, everywhere)}
+        if self.metric or scene.depth is not None:
+            clean_metres, hit_metres = clean, hit
+            if not self.metric:
+                assert scene.depth is not None
+                clean_metres, hit_metres = (metres(output, clean, scene.depth) for output in (clean, hit))
+            maps["relative"] = ((hit_metres - clean_metres).abs() / clean_metres.clamp(min=NEAREST), everywhere)
+            if scene.depth is not None:
+                known = scene.depth.isfinite() & (scene.depth <= self.farthest)
+                maps["error_truth"] = ((hit_metres - scene.depth.nan_to_num()).abs(), known)
+        return found | {
+            (name, region): average(values, counts & part)
+            for name, (values, counts) in maps.items()
+            for region, part in parts.items()
+        }
+
+    def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
+        """Depth ``[1, 1, H, W]`` in matplotlib's magma, the logarithm of metres or inverse depth: near is bright.
+
+        The scale is that of the first output, which is the clean one, from its 2nd to its 98th percentile.
+        """
+        nearness = torch.cat(outputs)[:, 0].cpu()
+        if self.metric:
+            nearness = -nearness.clamp(min=NEAREST).log()
+        low, high = nearness[0].flatten().quantile(torch.tensor([0.02, 0.98]))
+        return list(_coloured((nearness - low) / (high - low).clamp(min=1e-6)))
+
+    def legend(self) -> tuple[Tensor, str]:
+        """A bar of the colours."""
+        bar = _coloured(torch.linspace(0, 1, 192).expand(1, 16, -1))[0]
+        return bar, "Dark is far and bright is near, on one scale per scene: that of the clean prediction."
+
+    def _metres(self, victim: Any) -> float:
+        """The target for a metric victim."""
+        nearest, farthest = victim.reach
+        if self.target is None:
+            wanted = METRES[self.goal]
+            aim = min(max(wanted, nearest), farthest)
+            if aim != wanted:
+                _log.warning("attack.target: %g m is out of the reach of %s; %g m it is", wanted, victim.name, aim)
+            return aim
+        if not max(nearest, NEAREST) <= self.target <= farthest:
+            raise InputError(
+                f"attack.target: expected metres that {victim.name} can express, from {nearest:g} to {farthest:g} and "
+                f"above 0, got {self.target}; choose one of them, or null for the default"
+            )
+        return self.target
+
+    def _percentile(self, victim: Any) -> float:
+        """The target for a relative victim."""
+        aim = PERCENTILES[self.goal] if self.target is None else self.target
+        if not 0 <= aim <= 100:
+            raise InputError(
+                f"attack.target: expected a percentile from 0 to 100 of the clean inverse depth, because {victim.name} "
+                f"gives no metres, got {self.target}; choose one, or null for the default"
+            )
+        return aim
+
+    def _scale(self, clean: Tensor) -> tuple[Tensor, Tensor]:
+        """The target and the unit of distances to it, ``[B, 1, 1, 1]``, in the victim's numbers."""
+        if self.metric:
+            one = torch.ones_like(clean[:, :, :1, :1])
+            return self.aim * one, one
+        shares = clean.new_tensor([self.aim, 5, 95]) / 100
+        goal, low, high = clean.flatten(1).quantile(shares, dim=1).view(3, -1, 1, 1, 1)
+        # A prediction that is the same everywhere has no unit: nothing is far from anything.
+        return goal, (high - low).where(high > low, torch.inf)
+
+    def _regions(self, scene: Scene, view: View) -> dict[str, Tensor]:
+        """``[B, 1, H, W]`` bool: what is attacked (the patch where that is all), the rest, and all."""
+        coverage = view.coverage[:, 0]
+        attacked = surface(scene, coverage.device) if self.region == "surface" else coverage > 0.5
+        return {"patch": attacked, "outside": ~attacked, "all": torch.ones_like(attacked)}
+
+
+def average(values: Tensor, counts: Tensor) -> Tensor:
+    """``[B]``: the mean of ``values [B, 1, H, W]`` where ``counts [B, 1, H, W]``; NaN where nothing does."""
+    return torch.where(counts, values, 0).sum(dim=(1, 2, 3)) / counts.sum(dim=(1, 2, 3))
+
+
+def surface(scene: Scene, device: torch.device) -> Tensor:
+    """``[B, 1, H, W]`` bool: pixels of frame 0 inside the scene's surface, where nothing stands in front of it."""
+    assert scene.surface is not None
+    corners = scene.surface[:, 0].to(device).view(-1, 4, 1, 1, 2)  # [B, 4, 1, 1, 2]
+    edges, spokes = corners.roll(-1, 1) - corners, geometry.pixel_grid(scene.size, device) - corners
+    side = edges[..., 0] * spokes[..., 1] - edges[..., 1] * spokes[..., 0]  # [B, 4, H, W]
+    # Seen from the back, the corners turn the other way.
+    inside = (side >= 0).all(dim=1, keepdim=True) | (side <= 0).all(dim=1, keepdim=True)
+    return inside if scene.occluder is None else inside & ~scene.occluder[:, 0]
+
+
+def metres(output: Tensor, clean: Tensor, truth: Tensor) -> Tensor:
+    """Metres for an inverse depth up to scale and shift, which come from the clean prediction (Ranftl et al. 2020).
+
+    They are those of the least squares between the clean prediction and the true inverse depth, so that a change of
+    scale from ``clean`` to ``output`` is a change of metres.
+
+    Args:
+        output: ``[B, 1, H, W]`` relative inverse depth.
+        clean: ``[B, 1, H, W]`` relative inverse depth of the clean frames.
+        truth: ``[B, 1, H, W]`` metres, NaN where unknown.
+
+    Returns:
+        ``[B, 1, H, W]``, at most :data:`FARTHEST`; NaN in scenes whose depth is known nowhere.
+    """
+    known = truth.isfinite()
+    inverse = torch.where(known, 1 / truth, 0)
+    mean, inverse_mean = (average(values, known).view(-1, 1, 1, 1) for values in (clean, inverse))
+    centred = torch.where(known, clean - mean, 0)
+    spread = centred.square().sum(dim=(1, 2, 3), keepdim=True)
+    scale = (centred * inverse).sum(dim=(1, 2, 3), keepdim=True) / spread.where(spread > 0, torch.inf)
+    return 1 / (scale * (output - mean) + inverse_mean).clamp(min=1 / FARTHEST)
+
+
+def _coloured(values: Tensor) -> Tensor:
+    """``[N, 3, H, W]`` in matplotlib's magma for ``values [N, H, W]``, of which 0 is dark and 1 is bright."""
+    from matplotlib import colormaps
+
+    colours = torch.tensor(colormaps["magma"](range(256)))[:, :3].float()
+    return colours[(values.clamp(0, 1) * 255).round().long()].permute(0, 3, 1, 2)

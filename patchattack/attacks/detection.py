@@ -1,0 +1,329 @@
+"""Attacks on object detection: hide objects (Thys et al. 2019), or make one appear that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchattack.attacks.attack import Attack, Metric
+from patchattack.attacks.classes import by_name, few, number_of, plain
+from patchattack.attacks.objects import Objects
+from patchattack.errors import InputError
+from patchattack.scene import Scene, Source, View
+
+GOALS = ("hide", "hide_class", "appear")
+BOXES = ("labels", "victim", "auto")
+SUPPRESSION = 0.7  # IoU above which the lower of two detections of a class is dropped
+ATTACKED, OTHER = "#c2410c", "#2f6690"  # boxes in the pictures
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector reports of one image, the highest score first; all on the host.
+
+    Attributes:
+        boxes: ``[n, 4]`` left, top, right and bottom in pixels.
+        scores: ``[n]`` in [0, 1].
+        classes: ``[n]`` int64, of the victim.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+
+
+class DetectionAttack(Attack):
+    """Hide objects from a detector, or show it one that does not exist.
+
+    Hiding minimises the scores of every candidate that overlaps an object, because whichever is left finds it; Thys
+    et al. 2019 minimise the highest of them. The victims' outputs are candidates ``[B, A, 4 + K]`` before any
+    suppression: left, top, right and bottom in pixels, then a score in [0, 1] for each class.
+
+    Args:
+        goal: ``hide`` the object that carries the patch (the first of ``Scene.boxes``), ``hide_class`` every object of
+            the class, or make one of the class ``appear`` where the patch is.
+        cls: name or number of the victim's class; null, for ``hide`` alone, takes each object's own.
+        boxes: where objects come from: the data's ``labels``, what the ``victim`` itself detects on the clean frames,
+            or ``auto``, which takes labels where the data has any.
+        smallest: objects less high than this (px) are not attacked.
+        confidence: lowest score of a detection.
+        iou: overlap (intersection over union) from which a detection finds an object.
+        overlap: overlap with an object from which a candidate counts in the loss.
+
+    Raises:
+        InputError: an option that does not exist, a number out of range, or a goal that lacks its class.
+    """
+
+    task = "detection"
+    metrics_known: Mapping[str, Metric] = {
+        "recall": Metric("share of the attacked objects that are detected", "lower", rate=True),
+        "success": Metric("success rate (an object lost, or one that appeared)", "higher", rate=True),
+        "score": Metric("highest score of an attacked object's candidates", "lower"),
+        "false": Metric("detections where there is no object", "higher"),
+        "ap50": Metric("average precision at IoU 0.5, scene by scene", "lower"),
+        "lure": Metric("highest score of the class on the patch", "higher"),
+    }
+
+    def __init__(
+        self,
+        goal: str = "hide",
+        cls: str | int | None = None,
+        boxes: str = "auto",
+        smallest: float = 24.0,
+        confidence: float = 0.4,
+        iou: float = 0.5,
+        overlap: float = 0.3,
+    ) -> None:
+        if goal not in GOALS or boxes not in BOXES:
+            raise InputError(
+                f"attack: expected goal of {', '.join(GOALS)} and boxes of {', '.join(BOXES)}, got {goal} and {boxes}"
+            )
+        if cls is None and goal != "hide":
+            raise InputError(f"attack.goal={goal}: expected the class that it is about, got none; set attack.cls=NAME")
+        for key, share in (("confidence", confidence), ("iou", iou), ("overlap", overlap)):
+            if not 0 < share < 1:
+                raise InputError(f"attack.{key}: expected a number between 0 and 1, got {share}")
+        if smallest < 0:
+            raise InputError(f"attack.smallest: expected pixels of 0 or more, got {smallest}")
+        self.goal, self.cls, self.boxes, self.smallest = goal, cls, boxes, smallest
+        self.confidence, self.iou, self.overlap = confidence, iou, overlap
+        self.headline = ("success" if goal == "appear" else "recall", "all")
+
+    def bind(self, victim: Any, source: Source) -> None:
+        """Find the class among the victim's, and the victim's class for each of the data's.
+
+        Names agree as :func:`plain` has them. Classes of the data that the victim
+        does not know are ignored. :class:`Objects` brings its boxes along, whoever found them.
+
+        Raises:
+            InputError: there is no such class, no labels where labels are asked for, or none that the victim knows.
+        """
+        self._names = tuple(victim.classes)
+        self._cls = None if self.cls is None else number_of("attack.cls", self.cls, self._names, victim.name)
+        if self.goal == "appear":
+            return
+        labelled = source[0].boxes is not None
+        if self.boxes == "labels" and not labelled:
+            raise InputError(
+                "attack.boxes=labels: expected data with boxes, got none; "
+                "use attack.boxes=victim for what the victim itself detects"
+            )
+        self._from_victim = not labelled or (self.boxes == "victim" and not isinstance(source, Objects))
+        self._of_boxes = self._names if self._from_victim else source.classes
+        known = by_name(self._names)
+        numbers = [known.get(plain(name), [-1])[0] for name in self._of_boxes]
+        usable = max(numbers, default=-1) >= 0 if self._cls is None else self._cls in numbers
+        if not usable:
+            wanted = "boxes of a class that it knows" if self._cls is None else f"boxes of {self._names[self._cls]}"
+            raise InputError(
+                f"victim {victim.name}: expected {wanted}, got data with {few(self._of_boxes) or 'no class'}; use "
+                "attack.boxes=victim for what the victim itself detects, or set attack.cls"
+            )
+        self._numbers = torch.tensor([*numbers, -1])  # the last for rows of NaN
+
+    def scenes(self, source: Source, predict: Callable[[Tensor], Any]) -> Source:
+        """One scene for every object; to make one appear, the scenes as they are.
+
+        Raises:
+            InputError: no scene shows an object that can be attacked.
+        """
+        if self.goal == "appear":
+            return source
+
+        @torch.no_grad()
+        def find(scene: Scene) -> Tensor:
+            (found,) = detections(predict(scene.to("cpu").frames), self.confidence)
+            return torch.cat([found.boxes, found.classes.unsqueeze(1)], dim=1)
+
+        together = self.goal == "hide_class"
+        objects = Objects(source, self._attacked, self._of_boxes, together, find if self._from_victim else None)
+        if not len(objects):
+            what = "an object of a class that the victim knows" if self._cls is None else self._names[self._cls]
+            found = f"detected by the victim at {self.confidence:g} or more" if self._from_victim else "labelled"
+            raise InputError(
+                f"data: expected {what}, {found} and at least {self.smallest:g} px high, got none in {len(source)} "
+                "scenes; lower attack.smallest or attack.confidence, or set another attack.cls"
+            )
+        return objects
+
+    def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
+        """``[B]``: a smooth maximum over an object's candidates, and its mean over the attacked objects.
+
+        It is ``log(1 + Σ s / (1 - s))`` of their scores ``s``: ``-log(1 - s)`` of a single one, never less than that of
+        the highest, and its slope in a candidate's logit is that candidate's part of what the logarithm is taken of.
+        So all of them sink, the highest most, and one that is low already counts for little.
+
+        To make one appear, ``-log`` of the highest score of the class among the candidates whose centre lies on the
+        patch. Zero, with no gradient, where there is no candidate. Where candidates lie is not part of the gradient.
+        """
+        if self.goal == "appear":
+            best, some = self._lure(hit, view)
+            return torch.where(some, -best.clamp(min=1e-12).log(), 0)
+        scores = self._scores(hit, scene)
+        odds = scores / (1 - scores).clamp(min=1e-6)
+        return odds.sum(dim=2).log1p().sum(dim=1) / self._targets(scene).sum(dim=1).clamp(min=1)
+
+    @torch.no_grad()
+    def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+        """What is known of the scenes as a whole; detections and objects are matched image by image.
+
+        A detection is the best of its like: candidates of at least ``confidence``, after suppression within each
+        class. ``recall`` is the share of the attacked objects that a detection of their class finds. ``success`` is
+        the share of those found on the clean frame that are not found now. ``score`` is the mean over the attacked
+        objects, ``false`` counts the detections that overlap no object, whatever its class. ``ap50`` is the average
+        precision over all of this one scene's objects, at IoU 0.5, mean over their classes: detections below
+        ``confidence`` do not enter, and scenes are not pooled, so it is no benchmark's mAP.
+
+        To make one appear, ``success`` is a score of at least ``confidence`` on the patch; unknown where the clean
+        frame has one there already. ``lure`` is that score.
+        """
+        if self.goal == "appear":
+            lure, already = self._lure(hit, view)[0], self._lure(clean, view)[0]
+            success = torch.where(already >= self.confidence, torch.nan, (lure >= self.confidence).to(lure.dtype))
+            return {("success", "all"): success, ("lure", "all"): lure}
+        assert scene.boxes is not None
+        truth = scene.boxes[..., :4], self._classes(scene.boxes), self._targets(scene)
+        boxes, classes, targets = (values.cpu() for values in truth)
+        columns: dict[str, list[Tensor]] = {"recall": [], "success": [], "false": [], "ap50": []}
+        for now, before, box, number, target in zip(
+            detections(hit, self.confidence), detections(clean, self.confidence), boxes, classes, targets, strict=True
+        ):
+            seen, was_seen = (_seen(found, box, number, self.iou) for found in (now, before))
+            columns["recall"].append(seen[target].float().mean())
+            columns["success"].append((~seen[target & was_seen]).float().mean())
+            columns["false"].append((_iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
+            columns["ap50"].append(average_precision(now, box, number))
+        score = self._scores(hit, scene).amax(dim=2).sum(dim=1) / self._targets(scene).sum(dim=1)
+        measured = {(name, "all"): torch.stack(values).to(hit) for name, values in columns.items()}
+        return measured | {("score", "all"): score}
+
+    def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
+        """The frames with their detections; those of the attacked class, or all where it is null, in orange."""
+        from torchvision.utils import draw_bounding_boxes
+
+        drawn = []
+        for output, frame in zip(outputs, frames, strict=True):
+            (found,) = detections(output, self.confidence)
+            classes, scores = found.classes.tolist(), found.scores.tolist()
+            if not classes:  # torchvision warns
+                drawn.append(frame[0])
+                continue
+            drawn.append(
+                draw_bounding_boxes(
+                    frame[0].clamp(0, 1),
+                    found.boxes.round().flip(0),  # the best on top
+                    [f"{self._names[c]} {score:.2f}" for c, score in zip(classes, scores, strict=True)][::-1],
+                    [ATTACKED if self._cls in (None, c) else OTHER for c in classes][::-1],
+                    label_colors="white",
+                    fill_labels=True,
+                )
+            )
+        return drawn
+
+    def legend(self) -> tuple[None, str]:
+        """No picture, the boxes carry their names."""
+        text = f"Boxes are detections of at least {self.confidence:g} with class and score"
+        return None, f"{text}." if self._cls is None else f"{text}; those of {self._names[self._cls]} are orange."
+
+    def _classes(self, boxes: Tensor) -> Tensor:
+        """``[...]`` the victim's class for rows ``[..., 5]`` of boxes, -1 where there is none."""
+        return self._numbers.to(boxes.device)[boxes[..., 4].nan_to_num(-1).long()]
+
+    def _attacked(self, boxes: Tensor) -> Tensor:
+        """``[...]`` bool: rows ``[..., 5]`` of boxes that are high enough and of the class."""
+        classes = self._classes(boxes)
+        right = classes >= 0 if self._cls is None else classes == self._cls
+        return right & (boxes[..., 3] - boxes[..., 1] >= self.smallest)
+
+    def _targets(self, scene: Scene) -> Tensor:
+        """``[B, N]`` bool: the objects that this attack hides."""
+        assert scene.boxes is not None
+        targets = self._attacked(scene.boxes)
+        if self.goal == "hide":
+            targets[:, 1:] = False
+        return targets
+
+    def _scores(self, candidates: Tensor, scene: Scene) -> Tensor:
+        """``[B, N, A]`` of each attacked object's class, 0 where a candidate does not overlap it."""
+        assert scene.boxes is not None
+        overlaps = _iou(scene.boxes[..., :4], candidates[..., :4].detach()) >= self.overlap
+        classes = self._classes(scene.boxes).clamp(min=0)
+        scores = candidates[..., 4:].mT.gather(1, classes.unsqueeze(-1).expand(-1, -1, candidates.shape[1]))
+        return torch.where(overlaps & self._targets(scene).unsqueeze(-1), scores, 0)
+
+    def _lure(self, candidates: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """``[B]`` highest score of the class among the candidates whose centre is on the patch, and whether any is."""
+        corners = view.corners[:, :1].to(candidates)  # [B, 1, 4, 2]
+        low, high = corners.amin(dim=2), corners.amax(dim=2)
+        boxes = candidates[..., :4].detach()
+        centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+        counts = ((centres >= low) & (centres <= high)).all(dim=-1)
+        assert self._cls is not None
+        return torch.where(counts, candidates[..., 4 + self._cls], 0).amax(dim=1), counts.any(dim=1)
+
+
+def detections(candidates: Tensor, confidence: float) -> list[Detections]:
+    """What is left of the candidates ``[B, A, 4 + K]`` of each image after threshold and non-maximum suppression.
+
+    Suppression is within the classes of one image; a candidate counts once for each class that it is confident of.
+    """
+    from torchvision.ops import batched_nms
+
+    found = []
+    for image in candidates.detach():
+        rows, classes = (image[:, 4:] >= confidence).nonzero(as_tuple=True)
+        boxes, scores = image[rows, :4], image[rows, 4 + classes]
+        kept = batched_nms(boxes, scores, classes, SUPPRESSION)
+        found.append(Detections(boxes[kept].cpu(), scores[kept].cpu(), classes[kept].cpu()))
+    return found
+
+
+def matched(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> list[int | None]:
+    """The object that each detection finds: none is found twice, and the highest score chooses first.
+
+    Args:
+        found: in one image.
+        boxes: ``[N, 4]`` objects.
+        classes: ``[N]`` theirs.
+        least: IoU that it takes.
+    """
+    fits = torch.where(found.classes.unsqueeze(1) == classes, _iou(found.boxes, boxes), 0)
+    objects: list[int | None] = []
+    for fit in fits.tolist():
+        free = [number for number, overlap in enumerate(fit) if overlap >= least and number not in objects]
+        objects.append(max(free, key=fit.__getitem__, default=None))
+    return objects
+
+
+def average_precision(found: Detections, boxes: Tensor, classes: Tensor) -> Tensor:
+    """Area under one image's interpolated precision over recall at IoU 0.5, mean over the objects' classes.
+
+    As in PASCAL VOC from 2010 on. NaN without objects; arguments as in :func:`matched`.
+    """
+    right = torch.tensor([one is not None for one in matched(found, boxes, classes, 0.5)], dtype=torch.bool)
+    areas = []
+    for number in classes[classes >= 0].unique():
+        hits = right[found.classes == number]
+        precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
+        best_from_here = precision.flip(0).cummax(0).values.flip(0)
+        areas.append(best_from_here[hits].sum() / (classes == number).sum())
+    return torch.stack(areas).mean() if areas else torch.tensor(torch.nan)
+
+
+def _seen(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> Tensor:
+    """``[N]`` bool: which objects any detection finds; arguments as in :func:`matched`."""
+    objects = matched(found, boxes, classes, least)
+    return torch.tensor([number in objects for number in range(len(boxes))], dtype=torch.bool)
+
+
+def _iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """``[..., N, M]`` intersection over union of ``boxes [..., N, 4]`` and ``others [..., M, 4]``; NaN of NaN."""
+    one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
+    low, high = torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:])
+    common = (high - low).clamp(min=0).prod(dim=-1)
+    areas = ((box[..., 2:] - box[..., :2]).clamp(min=0).prod(dim=-1) for box in (one, other))
+    return common / (sum(areas) - common).clamp(min=1e-9)

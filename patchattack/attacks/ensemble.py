@@ -1,0 +1,93 @@
+"""One task's attack on several victims at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchattack.attacks.attack import Attack, Textures
+from patchattack.patch import Patch
+from patchattack.scene import Scene, Source, View
+
+
+class EnsembleAttack(Attack):
+    """The same attack on every member of an ensemble; outputs are tuples, None where a member was not asked.
+
+    Metrics are the members' means, and the headline's also stands alone for each member, as ``metric/member``.
+
+    Args:
+        attack: on one victim.
+        victims: the members by name, in the order of the outputs.
+        combine: ``worst`` takes the highest of the members' losses for each scene; otherwise their mean counts.
+    """
+
+    def __init__(self, attack: Attack, victims: Mapping[str, Any], combine: str) -> None:
+        self.attacks = {name: copy.copy(attack) for name in victims}
+        self.victims, self.combine = victims, combine
+        self.first = next(iter(self.attacks.values()))
+        self.task, self.headline = attack.task, attack.headline
+
+    def bind(self, victim: Any, source: Source) -> None:
+        """Each member's attack meets its member."""
+        for name, attack in self.attacks.items():
+            attack.bind(self.victims[name], source)
+        headline = self.first.metrics_known[self.headline[0]]
+        own = {
+            f"{self.headline[0]}/{name}": type(headline)(f"{headline.label}, {name}", headline.stronger, headline.rate)
+            for name in self.attacks
+        }
+        self.metrics_known = {**self.first.metrics_known, **own}
+
+    def scenes(self, source: Source, predict: Callable[[Tensor], Any]) -> Source:
+        """Those that the attack on the first member can use."""
+        scenes = self.first.scenes(source, lambda frames: predict(frames)[0])
+        for name, attack in self.attacks.items():
+            attack.bind(self.victims[name], scenes)  # what the first member has labelled is in its classes
+        return scenes
+
+    def controls(self, source: Source, patch: Patch) -> Mapping[str, Textures]:
+        """Those of the attack."""
+        return self.first.controls(source, patch)
+
+    def loss(self, hit: Any, clean: Any, scene: Scene, view: View) -> Tensor:
+        """``[B]``: the mean or the highest of the members' losses."""
+        losses = torch.stack(
+            [
+                attack.loss(output, reference, scene, view)
+                for attack, output, reference in zip(self.attacks.values(), hit, clean, strict=True)
+                if output is not None
+            ]
+        )
+        return losses.amax(dim=0) if self.combine == "worst" else losses.mean(dim=0)
+
+    def metrics(self, hit: Any, clean: Any, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+        """The members' means, and each member's headline."""
+        found = {
+            name: attack.metrics(output, reference, scene, view)
+            for (name, attack), output, reference in zip(self.attacks.items(), hit, clean, strict=True)
+        }
+        shared = set.intersection(*(set(metrics) for metrics in found.values()))
+        means = {
+            key: torch.stack([metrics[key].float() for metrics in found.values()]).nanmean(dim=0)
+            for key in next(iter(found.values()))
+            if key in shared
+        }
+        metric, region = self.headline
+        return means | {(f"{metric}/{name}", region): metrics[self.headline] for name, metrics in found.items()}
+
+    def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
+        """The members' pictures below one another."""
+        columns = [
+            attack.pictures([output[number] for output in outputs], frames)
+            for number, attack in enumerate(self.attacks.values())
+        ]
+        return [torch.cat(pictures, dim=1) for pictures in zip(*columns, strict=True)]
+
+    def legend(self) -> tuple[Tensor | None, str]:
+        """That of the attack, and the members' order."""
+        picture, text = self.first.legend()
+        return picture, f"{text} From top to bottom: {', '.join(self.attacks)}."

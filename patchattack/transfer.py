@@ -1,0 +1,162 @@
+"""Every patch on every victim: crafted on one, tested on all (Szegedy et al. 2014; Ranjan et al. 2019)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from patchattack import evaluation, files
+from patchattack.attacks.attack import Attack, Textures
+from patchattack.data.memory import Memory
+from patchattack.eot.renderer import Renderer
+from patchattack.errors import InputError
+from patchattack.evaluation import Evaluator, References, Row
+from patchattack.job import TEST, Fabric, Settings
+from patchattack.patch import Patch
+from patchattack.pipeline import versions
+from patchattack.reporting.matrix import Matrix, write_matrix
+from patchattack.scene import Source
+from patchattack.victims.victim import Victim
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is tested on what.
+
+    Attributes:
+        attack: gives the metrics.
+        source: of scenes; the test part that ``settings`` cut off is used.
+        renderer: puts every patch at the same places.
+        victims: name to victim, the columns.
+        patches: name to patch, the rows; the first gives the controls their shape.
+        settings: split, scenes and draws.
+        seed: of the draws.
+    """
+
+    attack: Attack
+    source: Source
+    renderer: Renderer
+    victims: Mapping[str, Victim]
+    patches: Mapping[str, Patch]
+    settings: Settings
+    seed: int
+
+
+def load_patches(runs: Sequence[str]) -> dict[str, Patch]:
+    """The patches of runs' folders, named after the victims that they were crafted on.
+
+    Raises:
+        InputError: no run, or a folder without a patch.
+    """
+    if not runs:
+        raise InputError("runs: expected the folders of runs, got none; give runs=[outputs/...,outputs/...]")
+    patches: dict[str, Patch] = {}
+    for folder in map(Path, runs):
+        patch = Patch.load(folder / "patch.png")
+        name = " + ".join(json.loads((folder / "patch.json").read_text()).get("victims", [])) or folder.name
+        patches[name if name not in patches else f"{name} ({folder.name})"] = patch
+    return patches
+
+
+def measure(trial: Trial, fabric: Fabric) -> list[Row]:
+    """The headline metric of every patch and control on every victim.
+
+    Returns:
+        Rows of patch, victim, metric, region, mean, low, high and n (scenes).
+
+    Raises:
+        InputError: a victim is for another task than the attack.
+    """
+    source = Memory(trial.source, trial.settings.memory_gb * 1e9)
+    rows = []
+    for name, victim in trial.victims.items():
+        if victim.task != trial.attack.task:
+            raise InputError(f"victims: expected victims for {trial.attack.task}, got {name} for {victim.task}")
+    for name, victim in trial.victims.items():
+        attack = copy.copy(trial.attack)
+        attack.bind(victim, source)
+        victim.to(fabric.device)
+
+        def predict(frames: Tensor, victim: Victim = victim) -> Tensor:
+            with fabric.autocast():
+                return victim(frames.to(fabric.device))
+
+        scenes = attack.scenes(source, predict)
+        numbers = trial.settings.parts(len(scenes))[2]
+        references = References(predict, trial.settings.memory_gb * 1e9)
+        for place, (crafted, patch) in enumerate(trial.patches.items()):
+            evaluator = Evaluator(
+                *(predict, attack, trial.renderer, references, patch, scenes, fabric.device, (trial.seed, TEST))
+            )
+            texture = patch().detach()
+            others = {**evaluation.controls(patch), **attack.controls(scenes, patch)} if place == 0 else {}
+            textures = {**others, crafted: _always(texture)}
+            measured = evaluator.measure(
+                textures,
+                numbers,
+                trial.settings.test_draws,
+                progress=partial(tqdm, desc=f"{crafted} on {name}", dynamic_ncols=True),
+            )
+            metric, region = attack.headline
+            for condition in (*(["clean"] if place == 0 else []), *textures):
+                values = evaluation.per_scene(measured, condition, attack.headline)
+                mean, low, high = evaluation.interval(values, attack.metrics_known[metric])
+                known = int((~np.isnan(values)).sum())
+                cell = {"metric": metric, "region": region, "mean": mean, "low": low, "high": high, "n": known}
+                rows.append({"patch": condition, "victim": name} | cell)
+        victim.cpu()
+    return rows
+
+
+def _always(texture: Tensor) -> Textures:
+    return lambda _: texture
+
+
+def _beats(patch: Row, random: Row, stronger: str) -> bool:
+    """The intervals are apart, in the way of the stronger attack."""
+    return bool(patch["low"] > random["high"] if stronger == "higher" else patch["high"] < random["low"])
+
+
+def publish(trial: Trial, rows: list[Row], folder: Path, command: str) -> str:
+    """Write ``transfer.json`` and ``transfer.html`` and return the table as text."""
+    attack = copy.copy(trial.attack)
+    attack.bind(next(iter(trial.victims.values())), trial.source)
+    metric = attack.metrics_known[attack.headline[0]]
+    patches, victims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("patch", "victim"))
+    cells = {(row["patch"], row["victim"]): row for row in rows}
+    files.write(folder / "transfer.json", json.dumps(rows, indent=1) + "\n")
+    foreign = [(patch, victim) for patch in trial.patches for victim in victims if patch != victim]
+    beats = [pair for pair in foreign if _beats(cells[pair], cells["random", pair[1]], metric.stronger)]
+    write_matrix(
+        folder / "transfer.html",
+        Matrix(
+            title=f"Transfer of {attack.task} patches",
+            verdict=f"{len(beats)} of {len(foreign)} patches beat the random patch, with intervals apart, on a victim "
+            "that they were not crafted on.",
+            label=metric.label,
+            stronger=metric.stronger,
+            patches=patches,
+            victims=victims,
+            cells=cells,
+            command=command,
+            versions=versions(),
+        ),
+    )
+    width = max(map(len, patches))
+    columns = [max(len(victim), 22) for victim in victims]
+    lines = [" " * width + "".join(f"  {victim:>{w}}" for victim, w in zip(victims, columns, strict=True))]
+    for patch in patches:
+        shown = (
+            "{mean:.3f} [{low:.3f}, {high:.3f}]".format(**cells[patch, victim]).rjust(w)
+            for victim, w in zip(victims, columns, strict=True)
+        )
+        lines.append(f"{patch:{width}}" + "".join(f"  {cell}" for cell in shown))
+    return "\n".join(lines)

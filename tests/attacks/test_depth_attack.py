@@ -1,0 +1,431 @@
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchattack.attacks.depth import FARTHEST, DepthAttack, metres, surface
+from patchattack.errors import InputError
+from patchattack.scene import Scene, Source, View
+
+SIZE = (10, 20)
+PIXELS = SIZE[0] * SIZE[1]
+ON_PATCH = 3 * 4  # pixels of the patch in `view`
+REGIONS = ("patch", "outside", "all")
+
+
+class Scenes(Source):
+    """One scene, with a surface or without."""
+
+    def __init__(self, with_surface: bool = True) -> None:
+        self.with_surface = with_surface
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Scene:
+        whole = scene()
+        return whole if self.with_surface else dataclasses.replace(whole, surface=None)
+
+
+def bound(metric: bool, reach: tuple[float, float] = (0.0, math.inf), **options: Any) -> DepthAttack:
+    attack = DepthAttack(**options)
+    attack.bind(SimpleNamespace(metric=metric, reach=reach, name="a victim"), Scenes())
+    return attack
+
+
+def scene(count: int = 1, depth: Tensor | None = None) -> Scene:
+    """The surface covers 4 × 6 pixels around the patch."""
+    corners = torch.tensor([[1.5, 0.5], [7.5, 0.5], [7.5, 4.5], [1.5, 4.5]])
+    return Scene(
+        frames=torch.zeros(count, 1, 3, *SIZE),
+        index=torch.arange(count),
+        depth=depth,
+        surface=corners.expand(count, 1, 4, 2).clone(),
+    )
+
+
+def view(count: int = 1) -> View:
+    """The patch covers 3 × 4 pixels, and a half or less of some beside it."""
+    coverage = torch.zeros(count, 1, 1, *SIZE)
+    coverage[..., 0:5, 2:8] = 0.5
+    coverage[..., 1:4, 3:7] = 0.75
+    return View(torch.zeros(count, 1, 3, *SIZE), coverage, torch.zeros(count, 1, 4, 2))
+
+
+def constant(value: float, count: int = 1) -> Tensor:
+    return torch.full((count, 1, *SIZE), float(value))
+
+
+def on_patch(base: Tensor, value: float) -> Tensor:
+    changed = base.clone()
+    changed[..., 1:4, 3:7] = value
+    return changed
+
+
+def ramp() -> Tensor:
+    """Inverse depth with 0 to 200 in equal steps, and 100 on average."""
+    return torch.linspace(0, 200, PIXELS).view(1, 1, *SIZE)
+
+
+def random(seed: int, count: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(count, 1, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 10 + 1
+
+
+def test_the_loss_of_a_metric_victim_is_in_metres() -> None:
+    clean, hit = constant(20), on_patch(constant(20), 7)
+    for options, expected in (
+        ({}, 4),
+        ({"goal": "far"}, 143),
+        ({"target": 10}, 3),
+        ({"region": "all"}, (17 * (PIXELS - ON_PATCH) + 4 * ON_PATCH) / PIXELS),
+        ({"region": "surface"}, (17 * 12 + 4 * 12) / 24),
+    ):
+        loss = bound(True, **options).loss(hit, clean, scene(), view())
+        assert loss.shape == (1,)
+        assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None:
+    """The ramp's percentile is twice its number, and its clean range 180."""
+    clean = ramp()
+    for options, expected in (({}, 90 / 180), ({"goal": "far"}, 90 / 180), ({"target": 30}, 40 / 180)):
+        loss = bound(False, **options).loss(on_patch(clean, 100), clean, scene(), view())
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("goal", "hit", "reached", "success"),
+    [
+        ("near", 3.0, 1, 1),
+        ("near", 3.29, 1, 1),
+        ("near", 3.31, 0, 0),
+        ("near", 1.0, 1, 1),  # beyond counts
+        ("near", 200.0, 0, 0),
+        ("far", 136.0, 1, 1),
+        ("far", 134.0, 0, 0),
+        ("far", 900.0, 1, 1),
+        ("far", 3.0, 0, 0),
+    ],
+)
+def test_a_metric_target_is_reached_within_a_tenth_of_it_or_beyond(
+    goal: str, hit: float, reached: float, success: float
+) -> None:
+    clean = constant(20)
+    metrics = bound(True, goal=goal).metrics(on_patch(clean, hit), clean, scene(), view())
+    assert metrics["reached", "patch"].item() == reached
+    assert metrics["success", "patch"].item() == success
+    assert metrics["error", "patch"].item() == pytest.approx(abs(hit - 20))
+    assert metrics["error", "outside"].item() == 0
+    assert metrics["error", "all"].item() == pytest.approx(abs(hit - 20) * ON_PATCH / PIXELS, rel=1e-4)
+    assert metrics["relative", "patch"].item() == pytest.approx(abs(hit - 20) / 20)
+    assert not any(name == "error_truth" for name, _ in metrics)
+
+
+@pytest.mark.parametrize(
+    ("goal", "hit", "there"),
+    [
+        *(("near", 190.0, 1), ("near", 173.0, 1), ("near", 171.0, 0), ("near", 500.0, 1), ("near", 10.0, 0)),
+        *(("far", 10.0, 1), ("far", 27.0, 1), ("far", 29.0, 0), ("far", -90.0, 1), ("far", 190.0, 0)),
+    ],
+)
+def test_a_relative_target_is_reached_within_a_tenth_of_the_range_or_beyond(goal: str, hit: float, there: int) -> None:
+    clean = on_patch(ramp(), 100)
+    metrics = bound(False, goal=goal).metrics(on_patch(clean, hit), clean, scene(), view())
+    assert metrics["reached", "patch"].item() == there
+    assert metrics["success", "patch"].item() == there
+    assert metrics["error", "patch"].item() == pytest.approx(abs(hit - 100) / 180, rel=2e-2)  # its range is near 180
+    assert {name for name, _ in metrics} == {"gap", "success", "reached", "error"}
+
+
+def test_success_is_of_the_mean_and_reached_of_the_pixels() -> None:
+    hit = on_patch(constant(20), 1)
+    hit[..., 1, 3:7] = 8
+    metrics = bound(True).metrics(hit, constant(20), scene(), view())
+    assert metrics["reached", "patch"].item() == pytest.approx(2 / 3)
+    assert metrics["success", "patch"].item() == 0  # (4 · 8 + 8 · 1) / 12 = 3.33
+    hit[..., 1, 3:7] = 6
+    assert bound(True).metrics(hit, constant(20), scene(), view())["success", "patch"].item() == 1
+
+
+def test_a_scene_that_is_there_already_is_no_success() -> None:
+    clean = torch.cat([constant(2.5), constant(20)])
+    hit = torch.cat([constant(2.5), constant(2.5)])
+    success = bound(True).metrics(hit, clean, scene(2), view(2))["success", "patch"]
+    assert success.isnan().tolist() == [True, False]
+    assert success[1] == 1
+    assert bound(True).metrics(clean, clean, scene(2), view(2))["success", "patch"][1] == 0
+    near = on_patch(ramp(), 199)
+    assert bound(False).metrics(near, near, scene(), view())["success", "patch"].isnan().all()
+
+
+def test_without_a_patch_in_sight_there_is_nothing_to_measure() -> None:
+    unseen = dataclasses.replace(view(), coverage=torch.zeros(1, 1, 1, *SIZE))
+    hit = constant(1).requires_grad_()
+    loss = bound(True).loss(hit, constant(20), scene(), unseen)
+    assert loss.item() == 0
+    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    assert gradient.abs().max() == 0
+    metrics = bound(True).metrics(hit, constant(20), scene(), unseen)
+    assert all(metrics[key].isnan().all() for key in metrics if key[1] == "patch")
+    assert metrics["error", "outside"] == metrics["error", "all"] == 19
+
+
+def test_the_headline_is_in_the_region_of_the_loss() -> None:
+    for region, attacked in (("patch", "patch"), ("surface", "patch"), ("all", "all")):
+        attack = bound(True, region=region)
+        assert attack.headline == ("gap", attacked)
+        metrics = attack.metrics(constant(1), constant(20), scene(depth=constant(30)), view())
+        assert metrics.keys() == {("gap", attacked), ("success", attacked), ("reached", attacked)} | {
+            (name, part) for name in ("error", "relative", "error_truth") for part in REGIONS
+        }
+        assert metrics["success", attacked].item() == 1
+        assert attack.metrics_known["success"].rate
+        assert {name for name, _ in metrics} == attack.metrics_known.keys()
+
+
+def test_the_surface_is_the_region_that_is_attacked_and_the_rest_is_outside() -> None:
+    hit = on_patch(constant(20), 2)
+    metrics = bound(True, region="surface").metrics(hit, constant(20), scene(), view())
+    assert metrics["error", "patch"].item() == 18 * 12 / 24
+    assert metrics["error", "outside"].item() == 0
+    metrics = bound(True, region="all").metrics(hit, constant(20), scene(), view())
+    assert metrics["error", "patch"].item() == 18  # of the patch itself
+
+
+def test_a_surface_is_filled_to_its_corners_whichever_way_they_turn() -> None:
+    whole = scene()
+    assert whole.surface is not None
+    inside = surface(whole, torch.device("cpu"))
+    assert inside.sum() == 24
+    assert inside[..., 1:5, 2:8].all()
+    turned = dataclasses.replace(whole, surface=whole.surface.flip(2))
+    assert torch.equal(surface(turned, torch.device("cpu")), inside)
+    slanted = dataclasses.replace(whole, surface=torch.tensor([[[[0.0, 0], [3, 0], [3, 9], [0, 3]]]]))
+    columns = surface(slanted, torch.device("cpu"))[0, 0].sum(dim=0)
+    assert columns.tolist() == [4, 6, 8, 10] + [0] * 16
+    occluder = torch.zeros(1, 1, 1, *SIZE, dtype=torch.bool)
+    occluder[..., 4:] = True
+    hidden = dataclasses.replace(whole, occluder=occluder)
+    assert surface(hidden, torch.device("cpu")).sum() == 8
+    lost = dataclasses.replace(whole, surface=torch.full((1, 1, 4, 2), math.nan))
+    assert not surface(lost, torch.device("cpu")).any()
+
+
+@pytest.mark.parametrize("goal", ["near", "far"])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0), (7, -40), (0.2, 1e3)])
+def test_units_of_a_relative_victim_do_not_matter(goal: str, scale: float, shift: float) -> None:
+    """Scale and shift of clean and attacked output together change neither loss nor metrics."""
+    clean, hit = random(0, dtype=torch.float64), random(1, dtype=torch.float64)
+    truth = random(2, dtype=torch.float64)
+    truth[..., :7] = math.nan
+    attack = bound(False, goal=goal)
+    expected = attack.metrics(hit, clean, scene(2, truth), view(2))
+    found = attack.metrics(hit * scale + shift, clean * scale + shift, scene(2, truth), view(2))
+    assert {name for name, _ in found} == {"gap", "success", "reached", "error", "relative", "error_truth"}
+    for key, values in expected.items():
+        torch.testing.assert_close(found[key], values, rtol=1e-6, atol=1e-9, equal_nan=True)
+    loss = attack.loss(hit * scale + shift, clean * scale + shift, scene(2), view(2))
+    torch.testing.assert_close(loss, attack.loss(hit, clean, scene(2), view(2)))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.0), (0.5, 0.0), (1.0, 0.4)])
+def test_a_change_of_scale_or_shift_alone_does_not_vanish(scale: float, shift: float) -> None:
+    """Fitted anew to the truth, the attacked output would be perfect again."""
+    truth = random(2)
+    clean = 5 / truth + 3  # a perfect relative victim
+    metrics = bound(False).metrics(clean * scale + shift, clean, scene(2, truth), view(2))
+    perfect = bound(False).metrics(clean, clean, scene(2, truth), view(2))
+    for region in REGIONS:
+        assert perfect["error_truth", region].max() < 1e-3
+        for name in ("error", "relative", "error_truth"):
+            assert (metrics[name, region] > 0.05).all()
+
+
+def test_scale_and_shift_make_metres_of_a_relative_output() -> None:
+    truth = random(2)
+    clean = 5 / truth + 3
+    torch.testing.assert_close(metres(clean, clean, truth), truth, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(metres(10 / truth + 3, clean, truth), truth / 2, rtol=1e-4, atol=1e-4)
+    assert (metres(clean - 100, clean, truth) == FARTHEST).all()  # an inverse depth below zero
+    wrong = clean.clone()
+    wrong[..., 10:] = 1e3
+    partly = truth.clone()
+    partly[..., 10:] = math.nan
+    torch.testing.assert_close(metres(wrong, wrong, partly)[..., :10], truth[..., :10], rtol=1e-4, atol=1e-4)
+    assert metres(clean, clean, torch.full_like(truth, math.nan)).isnan().all()
+
+
+def test_the_fit_is_that_of_least_squares() -> None:
+    truth, clean = random(2, count=1, dtype=torch.float64), random(3, count=1, dtype=torch.float64)
+    columns = torch.stack([clean.flatten(), torch.ones(PIXELS, dtype=torch.float64)], dim=1)
+    fitted = columns @ torch.linalg.lstsq(columns, 1 / truth.view(-1, 1)).solution
+    torch.testing.assert_close(metres(clean, clean, truth).view(-1, 1), 1 / fitted.clamp(min=1 / FARTHEST))
+
+
+def test_the_error_to_the_truth_is_of_known_depth_alone() -> None:
+    truth = constant(10)
+    truth[..., 8:] = math.nan
+    hit = on_patch(constant(20), 4)
+    metrics = bound(True).metrics(hit, constant(20), scene(depth=truth), view())
+    assert metrics["error_truth", "patch"].item() == 6
+    assert metrics["error_truth", "outside"].item() == 10
+    assert metrics["error_truth", "all"].item() == pytest.approx((6 * ON_PATCH + 10 * (80 - ON_PATCH)) / 80)
+
+
+def test_a_flat_relative_prediction_pulls_nowhere() -> None:
+    hit = random(1, 1).requires_grad_()
+    loss = bound(False).loss(hit, constant(0), scene(), view())
+    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    assert loss.item() == 0
+    assert gradient.abs().max() == 0
+    metrics = bound(False).metrics(hit, constant(0), scene(depth=random(2, 1)), view())
+    assert metrics["error", "all"].item() == 0
+    assert metrics["success", "patch"].isnan().all()
+    assert metrics["error_truth", "all"].isfinite().all()
+
+
+@pytest.mark.parametrize("region", ["patch", "surface", "all"])
+@pytest.mark.parametrize("goal", ["near", "far"])
+@pytest.mark.parametrize("metric", [True, False])
+def test_the_gradient_is_the_slope(metric: bool, goal: str, region: str) -> None:
+    attack = bound(metric, goal=goal, region=region)
+    clean, direction = random(0, dtype=torch.float64), random(2, dtype=torch.float64) - 6
+    hit = random(1, dtype=torch.float64).requires_grad_()
+
+    def value(hit: Tensor) -> Tensor:
+        return (attack.loss(hit, clean, scene(2), view(2)) * torch.tensor([1.0, 2.0])).sum()
+
+    (gradient,) = torch.autograd.grad(value(hit), hit)
+    step = 1e-7
+    with torch.no_grad():
+        slope = (value(hit + step * direction) - value(hit - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(("metric", "goal", "sign"), [(True, "near", 1), (True, "far", -1), (False, "near", -1)])
+def test_a_step_down_the_loss_goes_to_the_goal(metric: bool, goal: str, sign: int) -> None:
+    clean = ramp() / 10 + 10
+    hit = clean.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(bound(metric, goal=goal).loss(hit, clean, scene(), view()).sum(), hit)
+    assert (gradient[..., 1:4, 3:7] * sign > 0).all()
+    assert gradient.count_nonzero() == ON_PATCH
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_scenes_of_a_batch_are_measured_apart(metric: bool) -> None:
+    clean, hit, truth = random(0), random(1), random(2)
+    attack = bound(metric)
+    together = attack.metrics(hit, clean, scene(2, truth), view(2))
+    for i in range(2):
+        part = slice(i, i + 1)
+        alone = attack.metrics(hit[part], clean[part], scene(1, truth[part]), view())
+        for key, values in together.items():
+            torch.testing.assert_close(alone[key][0], values[i], equal_nan=True)
+
+
+def test_metrics_carry_no_gradient() -> None:
+    metrics = bound(False).metrics(random(1).requires_grad_(), random(0), scene(2, random(2)), view(2))
+    assert not any(values.requires_grad for values in metrics.values())
+    assert all(values.shape == (2,) for values in metrics.values())
+
+
+def test_labels_say_what_is_asked_for_and_in_which_unit() -> None:
+    labels = {name: metric.label for name, metric in bound(True).metrics_known.items()}
+    assert labels["success"] == "share of scenes whose mean is 3 m or nearer (± 10 %)"
+    assert labels["error"] == "mean change against the clean prediction (m)"
+    labels = {name: metric.label for name, metric in bound(False, goal="far", tolerance=0.05).metrics_known.items()}
+    assert labels["reached"] == (
+        "share of pixels that are at percentile 5 of the clean inverse depth or farther (± 5 % of the clean range)"
+    )
+    assert labels["error"].endswith("(share of the clean range of inverse depth)")
+
+
+def test_one_attack_can_meet_a_second_victim() -> None:
+    attack = bound(True)
+    attack.bind(SimpleNamespace(metric=False, reach=(0.0, math.inf), name="another"), Scenes())
+    assert attack.aim == 95
+    assert attack.loss(ramp(), ramp(), scene(), view()).item() < 1
+
+
+def test_the_default_target_is_what_the_victim_can_express(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert bound(True, (0.0, 80.0)).aim == 3
+        assert not caplog.records
+        assert bound(True, (0.0, 80.0), goal="far").aim == 80
+    assert caplog.messages == ["attack.target: 150 m is out of the reach of a victim; 80 m it is"]
+    assert bound(True, (5.0, 80.0)).aim == 5
+    assert bound(True, goal="far").aim == 150
+
+
+@pytest.mark.parametrize(
+    ("metric", "target", "message"),
+    [
+        (True, 100.0, r"expected metres that a victim can express, from 0 to 80 and above 0, got 100.0; choose"),
+        (True, 0.0, r"expected metres that a victim can express, from 0 to 80 and above 0, got 0.0"),
+        (True, math.nan, r"expected metres that a victim can express, .* got nan"),
+        (False, 101.0, r"expected a percentile from 0 to 100 .*, because a victim gives no metres, got 101.0"),
+        (False, -1.0, r"expected a percentile from 0 to 100 .*, got -1.0"),
+    ],
+)
+def test_targets_that_the_victim_cannot_express_are_refused(metric: bool, target: float, message: str) -> None:
+    with pytest.raises(InputError, match=rf"attack\.target: {message}") as caught:
+        bound(metric, (0.0, 80.0), target=target)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_surface_is_needed_for_its_region() -> None:
+    victim = SimpleNamespace(metric=True, reach=(0.0, math.inf), name="a victim")
+    with pytest.raises(InputError, match=r"attack\.region=surface: expected scenes with a surface"):
+        DepthAttack(region="surface").bind(victim, Scenes(with_surface=False))
+    DepthAttack(region="patch").bind(victim, Scenes(with_surface=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"goal": "away"}, r"attack: expected goal of near, far and region of patch, surface, all, got away and patch"),
+        ({"region": "outside"}, r"attack: expected .* got near and outside"),
+        ({"tolerance": -0.1}, r"attack\.tolerance: expected a share of 0 or more and less than 1, got -0.1"),
+        ({"tolerance": 1.0}, r"attack\.tolerance: expected .* got 1.0"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        DepthAttack(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_pictures_are_bright_where_it_is_near_on_the_scale_of_the_clean_one(metric: bool) -> None:
+    clean = ramp() + 1  # metres, or inverse depth
+    attack = bound(metric)
+    first, same, near = attack.pictures([clean, clean, on_patch(clean, 0.5 if metric else 500)], [])
+    assert first.shape == (3, *SIZE)
+    assert 0 <= first.min() < 0.1 < 0.9 < first.max() <= 1
+    assert torch.equal(first, same)
+    dark, bright = (first[:, -1, -1], first[:, 0, 0]) if metric else (first[:, 0, 0], first[:, -1, -1])
+    assert dark.sum() < 0.1
+    assert bright.sum() > 2.5
+    assert torch.equal(near[:, 5:], first[:, 5:])  # what did not change looks the same
+    assert torch.equal(near[:, 2, 4], near[:, 1, 3])
+    assert near[:, 2, 4].sum() >= first.sum(dim=0).max()
+    assert attack.pictures([constant(1)], [])[0].isfinite().all()
+
+
+def test_the_legend_goes_from_the_colour_of_the_farthest_to_that_of_the_nearest() -> None:
+    bar, text = bound(False).legend()
+    assert bar.shape[0] == 3
+    assert bar.shape[2] > bar.shape[1]
+    brightness = bar.mean(dim=(0, 1))
+    assert (brightness.diff() >= -0.01).all()
+    picture = bound(False).pictures([ramp()], [])[0]
+    torch.testing.assert_close(bar[:, 0, 0], picture[:, 0, 0])
+    torch.testing.assert_close(bar[:, 0, -1], picture[:, -1, -1])
+    assert text.startswith("Dark is far and bright is near")
