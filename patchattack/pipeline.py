@@ -221,7 +221,7 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
     best = Patch(progress.best.cpu().clamp(0, 1), job.patch.mask.cpu(), job.patch.size_mm)
     facts = {
         "attack": origin.config["attack"],
-        "victims": [parts.victim.name],
+        "victims": parts.victim.names,
         "step": progress.best_step,
         "seed": parts.seed,
         "config": origin.digest,

@@ -65,9 +65,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                     for place in range(first, first + share)
                     for draw in range(settings.draws)
                 ]
-                job.victim.draw(seeding.generator(job.seed, VICTIM, step))
-                losses = _losses(job, scene, generators)
-                job.victim.draw(None)
+                losses = _losses(job, scene, generators, seeding.generator(job.seed, VICTIM, step))
                 total = torch.stack(list(losses.values())).sum() / settings.accumulate
                 total.backward()
                 for name, value in losses.items():
@@ -137,7 +135,7 @@ class _Log:
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.shown.items()})
 
 
-def _losses(job: Job, scene: Scene, generators: list[torch.Generator]) -> dict[str, Tensor]:
+def _losses(job: Job, scene: Scene, generators: list[torch.Generator], of_victim: torch.Generator) -> dict[str, Tensor]:
     """One batch: the mean attack loss over all views, and every regulariser with its weight."""
     scene = scene.to(job.fabric.device)
     if job.settings.draws > 1:
@@ -146,7 +144,9 @@ def _losses(job: Job, scene: Scene, generators: list[torch.Generator]) -> dict[s
     draw = job.renderer.draw(scene, job.patch, generators)
     texture = job.patch()
     view = job.renderer(texture, job.patch.mask, scene, draw)
+    job.victim.draw(of_victim)
     hit = job.predict(view.frames)
+    job.victim.draw(None)  # the references and the validation are of all that it can do
     losses = {"attack": job.attack.loss(hit, clean, scene, view).mean()}
     for name, regularizer in job.regularizers.items():
         losses[name] = regularizer.weight * regularizer(texture, job.patch.mask)

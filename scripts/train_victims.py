@@ -139,8 +139,8 @@ class ClassificationRecipe(Recipe):
         return Scene(scene.frames, scene.index, label=scene.label)
 
     def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
-        """Not in a mirror: some signs then are another or none."""
-        return recoloured(scene, generator)
+        """Turned and moved a little; not in a mirror, where some signs are others."""
+        return recoloured(moved(scene, generator), generator)
 
     def loss(self, network: Any, scene: Scene) -> Tensor:
         """Of the smoothed labels."""
@@ -238,8 +238,8 @@ class DetectionRecipe(Recipe):
 RECIPES: dict[str, Recipe] = {
     "flow_matching": FlowRecipe("matching", steps=5000, scenes=3000, rate=6e-4),
     "flow_encoder_decoder": FlowRecipe("encoder_decoder", steps=1000, scenes=1500, rate=1e-3),
-    "classifier_residual": ClassificationRecipe("residual", steps=2000, scenes=2000, rate=3e-3, batch=32),
-    "classifier_transformer": ClassificationRecipe("transformer", steps=3000, scenes=2000, rate=1e-3, batch=32),
+    "classifier_residual": ClassificationRecipe("residual", steps=1500, scenes=2000, rate=3e-3, batch=32),
+    "classifier_transformer": ClassificationRecipe("transformer", steps=4000, scenes=2000, rate=1e-3, batch=32),
     "depth_unet": DepthRecipe("unet", steps=2500, scenes=2000, rate=2e-3),
     "depth_transformer": DepthRecipe("transformer", steps=3000, scenes=2000, rate=1e-3),
     "detector_yolo": DetectionRecipe("yolo", steps=3000, scenes=2000, rate=2e-3),
@@ -273,6 +273,19 @@ def mirrored(scene: Scene, generator: torch.Generator) -> Scene:
     for name, value in values.items():
         values[name] = torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), value, getattr(scene, name))
     return replace(scene, **values)
+
+
+def moved(scene: Scene, generator: torch.Generator) -> Scene:
+    """Single frames turned by up to 10°, scaled by 0.8 to 1.25 and shifted by up to a tenth, with repeated edges."""
+    batch, frames = len(scene), scene.frames[:, 0]
+    turn = torch.deg2rad(seeding.uniform(generator, (batch,), -10, 10))
+    scale = seeding.uniform(generator, (batch,), 0.8, 1.25)
+    shift = seeding.uniform(generator, (batch, 2), -0.2, 0.2)  # the frame spans [-1, 1]
+    across, along = turn.cos() * scale, turn.sin() * scale
+    matrix = torch.stack([across, -along, shift[:, 0], along, across, shift[:, 1]], dim=1).view(batch, 2, 3)
+    grid = F.affine_grid(matrix.to(frames.device), list(frames.shape), align_corners=False)
+    frames = F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return replace(scene, frames=frames.unsqueeze(1))
 
 
 def recoloured(scene: Scene, generator: torch.Generator, permute: bool = False) -> Scene:

@@ -253,7 +253,8 @@ def test_train_py_is_an_entry(tmp_path: Path) -> None:
     assert result.stdout == ""
     assert (
         result.stderr
-        == "patchattack: attack: expected one of classification, depth, detection, flow (did you mean flow?), got flwo\n"
+        == "patchattack: attack: expected one of classification, depth, detection, flow (did you mean flow?), "
+        "got flwo\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -72,11 +72,17 @@ def test_what_is_mirrored_keeps_its_depth_and_its_boxes(train_victims: Any) -> N
         assert box[1].isnan().sum() >= 4
 
 
-def test_signs_are_not_mirrored(train_victims: Any) -> None:
-    scene = World(subject="sign", frames=1, size=(64, 64), scenes=8).__getitems__(list(range(8))).to("cpu")
-    frames = train_victims.RECIPES["classifier_residual"].augmented(scene, seeding.generator(0)).frames
-    as_it_was = (frames - scene.frames).abs().mean(dim=(1, 2, 3, 4))
-    assert (as_it_was < (frames - scene.frames.flip(-1)).abs().mean(dim=(1, 2, 3, 4))).all()
+def test_signs_move_a_little_and_are_not_mirrored(train_victims: Any) -> None:
+    sign = torch.zeros(64, 64)
+    sign[24:40, 16:24] = 1  # left of the middle
+    scene = Scene(sign.expand(32, 1, 3, 64, 64), torch.arange(32))
+    frames = train_victims.moved(scene, seeding.generator(0)).frames
+    columns = frames.mean(dim=(1, 2, 3)) @ torch.arange(64.0) / frames.mean(dim=(1, 2, 3)).sum(dim=1)
+    assert (columns < 36).all()  # 20 moves away from 31.5 by a quarter at most, and then by 6.4 px
+    assert columns.std() > 2
+    area = frames.sum(dim=(1, 2, 3, 4)) / scene.frames.sum(dim=(1, 2, 3, 4))
+    assert 0.5 < area.min() < 0.8
+    assert 1.2 < area.max() < 1.7
 
 
 def test_average_precision(train_victims: Any) -> None:

@@ -18,6 +18,7 @@ from patchattack.scene import Scene, Source, View
 GOALS = ("hide", "hide_class", "appear")
 BOXES = ("labels", "victim", "auto")
 SUPPRESSION = 0.7  # IoU above which the lower of two detections of a class is dropped
+PICTURE = 320  # pixels that a picture is high at least
 ATTACKED, OTHER = "#c2410c", "#2f6690"  # boxes in the pictures
 
 
@@ -209,13 +210,15 @@ class DetectionAttack(Attack):
         for output, frame in zip(outputs, frames, strict=True):
             (found,) = detections(output, self.confidence)
             classes, scores = found.classes.tolist(), found.scores.tolist()
+            larger = max(1, -(-PICTURE // frame.shape[-2]))  # so that names can be read
+            picture = frame[0].clamp(0, 1).repeat_interleave(larger, 1).repeat_interleave(larger, 2)
             if not classes:  # torchvision warns
-                drawn.append(frame[0])
+                drawn.append(picture)
                 continue
             drawn.append(
                 draw_bounding_boxes(
-                    frame[0].clamp(0, 1),
-                    found.boxes.round().flip(0),  # the best on top
+                    picture,
+                    (larger * (found.boxes + 0.5) - 0.5).round().flip(0),  # the best on top
                     [f"{self._names[c]} {score:.2f}" for c, score in zip(classes, scores, strict=True)][::-1],
                     [ATTACKED if self._cls in (None, c) else OTHER for c in classes][::-1],
                     label_colors="white",

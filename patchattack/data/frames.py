@@ -1,4 +1,4 @@
-"""A user's own frames: folders of images or a video, as unlabelled pairs."""
+"""A user's own frames: folders of images or a video, unlabelled, in pairs or alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Frames(Source):
-    """Pairs of frames ``i`` and ``i + stride`` of image sequences or of one video, without ground truth.
+    """Frames of image sequences or of one video without ground truth: pairs of ``i`` and ``i + stride``, or each alone.
 
     Every folder that directly holds images, ``root`` or one below it, is a sequence in the natural order of its
     file names (2 before 10). A pair never crosses sequences, and images that cannot be used leave a gap.
@@ -37,17 +37,18 @@ class Frames(Source):
         root: a folder, or a video file that OpenCV decodes.
         size: ``(h, w)`` to which frames are resized, ``None`` keeps theirs.
         stride: frames from the first of a pair to the second.
+        frames: of a scene: 2 for pairs, 1 for networks that take one image.
 
     Raises:
-        InputError: there is no such folder or video, it cannot be read, it holds no pair, its frames differ in size
+        InputError: there is no such folder or video, it cannot be read, it holds no scene, its frames differ in size
             while ``size`` is ``None``, or they take more than 8 GiB.
     """
 
-    def __init__(self, root: str, size: tuple[int, int] | None = None, stride: int = 1) -> None:
-        if stride < 1 or (size is not None and (len(size) != 2 or min(size) < 1)):
+    def __init__(self, root: str, size: tuple[int, int] | None = None, stride: int = 1, frames: int = 2) -> None:
+        if stride < 1 or frames not in (1, 2) or (size is not None and (len(size) != 2 or min(size) < 1)):
             raise InputError(
-                f"data=frames: expected stride >= 1 and size [h, w] of positive numbers or null, "
-                f"got stride={stride} and size={size if size is None else list(size)}"
+                f"data=frames: expected stride >= 1, frames of 1 or 2 and size [h, w] of positive numbers or null, "
+                f"got stride={stride}, frames={frames} and size={size if size is None else list(size)}"
             )
         path = Path(root).expanduser()
         count, decoded = _open_folder(path) if path.is_dir() else _open_video(path)
@@ -75,28 +76,30 @@ class Frames(Source):
                 )
             rows[place] = len(rows)
             pixels += frame.data
-        pairs = [(row, rows[s, n + stride]) for (s, n), row in rows.items() if (s, n + stride) in rows]
+        places = [[(s, n + stride * t) for t in range(frames)] for s, n in rows]
+        scenes = [[rows[place] for place in scene] for scene in places if scene[-1] in rows]
         skipped = f"{len(refused)} image(s) cannot be used, the first is {refused[0]}" if refused else ""
-        if not pairs:
+        if not scenes:
             raise InputError(
-                f"{path}: expected two frames {stride} apart in one sequence, got {len(rows)} in "
+                f"{path}: expected {f'two frames {stride} apart in one sequence' if frames == 2 else 'frames'}, "
+                f"got {len(rows)} in "
                 f"{len({sequence for sequence, _ in rows})} sequence(s); "
                 + (skipped or "add frames or lower data.stride")
             )
         if skipped:
             _log.warning("%s: %s", path, skipped)
-        self.pairs = torch.tensor(pairs)  # [n, 2]
+        self.scenes = torch.tensor(scenes)  # [n, T]
         self.pixels = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *shape)  # [N, h, w, 3]
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.scenes)
 
     def __getitem__(self, index: int) -> Scene:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> Scene:
-        """The pairs at ``indices`` as one batch, frames uint8."""
-        frames = self.pixels[self.pairs[indices]].permute(0, 1, 4, 2, 3)  # [B, 2, 3, h, w]
+        """The scenes at ``indices`` as one batch, frames uint8."""
+        frames = self.pixels[self.scenes[indices]].permute(0, 1, 4, 2, 3)  # [B, T, 3, h, w]
         return Scene(frames=frames.contiguous(), index=torch.tensor(indices))
 
 

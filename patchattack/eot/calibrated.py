@@ -97,10 +97,14 @@ class Calibration:
         Raises:
             InputError: the file cannot be written.
         """
-        rows = ",\n    ".join(json.dumps([round(value, 4) for value in row]) for row in self.table.flatten(0, 2).tolist())
+        rows = ",\n    ".join(
+            json.dumps([round(value, 4) for value in row]) for row in self.table.flatten(0, 2).tolist()
+        )
         head = {"format": FORMAT, "note": self.note, "spread": self.spread, "blur": self.blur, "noise": self.noise}
         lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
-        files.write(path, "\n".join(["{", *lines, f'  "side": {len(self.table)},', f'  "table": [\n    {rows}\n  ]', "}\n"]))
+        files.write(
+            path, "\n".join(["{", *lines, f'  "side": {len(self.table)},', f'  "table": [\n    {rows}\n  ]', "}\n"])
+        )
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -141,7 +145,9 @@ class Calibrated(Transform):
 
     def __init__(self, file: str | Path = "default", spread: float = 1.0) -> None:
         self.range = checked_range("appearance.calibrated.spread", (0, spread), 0)
-        path = files.shipped("assets") / "print" / "default_print.json" if file == "default" else Path(file).expanduser()
+        path = (
+            files.shipped("assets") / "print" / "default_print.json" if file == "default" else Path(file).expanduser()
+        )
         self.calibration = Calibration.load(path)
 
     def draw(self, generator: torch.Generator) -> Tensor:

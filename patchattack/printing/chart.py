@@ -29,8 +29,8 @@ _PIXELS = 10  # per unit: all lengths above are whole units, so every edge is sh
 _HEADING = 14.0  # mm above the chart for the text
 _MM = 72 / 25.4  # PDF points
 _ADVICE = (
-    "Print it with the settings, the paper and the scale that your patches get. Photograph the whole page, flat, in "
-    "even light without flash or reflections, sharp, filling the frame, with the camera that the patch will face. Then: "
+    "Print it with the settings and on the paper that your patches get. Photograph the whole page, flat, sharp and "
+    "filling the frame, in even light without flash or reflections, with the camera that the patch will face. Then: "
     "python scripts/calibrate.py fit photo=PHOTO"
 )
 
@@ -79,12 +79,12 @@ def inner(share: float) -> np.ndarray:
 def fiducials() -> dict[int, np.ndarray]:
     """The corners of each fiducial, ``[4, 2]``, by id."""
     right, bottom = SIZE[0] - _MARKER, SIZE[1] - _MARKER
-    third, half = bottom / 4, right / 2
+    half, quarters = round(right / 2), [round(bottom * i / 4) for i in (1, 2, 3)]
     places = [
         *((0, 0), (half, 0), (right, 0)),
-        *((right, third * i) for i in (1, 2, 3)),
+        *((right, y) for y in quarters),
         *((right, bottom), (half, bottom), (0, bottom)),
-        *((0, third * i) for i in (3, 2, 1)),
+        *((0, y) for y in reversed(quarters)),
     ]
     return {VERSION * MARKERS + i: np.array(place) + _square(_MARKER) for i, place in enumerate(places)}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -23,11 +24,19 @@ SHEETS = 250 // PER_SHEET  # sheets that the dictionary tells apart: numbers 0..
 
 _DICTIONARY = cv2.aruco.DICT_4X4_250  # the fewest modules, so that a marker of few pixels is readable
 _MODULES = 6  # along a marker's side: 4 of the code and the black border
-_SHARE = 0.22  # of the patch's shorter side
+_SHARE = 0.21  # of the patch's shorter side
 _QUIET = 1.25  # modules of white on all sides of a marker
-_LEGIBLE = 4.0  # pixels along a module: smaller ones are enlarged before they are read
-_SMALLEST, _LARGEST = 6, 14  # pixels, even: sides of the neighbourhoods that a pixel is called black or white in
+_LEGIBLE = 4.0  # pixels along a module when it is read in a part of the image
+_ALIGNING = 5.0  # pixels along a module: larger ones are reduced, which costs less
+_SAMPLES = 2  # along a module, of a marker's drawing
+_STEPS = 12  # at most, of the alignment
+_SETTLED = 2e-4  # sides of a marker: a step after which the next one changes nothing that counts
 _ALIKE = 0.6  # correlation of a marker with what is seen where it should be
+
+
+# Places [s·s, 2] of the samples on and around a marker, in its sides.
+_CELLS = (np.arange((_MODULES + 2) * _SAMPLES) + 0.5) / _SAMPLES / _MODULES - 1 / _MODULES
+_GRID = np.stack(np.meshgrid(_CELLS, _CELLS), axis=-1).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,8 @@ class Sighting:
             bottom-left as printed; an integer is a pixel centre.
         homography: ``[3, 3]`` float64 from millimetres in the patch's frame to pixels.
         markers: how many were seen.
-        error: RMS distance of the markers' corners, as seen, to where the homography puts them, pixels.
+        error: RMS distance of the markers, each as it is seen by itself, to where the homography puts them, pixels;
+            large where the paper is bent.
     """
 
     number: int
@@ -88,7 +98,7 @@ def layout(size_mm: tuple[float, float], number: int, marker_mm: float | None = 
     Args:
         size_mm: the patch's width and height.
         number: of the sheet, 0 to ``SHEETS - 1``.
-        marker_mm: side of a marker; ``None`` takes 0.22 of the patch's shorter side, which is readable when the patch
+        marker_mm: side of a marker; ``None`` takes 0.21 of the patch's shorter side, which is readable when the patch
             spans 60 pixels.
 
     Raises:
@@ -119,160 +129,224 @@ def bits(marker: int) -> np.ndarray:
 
 
 def find(image: np.ndarray, layouts: Sequence[Layout], around: Sighting | None = None) -> list[Sighting]:
-    """The sheets that an image shows, each with at least two of its markers; other markers are ignored.
+    """The sheets that an image shows.
+
+    A sheet counts as seen when at least two of its markers are, of both rows and of different columns: the patch's
+    corners would be guesses otherwise. Markers of other sheets are ignored.
 
     Args:
         image: ``[H, W]`` or ``[H, W, 3]`` RGB, uint8.
         layouts: of the sheets that are looked for; the fewer, the more damage a marker may have.
-        around: an earlier sighting: its surroundings are searched first, and the whole image only if nothing is there.
+        around: an earlier sighting. Its surroundings are searched first, which is faster and reads smaller markers;
+            the whole image is searched if no sheet is there.
 
     Returns:
         Sightings in the order of ``layouts``.
     """
     grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    found: list[Sighting] = []
-    if around is not None:
-        near = [one for one in layouts if one.number == around.number]
-        for window in _window(grey, near[0], around.homography, margin=0.5) if near else []:
-            found = _sightings(grey, layouts, window)
-    return found or _sightings(grey, layouts, _Window(grey, np.zeros(2), 1))
+    near = [_surroundings(one, around.homography) for one in layouts if around and one.number == around.number]
+    whole = np.array([(0, 0), grey.shape[::-1]])
+    # In the smaller copy, large markers that are out of focus are sharp.
+    for box, scale in (*near, (whole, 1.0), (whole, 0.5)):
+        seen = _read(grey, box, scale, layouts)
+        found = [one for one in (_sighting(grey, sheet, seen) for sheet in layouts) if one is not None]
+        if found or (seen and box is whole):
+            return found
+    return []
 
 
 @dataclass(frozen=True)
 class _Window:
-    """A part of an image, enlarged: ``pixels`` starts at the image's ``origin`` and shows it ``scale`` times as large."""
+    """A resized part of an image.
+
+    Attributes:
+        pixels: ``[h, w]``.
+        matrix: ``[3, 3]`` from pixels of the image to pixels of the window.
+    """
 
     pixels: np.ndarray
-    origin: np.ndarray
-    scale: int
+    matrix: np.ndarray
 
-    def inward(self, points: np.ndarray) -> np.ndarray:
-        """Points of the image in the window."""
-        return (points - self.origin + 0.5) * self.scale - 0.5
-
-    def outward(self, points: np.ndarray) -> np.ndarray:
-        """Points of the window in the image."""
-        return (points + 0.5) / self.scale - 0.5 + self.origin
-
-
-def _window(grey: np.ndarray, sheet: Layout, homography: np.ndarray, margin: float) -> list[_Window]:
-    """The part around a sheet, ``margin`` of its extent wider on each side; none where it is out of the image."""
-    points = _project(homography, _corners(sheet))
-    spread = margin * np.ptp(points, axis=0) + 8
-    first = np.maximum(np.floor(points.min(axis=0) - spread), 0).astype(int)
-    last = np.minimum(np.ceil(points.max(axis=0) + spread) + 1, grey.shape[::-1]).astype(int)
-    if (last - first < 16).any():
-        return []
-    scale = int(np.clip(np.ceil(_LEGIBLE / _module(points)), 1, 3))
-    part = np.ascontiguousarray(grey[first[1] : last[1], first[0] : last[0]])
-    return [_Window(cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), first, scale)]
+    @classmethod
+    def of(cls, grey: np.ndarray, box: np.ndarray, scale: float) -> _Window | None:
+        """The part of ``grey`` in ``box [2, 2]`` (first and last point), ``scale`` times as large; None if outside."""
+        first = np.clip(np.floor(box[0]), 0, grey.shape[::-1]).astype(int)
+        size = np.clip(np.ceil(box[1]) + 1, 0, grey.shape[::-1]).astype(int) - first
+        if size.min() < 8:
+            return None
+        part = grey[first[1] : first[1] + size[1], first[0] : first[0] + size[0]]
+        if scale == 1:
+            return cls(np.ascontiguousarray(part), _shift_and_scale(-first, np.ones(2)))
+        scale = min(scale, (grey.size / size.prod()) ** 0.5)  # never more pixels than the image has
+        shape = np.maximum(np.rint(size * scale), 8).astype(int)
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        return cls(
+            cv2.resize(part, tuple(shape.tolist()), interpolation=method), _shift_and_scale(-first, shape / size)
+        )
 
 
-def _sightings(grey: np.ndarray, layouts: Sequence[Layout], window: _Window) -> list[Sighting]:
-    """The sheets whose markers are read in the window."""
-    seen = _read(window, [marker for one in layouts for marker in one.markers])
-    sightings = []
-    for sheet in layouts:
-        here = [marker for marker in sheet.markers if marker in seen]
-        if here:
-            paper = np.concatenate([sheet.markers[marker] for marker in here])
-            guess, _ = cv2.findHomography(paper, np.concatenate([seen[marker] for marker in here]), cv2.LMEDS)
-            sightings += [] if guess is None else _refined(grey, sheet, guess)
-    return sightings
+def _shift_and_scale(shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """``[3, 3]``: shift pixels, then scale them about the corner of the image, which is at (-0.5, -0.5)."""
+    matrix = np.diag([*scale, 1.0])
+    matrix[:2, 2] = (shift + 0.5) * scale - 0.5
+    return matrix
 
 
-def _read(window: _Window, markers: list[int]) -> dict[int, np.ndarray]:
-    """``[4, 2]`` corners in the image, to about a pixel, of those of ``markers`` that are read in the window."""
-    # A dictionary of these markers alone: they differ by five bits and more where all 250 differ by three, so more
-    # of the bits of a small or blurred marker may be wrong.
+def _read(grey: np.ndarray, box: np.ndarray, scale: float, layouts: Sequence[Layout]) -> dict[int, np.ndarray]:
+    """``[4, 2]`` corners, to about a pixel, of the sheets' markers that are read in a part of the image."""
+    window = _Window.of(grey, box, scale)
+    if window is None:
+        return {}
+    # A dictionary of these markers alone: those of two sheets differ by five bits where all 250 differ by three, so
+    # more of the bits of a small or blurred marker may be wrong.
+    markers = [marker for sheet in layouts for marker in sheet.markers]
     every = cv2.aruco.getPredefinedDictionary(_DICTIONARY)
     dictionary = cv2.aruco.Dictionary(every.bytesList[markers], every.markerSize, 2)
     parameters = cv2.aruco.DetectorParameters()
-    parameters.adaptiveThreshWinSizeMin = _SMALLEST * window.scale + 1
-    parameters.adaptiveThreshWinSizeMax = _LARGEST * window.scale + 1
-    parameters.adaptiveThreshWinSizeStep = (_LARGEST - _SMALLEST) * window.scale or 1
-    parameters.minMarkerPerimeterRate = min(0.03, 28 * window.scale / max(window.pixels.shape))
+    parameters.adaptiveThreshWinSizeMin = parameters.adaptiveThreshWinSizeMax = 7  # pixels; each size costs as much
+    parameters.minMarkerPerimeterRate = 24 / max(window.pixels.shape)
     parameters.errorCorrectionRate = 1.0
     parameters.maxErroneousBitsInBorderRate = 0.5
     corners, places, _ = cv2.aruco.ArucoDetector(dictionary, parameters).detectMarkers(window.pixels)
     if places is None:
         return {}
-    return {
-        markers[place]: window.outward(four[0].astype(np.float64))
-        for four, place in zip(corners, places[:, 0], strict=True)
-    }
+    back = np.linalg.inv(window.matrix)
+    return {markers[place]: _project(back, four[0]) for four, place in zip(corners, places[:, 0], strict=True)}
 
 
-def _refined(grey: np.ndarray, sheet: Layout, homography: np.ndarray, rounds: int = 4) -> list[Sighting]:
-    """The sighting that a rough homography leads to; none if fewer than two markers are where it puts them.
+def _sighting(grey: np.ndarray, sheet: Layout, seen: dict[int, np.ndarray]) -> Sighting | None:
+    """The sheet where its markers among those ``seen`` put it; None if it proves not to be there."""
+    guess = _guess(sheet, seen)
+    if guess is None:
+        return None
+    sighting = _aligned(grey, sheet, guess)
+    box, scale = _surroundings(sheet, guess)
+    if sighting is None and scale > 1:  # few and small markers mislead: a closer look finds more of them
+        guess = _guess(sheet, _read(grey, box, scale, [sheet]))
+        sighting = None if guess is None else _aligned(grey, sheet, guess)
+    return sighting
 
-    Every round looks for all markers where the homography expects them, also for those that were not read, and fits
-    the homography to the corners of those that are there.
+
+def _guess(sheet: Layout, seen: dict[int, np.ndarray]) -> np.ndarray | None:
+    """``[3, 3]`` from mm to pixels, to about a pixel near the markers ``seen``."""
+    here = np.array([marker in seen for marker in sheet.markers])
+    if not here.any():
+        return None
+    paper = np.concatenate([four for marker, four in sheet.markers.items() if marker in seen])
+    pixels = np.concatenate([seen[marker] for marker in sheet.markers if marker in seen])
+    tolerance = float(np.linalg.norm(pixels[0::4] - pixels[2::4], axis=1).max()) / _MODULES
+    if _span(here):
+        return cv2.findHomography(paper, pixels, cv2.RANSAC, tolerance)[0]
+    affine, _ = cv2.estimateAffine2D(paper, pixels, method=cv2.RANSAC, ransacReprojThreshold=tolerance)
+    return None if affine is None else np.vstack([affine, (0, 0, 1)])
+
+
+def _span(there: np.ndarray) -> bool:
+    """Whether the markers ``there [6]`` are of both rows and of different columns."""
+    rows = there.reshape(2, -1)
+    return bool(rows.any(axis=1).all() and rows.any(axis=0).sum() > 1)
+
+
+def _surroundings(sheet: Layout, homography: np.ndarray) -> tuple[np.ndarray, float]:
+    """The part of an image ``[2, 2]`` (first and last point) to read again, and the scale at which it is legible."""
+    box, side = _extent(sheet, homography)
+    spread = np.ptp(box, axis=0) / 2  # the sheet may have moved
+    return np.stack([box[0] - spread, box[1] + spread]), min(_LEGIBLE * _MODULES / side, 4.0)
+
+
+def _extent(sheet: Layout, homography: np.ndarray) -> tuple[np.ndarray, float]:
+    """The box of all markers in the image ``[2, 2]`` (first and last point), and a marker's side in pixels."""
+    points = _project(homography, np.concatenate([*sheet.markers.values()]))
+    sides = np.linalg.norm(points[0::4] - points[2::4], axis=1) / 2**0.5
+    return np.stack([points.min(axis=0), points.max(axis=0)]), max(float(np.median(sides)), 1.0)
+
+
+def _aligned(grey: np.ndarray, sheet: Layout, guess: np.ndarray) -> Sighting | None:
+    """The sighting that a rough homography leads to; None if too few markers prove to be there.
+
+    The drawing of all markers is aligned with the image by efficient second-order minimisation (Benhimane & Malis
+    2004). So every edge of every module counts, which keeps the error to a few hundredths of a pixel where the corners
+    of small or blurred markers are uncertain, and markers that were not read are used too if they are there.
     """
-    paper = _corners(sheet)
-    for _ in range(rounds):
-        points = _project(homography, paper)
-        windows = _window(grey, sheet, homography, margin=0)
-        if not windows:
-            return []
-        (window,) = windows
-        there = _recognised(window, sheet, homography)
-        if not there.any():
-            return []
-        module = _module(points) * window.scale
-        reach = int(np.clip(round(0.8 * module), 2, 8))
-        inside = window.inward(points)
-        limit = np.array(window.pixels.shape[::-1]) - 1
-        there = np.repeat(there, 4) & ((inside >= 0) & (inside <= limit)).all(axis=1)
-        if there.sum() < 4:
-            return []
-        start = inside[there].astype(np.float32).reshape(-1, 1, 2)
-        end = cv2.cornerSubPix(window.pixels, start, (reach, reach), (-1, -1), (3, 20, 0.02))[:, 0]
-        known = window.outward(end.astype(np.float64))
-        if there.sum() < 8:
-            homography, used = cv2.findHomography(paper[there], known)
-        else:
-            homography, used = cv2.findHomography(paper[there], known, cv2.RANSAC, max(1.0, module / window.scale / 3))
-        if homography is None:
-            return []
-    markers = int(_recognised(window, sheet, homography).sum())
-    if markers < 2:
-        return []
-    error = _project(homography, paper[there]) - known
+    box, side = _extent(sheet, guess)
+    border = side / 3  # the white, and how far the guess may be off
+    window = _Window.of(grey, box + [[-border], [border]], min(_ALIGNING * _MODULES / side, 1.0))
+    if window is None:
+        return None
     width, height = sheet.size_mm
+    to_unit = np.array([(1, 0, -width / 2), (0, 1, -height / 2), (0, 0, sheet.marker_mm)]) / sheet.marker_mm
+    matrix = window.matrix @ guess @ np.linalg.inv(to_unit)
+    spots = np.stack([_project(to_unit, _GRID * sheet.marker_mm + four[0]) for four in sheet.markers.values()])
+    drawing = np.stack([_drawing(marker) for marker in sheet.markers])
+    limit = np.array(window.pixels.shape[::-1]) - 1
+    for _ in range(_STEPS):
+        at = _project(matrix, spots.reshape(-1, 2)).reshape(spots.shape)  # [6, s·s, 2]
+        values = cv2.remap(window.pixels, at.astype(np.float32), None, cv2.INTER_LINEAR)
+        values = _normalised(values.reshape(drawing.shape))
+        there = (values * drawing).mean(axis=(1, 2)) > _ALIKE
+        there &= ((at >= 0) & (at <= limit)).all(axis=(1, 2))
+        if not there.any():
+            return None
+        slopes = _slopes(values[there], drawing[there])
+        change = _change(slopes, (drawing - values)[there], spots[there])
+        matrix = matrix @ change
+        if np.abs(change - np.eye(3)).max() < _SETTLED:
+            break
+    if not _span(there):
+        return None
+    homography = np.linalg.inv(window.matrix) @ matrix @ to_unit
+    homography /= homography[2, 2]
     corners = _project(homography, np.array([(0, 0), (width, 0), (width, height), (0, height)]))
-    used = used[:, 0].astype(bool)
-    rms = float(np.sqrt((error[used] ** 2).sum(axis=1).mean()))
-    return [Sighting(sheet.number, corners, homography, markers, rms)]
+    if not (np.isfinite(corners).all() and cv2.contourArea(corners.astype(np.float32), oriented=True) > 0):
+        return None
+    shifts = _shifts(slopes, (drawing - values)[there]) * _extent(sheet, homography)[1]
+    return Sighting(sheet.number, corners, homography, int(there.sum()), float((shifts**2).sum(axis=1).mean() ** 0.5))
 
 
-def _recognised(window: _Window, sheet: Layout, homography: np.ndarray) -> np.ndarray:
-    """``[6]`` bool: the markers whose modules, white border included, look as they should."""
-    cells = (np.arange(_MODULES + 2) - 0.5) / _MODULES
-    grid = np.stack(np.meshgrid(cells, cells), axis=-1).reshape(-1, 2) * sheet.marker_mm
-    spots = np.concatenate([grid + four[0] for four in sheet.markers.values()])
-    at = window.inward(_project(homography, spots)).astype(np.float32).reshape(len(sheet.markers), -1, 2)
-    values = cv2.remap(window.pixels, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT).astype(np.float64)
-    expected = np.stack([np.pad(~bits(marker), 1, constant_values=True).ravel() for marker in sheet.markers])
-    values, wanted = (v - v.mean(axis=1, keepdims=True) for v in (values, expected.astype(np.float64)))
-    likeness = (values * wanted).sum(axis=1) / (np.linalg.norm(values, axis=1) * np.linalg.norm(wanted, axis=1) + 1e-9)
-    return likeness > _ALIKE
+def _slopes(values: np.ndarray, drawing: np.ndarray) -> np.ndarray:
+    """``[2, n, s, s]``: change of brightness per side of a marker, right and down, mean of what is seen and drawn."""
+    down, right = np.gradient((values + drawing) / 2, 1 / (_MODULES * _SAMPLES), axis=(1, 2))
+    return np.stack([right, down])
 
 
-def _corners(sheet: Layout) -> np.ndarray:
-    """``[24, 2]``: all markers' corners, mm."""
-    return np.concatenate(list(sheet.markers.values()))
+def _shifts(slopes: np.ndarray, difference: np.ndarray) -> np.ndarray:
+    """``[n, 2]``: how far each marker by itself lies from its place, in its sides, to first order."""
+    rates = slopes.transpose(1, 0, 2, 3).reshape(slopes.shape[1], 2, -1)
+    return np.linalg.solve(rates @ rates.transpose(0, 2, 1), rates @ difference.reshape(len(difference), -1, 1))[..., 0]
+
+
+def _change(slopes: np.ndarray, difference: np.ndarray, spots: np.ndarray) -> np.ndarray:
+    """``[3, 3]``: the homography of the paper that makes up for ``difference [n, s, s]`` best, to first order.
+
+    ``spots [n, s·s, 2]`` are the samples' places on paper, in sides of a marker.
+    """
+    right, down = slopes.reshape(2, -1)
+    x, y = spots.reshape(-1, 2).T
+    toward = right * x + down * y
+    rates = np.stack([right, right * x, right * y, down, down * x, down * y, toward * x, toward * y])
+    normal = rates @ rates.T
+    normal += 1e-4 * np.diag(np.diag(normal))  # a marker by itself says little of the perspective
+    a = np.linalg.solve(normal, rates @ difference.ravel())
+    return np.array([(1 + a[1], a[2], a[0]), (a[4], 1 + a[5], a[3]), (-a[6], -a[7], 1)])
+
+
+@cache
+def _drawing(marker: int) -> np.ndarray:
+    """``[s, s]``: how a camera sees the marker and the white around it at ``_GRID``, normalised."""
+    white = np.kron(np.pad(~bits(marker), 1, constant_values=True), np.ones((2 * _SAMPLES, 2 * _SAMPLES)))
+    blurred = cv2.GaussianBlur(white, (0, 0), 0.7 * _SAMPLES, borderType=cv2.BORDER_REPLICATE)
+    return _normalised(cv2.resize(blurred, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[None])[0]
+
+
+def _normalised(values: np.ndarray) -> np.ndarray:
+    """``[n, s, s]`` with mean 0 and standard deviation 1 each."""
+    values = values - values.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
+    return values / (values.std(axis=(1, 2), keepdims=True) + 1e-9)
 
 
 def _project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     """``[n, 2]`` points through a homography."""
     return cv2.perspectiveTransform(points[None].astype(np.float64), homography)[0]
-
-
-def _module(corners: np.ndarray) -> float:
-    """Pixels along the shortest module of markers with ``corners [24, 2]``."""
-    fours = corners.reshape(-1, 4, 2)
-    return float(np.linalg.norm(fours - np.roll(fours, 1, axis=1), axis=2).min()) / _MODULES
 
 
 def save_layouts(path: Path, layouts: Sequence[Layout]) -> None:

@@ -39,6 +39,11 @@ class Ensemble(Victim):
         self.task, self.frames = first.task, first.frames
         self._only: int | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """Of the members."""
+        return [name for victim in self.members.values() for name in victim.names]
+
     def draw(self, generator: torch.Generator | None) -> None:
         """Choose the member that answers until the next call, where they are combined at random; None chooses all."""
         chooses = generator is not None and self.combine == "random"

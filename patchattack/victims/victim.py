@@ -44,6 +44,11 @@ class Victim(nn.Module, ABC):
         self.name = name
         self.network = network.requires_grad_(False).eval()
 
+    @property
+    def names(self) -> list[str]:
+        """Of the networks that it is made of."""
+        return [self.name]
+
     def train(self, mode: bool = True) -> Victim:
         """Stay in eval mode: statistics and dropout of a network under test do not change."""
         return super().train(False)

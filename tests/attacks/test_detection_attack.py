@@ -427,8 +427,11 @@ def test_pictures_show_what_is_found() -> None:
     nothing = candidates((LEFT, (0, 0, 0.3)))
     attack = bound(cls="car")
     shown, empty = attack.pictures([found, nothing], [frame, frame])
-    assert torch.equal(empty, frame[0])
-    assert shown.shape == (3, *SIZE)
+    larger = empty.shape[-1] // SIZE[1]  # a small frame is shown enlarged
+    assert shown.shape == empty.shape == (3, larger * SIZE[0], larger * SIZE[1])
+    assert larger > 1
+    assert torch.equal(empty[:, ::larger, ::larger], frame[0])
+    shown = shown[:, larger // 2 :: larger, larger // 2 :: larger]
     orange, blue = (torch.tensor(colour) / 255 for colour in ((0xC2, 0x41, 0x0C), (0x2F, 0x66, 0x90)))
     torch.testing.assert_close(shown[:, 50, 70], orange)
     torch.testing.assert_close(shown[:, 60, 20], blue)
@@ -437,7 +440,7 @@ def test_pictures_show_what_is_found() -> None:
     assert picture is None
     assert text == ("Boxes are detections of at least 0.4 with class and score; those of car are orange.")
     (own,) = bound().pictures([found], [frame])
-    torch.testing.assert_close(own[:, 60, 20], orange)
+    torch.testing.assert_close(own[:, 60 * larger + larger // 2, 20 * larger + larger // 2], orange)
     assert bound().legend()[1] == "Boxes are detections of at least 0.4 with class and score."
 
 

@@ -267,7 +267,7 @@ def test_a_truncated_video_gives_its_whole_frames_and_a_warning(
 
 @pytest.mark.parametrize(("size", "stride"), [(None, 0), ((0, 8), 1), ((8,), 1)])
 def test_bad_arguments_are_refused(tmp_path: Path, size: tuple[int, int] | None, stride: int) -> None:
-    assert "data=frames: expected stride >= 1 and size [h, w]" in refusal(tmp_path, size, stride)
+    assert "data=frames: expected stride >= 1, frames of 1 or 2 and size [h, w]" in refusal(tmp_path, size, stride)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/real/frames_udacity")
@@ -287,3 +287,14 @@ def test_a_real_jpeg_cut_in_the_middle_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
     assert cv2.imread(str(path)) is not None  # OpenCV alone would not notice
     assert "expected a whole JPEG" in refusal(tmp_path)
+
+
+def test_each_frame_can_be_a_scene_of_its_own(tmp_path: Path) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((4, 6, 3), 10 * number, np.uint8))
+    source = Frames(str(tmp_path), frames=1)
+    assert len(source) == 3
+    assert source.__getitems__([0, 2]).frames.amax(dim=(1, 2, 3, 4)).tolist() == [0, 20]
+    assert source[1].frames.shape == (1, 1, 3, 4, 6)
+    with pytest.raises(InputError, match=r"frames of 1 or 2 .* frames=3"):
+        Frames(str(tmp_path), frames=3)

@@ -62,11 +62,11 @@ class TransformerDepth(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.quarter = nn.Sequential(conv(3, 24, 7, 2), conv(24, 40, 3, 2))
-        self.eighth = conv(40, 64, 3, 2)
-        self.sixteenth = conv(64, 80, 3, 2)
+        self.eighth = conv(40, 56, 3, 2)
+        self.sixteenth = conv(56, 80, 3, 2)
         self.transformer = Transformer(80, grid=(8, 16))
-        self.up = nn.ModuleList([conv(80, 64), conv(64, 40)])
-        self.join = nn.ModuleList([conv(2 * 64, 64), conv(2 * 40, 40)])
+        self.up = nn.ModuleList([conv(80, 56), conv(56, 40)])
+        self.join = nn.ModuleList([conv(2 * 56, 56), conv(2 * 40, 40)])
         self.head = nn.Sequential(conv(40, 32), nn.Conv2d(32, 1, 3, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:

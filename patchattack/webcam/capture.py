@@ -1,0 +1,276 @@
+"""Frames from a camera, a stream, a video or a folder of images."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from patchattack.errors import InputError
+
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LATE = 1.75  # times the usual interval between two frames, from which one is missing in between
+INTERVALS = 31  # whose median is the usual one
+PATIENCE = 10_000  # milliseconds that a stream may take to open
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Consecutive frames; the last one is the newest.
+
+    Attributes:
+        images: ``T`` of ``[H, W, 3]`` uint8 RGB.
+        number: of the newest frame, from 0.
+        time: of the newest frame, seconds from the first.
+    """
+
+    images: tuple[np.ndarray, ...]
+    number: int
+    time: float
+
+
+class Device(Protocol):
+    """What :class:`Live` asks of ``cv2.VideoCapture``."""
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        """Whether there is a frame, and the frame ``[H, W, 3]`` uint8 BGR."""
+
+    def release(self) -> None:
+        """Free the device."""
+
+
+class Capture(ABC):
+    """Where shots come from.
+
+    Attributes:
+        frames: that came, whether they were delivered or not.
+        dropped: of these, how many were never delivered: a newer one was there already, or they were damaged.
+        gaps: places where frames are missing from the source itself, so that no shot goes across.
+        ended: why no more frames came, where that was not to be expected.
+    """
+
+    def __init__(self) -> None:
+        self.frames = self.dropped = self.gaps = 0
+        self.ended: str | None = None
+
+    @abstractmethod
+    def shots(self) -> Iterator[Shot]:
+        """Shots until the source ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the source; a second time does nothing."""
+
+
+class Recorded(Capture):
+    """Every frame in its order, however long it takes to measure it.
+
+    Args:
+        images: ``[H, W, 3]`` uint8 BGR, None for one that cannot be read.
+        count: frames of a shot.
+        fps: frames a second.
+    """
+
+    def __init__(self, images: Iterator[np.ndarray | None], count: int, fps: float) -> None:
+        super().__init__()
+        self.images, self.count, self.fps = images, count, fps
+
+    def shots(self) -> Iterator[Shot]:
+        """A shot for every frame that has enough before it; none across a damaged frame or a change of size."""
+        held: deque[np.ndarray] = deque(maxlen=self.count)
+        for number, image in enumerate(self.images):
+            self.frames += 1
+            if image is None or (held and held[-1].shape != image.shape):
+                self.gaps += bool(held)
+                held.clear()
+            if image is None:
+                self.dropped += 1
+                continue
+            held.append(_rgb(image))
+            if len(held) == self.count:
+                yield Shot(tuple(held), number, number / self.fps)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class Live(Capture):
+    """The newest frames of a device that does not wait: while one shot is measured, older frames are dropped.
+
+    A thread of its own reads the device and keeps the newest ``count`` frames, and nothing else: neither latency nor
+    memory grows. A shot of several frames is always of neighbours; where the device itself has left one out (the
+    interval is :data:`LATE` times the usual one), no shot goes across.
+
+    Args:
+        device: is read until it fails.
+        count: frames of a shot.
+        timeout: seconds without a new shot after which the stream counts as stalled.
+    """
+
+    def __init__(self, device: Device, count: int, timeout: float) -> None:
+        super().__init__()
+        self.device, self.count, self.timeout = device, count, timeout
+        self._held: deque[np.ndarray] = deque(maxlen=count)
+        self._times: deque[float] = deque(maxlen=INTERVALS + 1)
+        self._first = 0.0
+        self._delivered = 0  # frames up to and with the newest that was handed out
+        self._failed = self._stop = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read, name="capture", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._stop:
+            there, image = self.device.read()
+            now = time.monotonic()
+            with self._changed:
+                if not there or image is None:
+                    self._failed = True
+                    self._changed.notify()
+                    return
+                usual = float(np.median(np.diff(self._times))) if len(self._times) > 2 else np.inf
+                if self._held and (now - self._times[-1] > LATE * usual or image.shape != self._held[-1].shape):
+                    self.gaps += 1
+                    self._held.clear()
+                self._first = self._first if self.frames else now
+                self._times.append(now)
+                self._held.append(image)
+                self.frames += 1
+                self._changed.notify()
+
+    def shots(self) -> Iterator[Shot]:
+        """The newest shot each time; ends when the device fails or stalls, and says so in ``ended``."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._failed or self._fresh(), self.timeout)
+                if not self._fresh():
+                    what = "it stopped answering" if self._failed else f"no new frame for {self.timeout:g} s"
+                    self.ended = f"{what}, after {self.frames} frames"
+                    return
+                self.dropped += max(self.frames - self.count - self._delivered, 0)
+                self._delivered = number = self.frames
+                images, moment = tuple(self._held), self._times[-1] - self._first
+            yield Shot(tuple(map(_rgb, images)), number - 1, moment)
+
+    def _fresh(self) -> bool:
+        return len(self._held) == self.count and self.frames > self._delivered
+
+    def close(self) -> None:
+        """Stop reading; a device that hangs in a read is left to the end of the process."""
+        self._stop = True
+        self._thread.join(timeout=2)
+        if not self._thread.is_alive():
+            self.device.release()
+
+
+def open_source(
+    source: int | str, count: int, timeout: float = 5.0, fps: float = 1.0, resolution: Sequence[int] = (720, 1280)
+) -> Capture:
+    """The capture for what the user names.
+
+    Args:
+        source: a camera's number, a stream's address, a video file, or a folder of images in the order of their names.
+        count: frames of a shot.
+        timeout: seconds without a frame after which a camera or a stream counts as stalled.
+        fps: of a folder's images.
+        resolution: height and width asked of a camera, which gives what it can.
+
+    Raises:
+        InputError: it cannot be opened, or gives no frame.
+    """
+    if not timeout > 0 or not fps > 0:
+        raise InputError(f"expected timeout and fps above 0, got {timeout} and {fps}")
+    if isinstance(source, int) or source.isdecimal():
+        return Live(_camera(int(source), resolution), count, timeout)
+    if "://" in source:
+        return Live(_stream(source), count, timeout)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return Recorded(_images(path), count, fps)
+    if not path.is_file():
+        raise InputError(f"source: expected a camera's number, a video, a folder or an address, found no {path}")
+    with _quietly():
+        video = cv2.VideoCapture(str(path))
+        there, _ = video.read()
+    if not there:
+        raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
+    rate = video.get(cv2.CAP_PROP_FPS)
+    video.release()
+    return Recorded(_video(path), count, rate if 0 < rate < 1000 else 30.0)
+
+
+def _camera(number: int, resolution: Sequence[int]) -> cv2.VideoCapture:
+    with _quietly():
+        camera = cv2.VideoCapture(number)
+        if camera.isOpened():
+            height, width = resolution
+            camera.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))  # raw 720p is too much for USB 2
+            camera.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+            camera.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
+            camera.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        there, _ = camera.read()
+    if not there:
+        state = "that gives no frame; close the program that uses it" if camera.isOpened() else "that cannot be opened"
+        camera.release()
+        raise InputError(
+            f"source={number}: expected a camera, got none or one {state}; "
+            "name another number, a video, a folder or a stream"
+        )
+    return camera
+
+
+def _stream(address: str) -> cv2.VideoCapture:
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE]
+    with _quietly():
+        stream = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
+    if not stream.isOpened():
+        shown = re.sub(r"//[^/@]*@", "//", address)  # without name and password
+        raise InputError(f"source: expected a stream, got no answer from {shown}; check address and network")
+    return stream
+
+
+def _images(folder: Path) -> Iterator[np.ndarray | None]:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES]
+    if not paths:
+        raise InputError(f"source: expected a folder of images ({', '.join(IMAGES)}), got none in {folder}")
+    natural = sorted(paths, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
+    return (_image(path) for path in natural)
+
+
+def _image(path: Path) -> np.ndarray | None:
+    with _quietly():
+        return cv2.imread(str(path), cv2.IMREAD_COLOR)
+
+
+def _video(path: Path) -> Iterator[np.ndarray | None]:
+    video = cv2.VideoCapture(str(path))
+    try:
+        while (frame := video.read())[0]:
+            yield frame[1]
+    finally:
+        video.release()
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """OpenCV's own log is pages long when a camera is missing; the user gets one line of ours."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)

@@ -1,0 +1,348 @@
+"""The loop before the camera: find the sheet, measure, record, show."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchattack.errors import InputError
+from patchattack.patch import Patch
+from patchattack.printing import fiducials
+from patchattack.printing.fiducials import Layout, Sighting
+from patchattack.webcam import overlay, paper
+from patchattack.webcam.capture import Capture, Shot
+from patchattack.webcam.counterfactual import Stencil, coverage, versions
+from patchattack.webcam.digital import drawn
+from patchattack.webcam.frames import to_array, to_tensor
+from patchattack.webcam.pose import Lens, pose
+from patchattack.webcam.records import CORNERS, Kept, Log, Record, Store
+from patchattack.webcam.screen import Recorder, Screen
+from patchattack.webcam.trial import Trial
+
+VERSIONS = ("as seen", "grey card", "inpainted")  # of a frame, as the victim gets them
+KEYS = "p pause  s screenshot  r record  c counterfactual  v victim  a draw the patch (AR)  q quit"
+_WAIT = 1 / 30  # seconds between two looks at the keys while the picture stands still
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured, and how.
+
+    Attributes:
+        trials: the victims; the first is asked until the user chooses another.
+        patch: of the run; on the sheet, and drawn by AR mode.
+        sheets: that belong to the run: the first carries the patch, the others are controls.
+        lens: of the camera.
+        size: ``(h, w)`` of the frames that the victims get; None leaves them as they come.
+        keep: shots at most that are stored, for the prediction and the report.
+        record: a video from the start.
+        independent: seconds; frames of one such stretch of time count as one in the intervals.
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+
+    trials: Sequence[Trial]
+    patch: Patch
+    sheets: Sequence[Layout]
+    lens: Lens
+    size: tuple[int, int] | None = None
+    keep: int = 200
+    record: bool = False
+    independent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 16):
+            raise InputError(f"size: expected [height, width] of at least 16 pixels, or null, got {list(self.size)}")
+        if self.keep < 0:
+            raise InputError(f"keep: expected 0 or more stored shots, got {self.keep}")
+        if not self.independent > 0:
+            raise InputError(f"independent: expected seconds above 0, got {self.independent}")
+
+
+@dataclass
+class Controls:
+    """What the keys have set.
+
+    Attributes:
+        paused, drawing, quitting: as their keys say.
+        recording: the pictures go to a video.
+        version: of :data:`VERSIONS`, which is shown.
+        victim: number of the trial.
+        screenshot: is asked for.
+    """
+
+    recording: bool = False
+    paused: bool = False
+    drawing: bool = False
+    quitting: bool = False
+    screenshot: bool = False
+    version: int = 0
+    victim: int = 0
+
+    def press(self, key: str) -> None:
+        """Change what ``key`` stands for; other keys change nothing."""
+        if key in ("q", "\x1b"):
+            self.quitting = True
+        elif key in ("p", " "):
+            self.paused = not self.paused
+        elif key == "r":
+            self.recording = not self.recording
+        elif key == "a":
+            self.drawing = not self.drawing
+        elif key == "s":
+            self.screenshot = True
+        elif key == "c":
+            self.version = (self.version + 1) % len(VERSIONS)
+        elif key == "v":
+            self.victim += 1
+
+
+@dataclass
+class Tally:
+    """How it stands, for the window and for those who wait."""
+
+    states: Counter[str] = field(default_factory=Counter)
+    strangers: Counter[int] = field(default_factory=Counter)
+    won: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Count a record."""
+        self.states[record.state] += 1
+        if record.state == "other":
+            self.strangers[record.sheet] += 1
+        if record.success == record.success:
+            sums = self.won.setdefault((record.victim, record.kind), [0.0, 0.0, 0.0])
+            for place, value in enumerate((1.0, record.success, record.grey_success)):
+                sums[place] += value
+
+    def line(self, victim: str, kind: str) -> str:
+        """The success so far, in words."""
+        count, patch, grey = self.won.get((victim, kind), [0.0, 0.0, 0.0])
+        if not count:
+            return "nothing measured yet"
+        return f"won {patch / count:.0%} of {count:.0f} frames, grey card {grey / count:.0%}"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One sheet in all frames of a shot, at the victim's size; ``versions [3, T, 3, H, W]`` uint8."""
+
+    record: Record
+    versions: Tensor
+    coverage: Tensor
+    corners: np.ndarray
+
+
+class Session:
+    """Measures until the capture ends or the user quits; memory does not grow with time.
+
+    Args:
+        setup: what is measured, and how.
+        capture: of the frames.
+        screen: shows the live picture.
+        folder: gets ``frames.csv``, ``frames/``, screenshots and videos.
+    """
+
+    def __init__(self, setup: Setup, capture: Capture, screen: Screen, folder: Path) -> None:
+        self.setup, self.capture, self.screen, self.folder = setup, capture, screen, folder
+        self.controls = Controls(recording=setup.record)
+        self.tally = Tally()
+        self.store = Store(folder / "frames", setup.keep)
+        self.stencil = Stencil(setup.patch.mask)
+        self._foreign = [
+            fiducials.layout(setup.sheets[0].size_mm, number)
+            for number in range(fiducials.SHEETS)
+            if number not in {sheet.number for sheet in setup.sheets}
+        ]
+        self._before: tuple[int, Sighting | None] = (-1, None)  # number of the last frame that was searched
+        self._last: Sighting | None = None
+        self._recorder: Recorder | None = None
+        self._recordings = 0
+
+    @property
+    def trial(self) -> Trial:
+        """The one whose victim is asked now."""
+        return self.setup.trials[self.controls.victim % len(self.setup.trials)]
+
+    def run(self) -> list[Kept]:
+        """Measure all shots; Ctrl-C ends it as quitting does.
+
+        Returns:
+            The shots that were kept on disk.
+        """
+        log = Log(self.folder / "frames.csv")
+        try:
+            for shot in self.capture.shots():
+                record, picture = self.step(shot)
+                log.write(record)
+                self.tally.add(record)
+                if picture is not None:
+                    self._present(picture, shot)
+                if self.controls.quitting:
+                    break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            log.close()
+            self._stop_recording()
+            self.capture.close()
+            self.screen.close()
+        return self.store.kept
+
+    def step(self, shot: Shot) -> tuple[Record, np.ndarray | None]:
+        """Measure one shot; its record, and the live picture where anybody sees it."""
+        trial, shows = self.trial, self.screen.visible or self.controls.recording
+        sightings = self._search(shot)
+        if sightings is None:
+            record = self._unseen(shot)
+            return record, self._picture_of_nothing(shot, record) if shows else None
+        seen = self._look(shot, sightings)
+        verdicts = trial.judge(seen.versions, seen.coverage, torch.from_numpy(seen.corners)[None])
+        record = seen.record
+        record.patch, record.grey, record.inpainted = verdicts.values
+        record.success, record.grey_success, _ = verdicts.success
+        if record.kind != "drawn":
+            self.store.offer(record, [to_array(frame) for frame in seen.versions[0]], seen.corners)
+        return record, self._picture(shot, seen, verdicts.outputs, sightings[-1]) if shows else None
+
+    def _search(self, shot: Shot) -> list[Sighting] | None:
+        """The sheet in each frame of the shot; None where it is not in all of them."""
+        found: list[Sighting] = []
+        first = shot.number - len(shot.images) + 1
+        for number, image in enumerate(shot.images, first):
+            known, sighting = self._before
+            if number != known:
+                sightings = fiducials.find(image, self.setup.sheets, self._last)
+                if found:  # the same sheet as in the first frame, of several in sight
+                    sightings = [one for one in sightings if one.number == found[0].number]
+                sighting = sightings[0] if sightings else None
+                self._before = number, sighting
+            self._last = sighting
+            if sighting is None or (found and sighting.number != found[0].number):
+                return None
+            found.append(sighting)
+        return found
+
+    def _unseen(self, shot: Shot) -> Record:
+        """The record of a shot without a sheet of the run."""
+        strangers = fiducials.find(shot.images[-1], self._foreign) if self._last is None else []
+        if strangers:
+            return Record(shot.number, shot.time, self.trial.name, "other", sheet=strangers[0].number)
+        return Record(shot.number, shot.time, self.trial.name, "lost")
+
+    def _look(self, shot: Shot, sightings: list[Sighting]) -> _Seen:
+        """Pose, light, and the versions of a shot whose frames all show the sheet."""
+        sheet = next(one for one in self.setup.sheets if one.number == sightings[0].number)
+        newest, sighting = shot.images[-1], sightings[-1]
+        here = pose(sighting, sheet, self.setup.lens, (newest.shape[0], newest.shape[1]))
+        whites = [paper.white(image, one, sheet) for image, one in zip(shot.images, sightings, strict=True)]
+        kind = "drawn" if self.controls.drawing else "patch" if sheet is self.setup.sheets[0] else "control"
+        record = Record(
+            frame=shot.number,
+            time=shot.time,
+            victim=self.trial.name,
+            state="found",
+            sheet=sheet.number,
+            kind=kind,
+            markers=sighting.markers,
+            error=sighting.error,
+            **dict(zip(CORNERS, sighting.corners.ravel().tolist(), strict=True)),
+            size_px=here.side,
+            distance_m=here.distance,
+            yaw=here.yaw,
+            pitch=here.pitch,
+            roll=here.roll,
+            tilt=here.tilt,
+            light=float(whites[-1] @ paper.LUMINANCE),
+            sharpness=paper.sharpness(newest, sighting, sheet),
+        )
+        images = [self._resized(image) for image in shot.images]
+        corners = np.stack([self._scaled(one.corners, newest.shape) for one in sightings])
+        if kind == "drawn":
+            images = drawn(images, corners, self.setup.patch)
+        without = [self.stencil.replace(*one) for one in zip(images, corners, whites, strict=True)]
+        return _Seen(record, versions(images, without), coverage(without), corners)
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        """The frame as the victim gets it."""
+        size = self.setup.size
+        if size is None or image.shape[:2] == tuple(size):
+            return image
+        return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+
+    def _scaled(self, corners: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Corners in the victim's frame, for corners in a frame of ``shape``."""
+        height, width = self.setup.size or shape[:2]
+        return (corners + 0.5) * (width / shape[1], height / shape[0]) - 0.5
+
+    def _picture(self, shot: Shot, seen: _Seen, outputs: Any, sighting: Sighting) -> np.ndarray:
+        """The live picture of a shot that shows the sheet."""
+        record, version = seen.record, self.controls.version
+        frames = [seen.versions[row].float() / 255 for row in (2, version)]
+        rows = [outputs[row : row + 1] for row in (2, version)]  # the first sets the scale
+        picture = self.trial.attack.pictures(rows, frames)[1]
+        shown = shot.images[-1] if version == 0 and record.kind != "drawn" else to_array(seen.versions[version, -1])
+        state = "nothing to win" if record.success != record.success else "WON" if record.success > 0.5 else "not won"
+        where = (
+            f"sheet {record.sheet} ({record.kind}), {record.distance_m:.2f} m, tilt {record.tilt:.0f} deg, "
+            f"{record.size_px:.0f} px, light {record.light:.2f}, sharpness {record.sharpness:.2f}"
+        )
+        lines = [f"{state}   {self.tally.line(record.victim, record.kind)}", where, *self._footer()]
+        corners = sighting.corners if shown is shot.images[-1] else seen.corners[-1]
+        return overlay.compose(overlay.outlined(shown, corners), picture, lines)
+
+    def _picture_of_nothing(self, shot: Shot, record: Record) -> np.ndarray:
+        """The live picture without the sheet."""
+        images = [self._resized(image) for image in shot.images]
+        frames = to_tensor(images)[None]
+        picture = self.trial.attack.pictures([self.trial.outputs(frames)], [frames[0].float() / 255])[0]
+        state = f"sheet {record.sheet} is not of this run" if record.state == "other" else "no sheet in sight"
+        wanted = ", ".join(str(sheet.number) for sheet in self.setup.sheets)
+        lines = [state, f"looking for sheet {wanted}", *self._footer()]
+        return overlay.compose(shot.images[-1], picture, lines)
+
+    def _footer(self) -> list[str]:
+        """What is shown and what runs, and the keys."""
+        running = [name for name in ("recording", "drawing") if getattr(self.controls, name)]
+        shown = f"{self.trial.name}, {VERSIONS[self.controls.version]}"
+        return [", ".join([shown, *running, f"{self.capture.dropped} frames dropped"]), KEYS]
+
+    def _present(self, picture: np.ndarray, shot: Shot) -> None:
+        """Show the picture, do what the keys say, and stand still while paused."""
+        self._film(picture, shot.time)
+        self.controls.press(self.screen.show(picture))
+        self._snap(picture, shot.number)
+        while self.controls.paused and not self.controls.quitting:
+            time.sleep(_WAIT)
+            self.controls.press(self.screen.show(picture))
+            self._snap(picture, shot.number)
+
+    def _snap(self, picture: np.ndarray, number: int) -> None:
+        if self.controls.screenshot:
+            self.controls.screenshot = False
+            path = self.folder / f"screenshot_{number:07d}.png"
+            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def _film(self, picture: np.ndarray, moment: float) -> None:
+        if not self.controls.recording:
+            self._stop_recording()
+            return
+        if self._recorder is None:
+            self._recordings += 1
+            self._recorder = Recorder(self.folder / f"recording_{self._recordings}.mp4", moment)
+        self._recorder.write(picture, moment)
+
+    def _stop_recording(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None

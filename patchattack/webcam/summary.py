@@ -1,0 +1,284 @@
+"""What came out: success against distance, angle, light and sharpness, beside the prediction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchattack import files
+from patchattack.evaluation import FEWEST, bootstrap, wilson
+from patchattack.reporting.field import Curve, Field, Photo, Section, write_field
+from patchattack.webcam import overlay
+from patchattack.webcam.digital import Prediction
+from patchattack.webcam.records import Kept, read
+
+# Columns of the records against which success is shown, in words.
+AXES = {
+    "distance_m": "distance (m)",
+    "tilt": "angle between the sheet's normal and the line of sight (°)",
+    "size_px": "size of the patch in the frame (px)",
+    "light": "light: luminance of the white paper",
+    "sharpness": "sharpness (inverse of the blur's width)",
+}
+BINS = 6  # of an axis, at most
+IN_BIN = 4  # stretches of time at least
+PHOTOS = 6  # frames shown that worked, and that did not
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the measurement comes from.
+
+    Attributes:
+        title: names it.
+        setup: names and values for the report.
+        command: repeats it.
+        versions: package to version.
+    """
+
+    title: str
+    setup: list[tuple[str, str]]
+    command: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One condition, shot by shot.
+
+    Attributes:
+        success: ``[n]`` in [0, 1], NaN where nothing was measured.
+        stretch: ``[n]`` which stretch of time a shot belongs to.
+        values: ``[n]`` of the attack's headline metric.
+    """
+
+    success: np.ndarray
+    stretch: np.ndarray
+    values: np.ndarray
+
+    def within(self, rows: np.ndarray) -> np.ndarray:
+        """``[m]`` mean success of each stretch that has any, over the shots at ``rows [n]`` bool."""
+        return by_stretch(self.success[rows], self.stretch[rows])
+
+
+def by_stretch(values: np.ndarray, stretch: np.ndarray) -> np.ndarray:
+    """``[m]`` mean of each stretch's known values: neighbouring frames are alike and must not count as many."""
+    known = ~np.isnan(values)
+    _, place = np.unique(stretch[known], return_inverse=True)
+    return np.bincount(place, values[known]) / np.maximum(np.bincount(place), 1)
+
+
+def summarise(
+    records: Mapping[str, np.ndarray], predicted: Mapping[int, Prediction], independent: float
+) -> dict[str, dict[str, Any]]:
+    """All numbers, by victim.
+
+    Args:
+        records: columns of ``frames.csv``.
+        predicted: by frame number.
+        independent: seconds; frames of one such stretch of time count as one in the intervals.
+
+    Returns:
+        For each victim: ``rows`` (condition, mean, low, high of the success, n stretches, frames, and value, the mean
+        of the headline), ``curves`` by axis and condition (x, mean, low, high, n), ``gap`` (predicted minus measured
+        success on the same frames: mean, low, high), ``destroyed`` (share of predicted successes that failed on
+        camera, Kurakin et al. 2016: mean, low, high, n) and ``excess`` (success of the patch beyond
+        that of the grey card in the same frames: mean, low, high).
+    """
+    found = {}
+    for victim in dict.fromkeys(records["victim"][records["state"] == "found"].tolist()):
+        rows = (records["victim"] == victim) & (records["state"] == "found")
+        part = {name: column[rows] for name, column in records.items()}
+        found[victim] = _of_victim(part, predicted, independent)
+    return found
+
+
+def _of_victim(part: Mapping[str, np.ndarray], predicted: Mapping[int, Prediction], seconds: float) -> dict[str, Any]:
+    stretch = np.floor(part["time"] / seconds)
+    unknown = Prediction(np.nan, np.nan)
+    guesses = [predicted.get(int(frame), unknown) for frame in part["frame"]]
+    kinds = {kind: np.where(part["kind"] == kind, part["success"], np.nan) for kind in ("patch", "control", "drawn")}
+    on_paper = part["kind"] == "patch"
+    series = {
+        "patch": Series(kinds["patch"], stretch, part["patch"]),
+        "grey": Series(np.where(on_paper, part["grey_success"], np.nan), stretch, part["grey"]),
+        "control": Series(kinds["control"], stretch, part["patch"]),
+        "drawn": Series(kinds["drawn"], stretch, part["patch"]),
+        "predicted": Series(
+            np.array([one.success for one in guesses]), stretch, np.array([one.value for one in guesses])
+        ),
+    }
+    series = {name: one for name, one in series.items() if not np.isnan(one.success).all()}
+    results: dict[str, Any] = {
+        "rows": [_row(name, one) for name, one in series.items()],
+        "curves": {axis: _curves(part[axis], series) for axis in AXES},
+    }
+    if "patch" in series:
+        results["excess"] = _difference(series["patch"], series["grey"])
+    if "predicted" in series:
+        results["gap"] = _difference(series["predicted"], series["patch"])
+        promised = series["predicted"].success >= 0.5
+        lost = by_stretch(1 - series["patch"].success[promised], stretch[promised])
+        results["destroyed"] = _interval(wilson(lost)) | {"n": int(promised.sum())}
+    return results
+
+
+def _row(condition: str, series: Series) -> dict[str, Any]:
+    known = ~np.isnan(series.success)
+    stretches = series.within(known)
+    counts = {"n": len(stretches), "frames": int(known.sum()), "value": float(np.nanmean(series.values[known]))}
+    return {"condition": condition} | _interval(wilson(stretches)) | counts
+
+
+def _difference(one: Series, other: Series) -> dict[str, float]:
+    """Mean and interval of the paired difference, resampling stretches."""
+    return _interval(bootstrap(by_stretch(one.success - other.success, one.stretch)))
+
+
+def _interval(values: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), values, strict=True))
+
+
+def _curves(x: np.ndarray, series: Mapping[str, Series]) -> dict[str, list[dict[str, float]]]:
+    """Success in bins of ``x [n]`` with about as many stretches each, the same for all conditions."""
+    some = next(iter(series.values()), None)
+    known = ~np.isnan(x)
+    if some is None or not known.any():
+        return {}
+    count = int(np.clip(len(np.unique(some.stretch[known])) // IN_BIN, 1, BINS))
+    edges = np.unique(np.quantile(x[known], np.linspace(0, 1, count + 1)))
+    place = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(len(edges) - 2, 0))
+    curves: dict[str, list[dict[str, float]]] = {}
+    for name, one in series.items():
+        for number in range(max(len(edges) - 1, 1)):
+            rows = known & (place == number) & ~np.isnan(one.success)
+            if rows.any():
+                point = {"x": float(x[rows].mean()), "n": len(one.within(rows))}
+                curves.setdefault(name, []).append(point | _interval(wilson(one.within(rows))))
+    return curves
+
+
+def verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the printed patch does more than a grey card, and the sentence."""
+    rows = {row["condition"]: row for row in found["rows"]}
+    if "patch" not in rows:
+        if "drawn" in rows:
+            row = rows["drawn"]
+            return False, f"A rehearsal: the patch that was drawn on the sheet won {row['mean']:.0%} of the frames."
+        return False, "Nothing was measured of the printed patch."
+    patch, grey = rows["patch"], rows["grey"]
+    share = f"{patch['mean']:.0%} of the frames, a grey card in its place {grey['mean']:.0%}"
+    if patch["n"] < FEWEST:
+        return False, f"Nobody can tell whether it works: {patch['n']} stretches of time are too few."
+    if found["excess"]["low"] > 0:
+        return True, f"It works on camera: the printed patch won {share}."
+    return False, f"It does not work on camera: the printed patch won {share}."
+
+
+def publish(
+    folder: Path,
+    predicted: Mapping[int, Prediction],
+    kept: Sequence[Kept],
+    counts: Mapping[str, int],
+    rule: str,
+    label: str,
+    independent: float,
+    origin: Origin,
+) -> str:
+    """Write ``summary.json``, ``predicted.csv`` and ``report.html`` into the session's folder.
+
+    Args:
+        folder: with ``frames.csv``.
+        predicted: by frame number.
+        kept: shots with their frames.
+        counts: of frames, by what became of them.
+        rule: when a frame counts as won.
+        label: the headline metric in words.
+        independent: as in :func:`summarise`.
+        origin: for the report.
+
+    Returns:
+        The verdict on the victim that was asked most.
+    """
+    found = summarise(read(folder / "frames.csv"), predicted, independent)
+    lines = [f"{frame},{one.value:.6g},{one.success:.6g}" for frame, one in sorted(predicted.items())]
+    files.write(folder / "predicted.csv", "\n".join(["frame,value,success", *lines]) + "\n")
+    summary = {"counts": dict(counts), "rule": rule, "independent_s": independent, "victims": found}
+    files.write(folder / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
+    main: Mapping[str, Any] = max(
+        found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": []}
+    )
+    worked, sentence = verdict(main)
+    field = Field(
+        title=origin.title,
+        verdict=sentence,
+        facts=_facts(main),
+        worked=worked,
+        rule=rule[0].upper() + rule[1:] + ".",
+        label=label,
+        independent=independent,
+        counts=list(counts.items()),
+        sections=[_section(name, one) for name, one in found.items()],
+        won=_photos(kept, predicted, won=True),
+        lost=_photos(kept, predicted, won=False),
+        setup=origin.setup,
+        command=origin.command,
+        versions=origin.versions,
+    )
+    write_field(folder / "report.html", field)
+    return sentence
+
+
+def _plain(node: Any) -> Any:
+    """JSON has no NaN: null says that something is not known."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return None if node != node else node
+
+
+def _facts(found: Mapping[str, Any]) -> str:
+    """The gap to the prediction, in words."""
+    if "gap" not in found:
+        return "There is no prediction to compare with."
+    gap, destroyed = found["gap"], found["destroyed"]
+    facts = (
+        "The digital patch, rendered at the same places in the same frames, wins "
+        f"{gap['mean']:+.0%} [{gap['low']:+.0%}, {gap['high']:+.0%}] of the frames on top of that"
+    )
+    if not destroyed["n"]:
+        return f"{facts}; it promised no success that a camera could have destroyed."
+    shares = (destroyed[key] for key in ("mean", "low", "high"))
+    return facts + "; of the successes that it promised, {:.0%} [{:.0%}, {:.0%}] failed on camera.".format(*shares)
+
+
+def _section(victim: str, found: Mapping[str, Any]) -> Section:
+    curves = [
+        Curve(AXES[axis], lines)
+        for axis, lines in found["curves"].items()
+        if any(len(points) > 1 for points in lines.values())
+    ]
+    return Section(victim, found["rows"], curves, found.get("gap"), found.get("destroyed"))
+
+
+def _photos(kept: Sequence[Kept], predicted: Mapping[int, Prediction], won: bool) -> list[Photo]:
+    """Some of the kept frames, from near to far."""
+    chosen = [one for one in kept if (one.record.success > 0.5 if won else one.record.success <= 0.5)]
+    chosen.sort(key=lambda one: one.record.distance_m)
+    count = min(PHOTOS, len(chosen))
+    photos = []
+    for one in (chosen[place * len(chosen) // count] for place in range(count)):
+        record, guess = one.record, predicted.get(one.record.frame)
+        image = overlay.outlined(one.images()[-1], one.corners[-1])
+        caption = f"frame {record.frame}: {record.distance_m:.2f} m, {record.tilt:.0f}°, {record.size_px:.0f} px"
+        if guess is not None and guess.success == guess.success:
+            caption += ", predicted " + ("won" if guess.success > 0.5 else "not won")
+        photos.append(Photo(torch.from_numpy(image).permute(2, 0, 1).float() / 255, caption))
+    return photos

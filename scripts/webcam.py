@@ -1,0 +1,92 @@
+"""Measure a printed patch before a camera, on a video, a folder of images or a stream.
+
+python scripts/webcam.py run=RUN attack=flow source=0
+python scripts/webcam.py run=RUN attack=flow source=video.mp4 show=false record=true
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from patchattack import cli
+from patchattack.errors import InputError
+
+
+def run(parts: dict[str, Any]) -> None:
+    """Measure, predict, and print the verdict and where everything is."""
+    from torch import Tensor
+    from tqdm import tqdm
+
+    from patchattack import pipeline
+    from patchattack.patch import Patch
+    from patchattack.printing.fiducials import load_layouts
+    from patchattack.victims.victim import Victim
+    from patchattack.webcam.capture import open_source
+    from patchattack.webcam.evaluator import evaluate
+    from patchattack.webcam.screen import Nowhere, Window
+    from patchattack.webcam.session import Setup
+    from patchattack.webcam.summary import Origin
+    from patchattack.webcam.trial import Trial, contestants
+
+    if parts["source"] is None or parts["run"] is None:
+        raise InputError(
+            "expected run=RUN and source=0 (a camera's number), a video, a folder or an address, "
+            f"got run={parts['run']} and source={parts['source']}"
+        )
+    folder = Path(str(parts["run"]))
+    patch = Patch.load(folder / "patch.png")
+    sheets = load_layouts(folder / "print" / "layout.json")
+    fabric = pipeline.start_fabric(parts["trainer"])
+
+    def predict(frames: Tensor, victim: Victim) -> Any:
+        with fabric.autocast():
+            return victim(frames)
+
+    setup = Setup(
+        trials=[
+            Trial(
+                name,
+                victim,
+                parts["attack"],
+                partial(predict, victim=victim.to(fabric.device)),
+                fabric.device,
+                parts["margin"],
+            )
+            for name, victim in contestants(parts["victims"], parts["victim"]).items()
+        ],
+        patch=patch,
+        sheets=sheets,
+        lens=parts["lens"],
+        size=parts["size"],
+        keep=parts["keep"],
+        record=parts["record"],
+        independent=parts["independent"],
+    )
+    output = cli.new_folder(parts["output"], "webcam")
+    screen = Window() if parts["show"] else Nowhere()
+    capture = open_source(parts["source"], setup.trials[0].frames, parts["timeout"], parts["fps"], parts["resolution"])
+    origin = Origin(
+        title=f"The printed patch of {folder.name} before the camera",
+        setup=[
+            ("Patch", f"{folder}, {patch.size_mm[0]:g} × {patch.size_mm[1]:g} mm"),
+            ("Sheets", ", ".join(str(sheet.number) for sheet in sheets)),
+            ("Source", str(parts["source"])),
+            ("Victims", ", ".join(trial.name for trial in setup.trials)),
+        ],
+        command=cli.command_line("scripts/webcam.py"),
+        versions=pipeline.versions(),
+    )
+    progress = partial(tqdm, desc="predicting", unit="frame", delay=2, disable=None)
+    outcome = evaluate(setup, capture, screen, output, origin, progress)
+    print(f"\n{outcome.verdict}")
+    print("; ".join(f"{name}: {count}" for name, count in outcome.counts.items()))
+    if outcome.ended:
+        print(f"The source failed midway: {outcome.ended}; what was measured is saved.")
+    for name, file in (("report", "report.html"), ("per frame", "frames.csv"), ("numbers", "summary.json")):
+        print(f"  {name:9} {output / file}")
+
+
+if __name__ == "__main__":
+    cli.command("webcam", run)
