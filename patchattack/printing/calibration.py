@@ -213,7 +213,7 @@ def _find(pixels: np.ndarray, path: Path) -> np.ndarray:
     if len(known) < 8:
         raise InputError(
             f"{path}: retake: expected all {chart.MARKERS} fiducials, got {len(known)}; "
-            "uncover the page, focus, and avoid reflections on them"
+            "go nearer, focus, and let nothing cover or light them up"
         )
     bent = np.linalg.norm(_project(np.linalg.inv(to_photo), in_photo) - on_chart, axis=1).max()
     if bent > 2:
@@ -231,7 +231,7 @@ def _detected(grey: np.ndarray, dictionary: Any) -> dict[int, np.ndarray]:
     settings = cv2.aruco.DetectorParameters()
     settings.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
     corners, ids, _ = cv2.aruco.ArucoDetector(dictionary, settings).detectMarkers(grey)
-    numbers: list[int] = [] if ids is None else np.ravel(ids).tolist()
+    numbers = np.array([] if ids is None else ids, int).ravel().tolist()
     return {n: c[0].astype(np.float64) for n, c in zip(numbers, corners, strict=True) if numbers.count(n) == 1}
 
 
@@ -246,9 +246,9 @@ def _cells(pixels: np.ndarray, to_photo: np.ndarray, path: Path) -> tuple[np.nda
         mask = np.zeros((bottom - top, right - left), np.uint8)
         cv2.fillConvexPoly(mask, np.round(corners - [left, top]).astype(np.int32), 1)
         values = pixels[top:bottom, left:right][mask > 0] / 255.0
-        if len(values) < 16:
+        if len(values) < 36:
             raise InputError(
-                f"{path}: retake: too far: expected cells of at least 8 pixels, got {len(values) ** 0.5 / INNER:.0f}; "
+                f"{path}: retake: too far: expected cells of at least 12 pixels, got {len(values) ** 0.5 / INNER:.0f}; "
                 "fill the frame with the page"
             )
         cut = len(values) // 5

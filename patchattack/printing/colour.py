@@ -30,9 +30,9 @@ def delta_e(one: Tensor, other: Tensor) -> Tensor:
     chroma, hue = torch.hypot(a, b), torch.rad2deg(torch.atan2(b, a)) % 360
     coloured = chroma[0] * chroma[1] != 0
 
-    turn = (hue[1] - hue[0] + 180) % 360 - 180
-    # Half a turn either way is the same difference, but not the same mean.
-    turn = torch.where(hue[1] - hue[0] == 180, 180.0, turn) * coloured
+    turn = hue[1] - hue[0]
+    # Exactly half a turn stays as it is, whatever rounding makes of it: the mean hue would jump to the other side.
+    turn = torch.where(turn.abs() <= 180 + 1e-9, turn, turn - 360 * turn.sign()) * coloured
     d_lightness, d_chroma = lightness[1] - lightness[0], chroma[1] - chroma[0]
     d_hue = 2 * chroma.prod(dim=0).sqrt() * torch.sin(torch.deg2rad(turn) / 2)
 

@@ -170,6 +170,8 @@ class _Window:
     @classmethod
     def of(cls, grey: np.ndarray, box: np.ndarray, scale: float) -> _Window | None:
         """The part of ``grey`` in ``box [2, 2]`` (first and last point), ``scale`` times as large; None if outside."""
+        if not np.isfinite(box).all():
+            return None
         first = np.clip(np.floor(box[0]), 0, grey.shape[::-1]).astype(int)
         size = np.clip(np.ceil(box[1]) + 1, 0, grey.shape[::-1]).astype(int) - first
         if size.min() < 8:
@@ -270,7 +272,7 @@ def _aligned(grey: np.ndarray, sheet: Layout, guess: np.ndarray) -> Sighting | N
     """
     box, side = _extent(sheet, guess)
     border = side / 3  # the white, and how far the guess may be off
-    window = _Window.of(grey, box + [[-border], [border]], min(_ALIGNING * _MODULES / side, 1.0))
+    window = _Window.of(grey, np.stack([box[0] - border, box[1] + border]), min(_ALIGNING * _MODULES / side, 1.0))
     if window is None:
         return None
     width, height = sheet.size_mm
@@ -281,8 +283,8 @@ def _aligned(grey: np.ndarray, sheet: Layout, guess: np.ndarray) -> Sighting | N
     limit = np.array(window.pixels.shape[::-1]) - 1
     for _ in range(_STEPS):
         at = _project(matrix, spots.reshape(-1, 2)).reshape(spots.shape)  # [6, s·s, 2]
-        values = cv2.remap(window.pixels, at.astype(np.float32), None, cv2.INTER_LINEAR)
-        values = _normalised(values.reshape(drawing.shape))
+        x, y = np.moveaxis(at, -1, 0).astype(np.float32, order="C")
+        values = _normalised(cv2.remap(window.pixels, x, y, cv2.INTER_LINEAR).reshape(drawing.shape))
         there = (values * drawing).mean(axis=(1, 2)) > _ALIKE
         there &= ((at >= 0) & (at <= limit)).all(axis=(1, 2))
         if not there.any():

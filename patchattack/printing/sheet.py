@@ -1,21 +1,45 @@
-"""Print sheets: the patch on paper in its true size."""
+"""Print sheets: the patch on paper in its true size, with the markers by which a camera finds it."""
 
 from __future__ import annotations
 
 import io
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchattack.errors import InputError
-from patchattack.files import write
+from patchattack import files
+from patchattack.errors import InputError, one_line
+from patchattack.patch import MILLIMETRES_PER_INCH
+from patchattack.printing import fiducials as markers
+from patchattack.printing.fiducials import SHEETS, Layout
 
 PAGES = {"a4": (210.0, 297.0), "a3": (297.0, 420.0), "letter": (215.9, 279.4)}  # width, height in mm, upright
 
-_BAND = 22.0  # mm above and below the patch for the text and the ruler
-_MM = 72 / 25.4  # PDF points
-_DPI = 150  # texels are millimetres wide: more would only make the file larger
+_MOST_PAGES = 24
+_MOST_PIXELS = 200_000_000
+_SHARES = (0.21, 0.19, 0.175, 0.16)  # of the patch's shorter side that a marker takes: smaller ones to save a page
+_OVERLAP = 10.0  # mm that neighbouring pages share
+_HEAD = 10.0  # mm of title and note
+_GAP = 3.0  # mm for the cut marks, above and below what is cut out
+_WIDE = 180.0  # mm from which the ruler and the colour bar stand side by side
+_FOOT_WIDE, _FOOT_NARROW = 18.0, 36.0  # mm of ruler, colour bar, table and purpose
+_NARROWEST = 104.0  # mm for the ruler
+_POINTS = 72 / MILLIMETRES_PER_INCH  # per mm
+
+_OUTLINE = 166  # grey of the outlines, of 255: a knife follows it, a camera hardly sees it
+_LINE = 0.15  # mm
+
+_STEPS = [(v, v, v) for v in (0, 51, 102, 153, 204, 255)]
+_STEPS += [(255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 255, 255), (0, 0, 255), (255, 0, 255)]
+_DISTANCES = (1, 2, 3, 5, 7, 10, 15, 20)  # metres
 _PURPOSE = (
     "Adversarial test pattern: made to mislead computer vision. For robustness tests of systems that you own or are "
     "permitted to test; keep it out of public traffic."
@@ -23,109 +47,451 @@ _PURPOSE = (
 
 
 class Sheet:
-    """A page of paper.
+    """Paper, and what stands on it beside the patch.
+
+    Patch and markers are one object that is cut out along the marks. Title, note, ruler, colour bar and a table of
+    the patch's size in a camera's image stand above and below it.
 
     Args:
-        page: "a4", "a3" or "letter"; it is turned on its side for a patch that is wider than high.
+        page: ``a4``, ``a3``, ``letter``, or width and height in mm; it is turned on its side where that saves pages.
         margin_mm: border that the printer leaves white.
+        fiducials: print ArUco markers around the patch.
+        number: of the sheet, coded by its markers; the control's is the next.
+        dpi: pixels per inch of a PNG, and of the PDF's picture unless the texture is finer.
+        profile: file of the RGB ICC profile that the colours are said to be of; ``None`` for sRGB. The numbers
+            themselves are not converted.
+        field_of_view: horizontal degrees of the camera in the table.
+        image_width: pixels of the camera in the table.
 
     Raises:
-        InputError: no such page.
+        InputError: no such page, a page too small for the ruler, an unknown profile, or a number out of range.
     """
 
-    def __init__(self, page: str = "a4", margin_mm: float = 10) -> None:
-        if page not in PAGES:
-            raise InputError(f"print.page: expected one of {', '.join(PAGES)}, got {page!r}")
-        self.page, self.margin_mm = page, margin_mm
+    def __init__(
+        self,
+        page: str | Sequence[float] = "a4",
+        margin_mm: float = 10,
+        fiducials: bool = True,
+        number: int = 0,
+        dpi: float = 150,
+        profile: str | None = None,
+        field_of_view: float = 70,
+        image_width: int = 1280,
+    ) -> None:
+        if isinstance(page, str) and page not in PAGES:
+            raise InputError(f"print.page: expected one of {', '.join(PAGES)} or [width, height] in mm, got {page!r}")
+        if not isinstance(page, str) and not (len(page) == 2 and all(0 < side <= 10_000 for side in page)):
+            raise InputError(f"print.page: expected [width, height] in mm, up to 10000 each, got {list(page)}")
+        self.paper = PAGES[page] if isinstance(page, str) else (float(page[0]), float(page[1]))
+        self.page = page if isinstance(page, str) else f"{page[0]:g}x{page[1]:g}mm"
+        room = min(self.paper) - 2 * margin_mm
+        if not (margin_mm >= 0 and room >= _NARROWEST):
+            raise InputError(
+                f"print.page: expected a page with {_NARROWEST:g} mm between its margins for the ruler, got {room:g} "
+                f"on {self.page} with print.margin_mm={margin_mm:g}; use a larger page or a smaller margin"
+            )
+        if not 0 <= number < SHEETS - 1:
+            raise InputError(f"print.number: expected 0 to {SHEETS - 2} (the control's is the next), got {number}")
+        if not 36 <= dpi <= 4800:
+            raise InputError(f"print.dpi: expected 36 to 4800 pixels per inch, got {dpi:g}")
+        if not (0 < field_of_view < 180 and image_width > 0):
+            raise InputError(
+                "print: expected field_of_view between 0 and 180 degrees and image_width above 0 pixels, "
+                f"got {field_of_view:g} and {image_width}"
+            )
+        self.margin_mm, self.fiducials, self.number, self.dpi = margin_mm, fiducials, number, dpi
+        self.field_of_view, self.image_width = field_of_view, image_width
+        self.profile = _icc_profile(profile)
+
+    def layout(self, size_mm: tuple[float, float], number: int | None = None) -> Layout:
+        """The markers around a patch of ``size_mm``: of sheet ``number``, or of the sheet's own."""
+        return self._plan(size_mm, self.number if number is None else number).layout
 
     def check(self, size_mm: tuple[float, float]) -> tuple[float, float]:
-        """Width and height in mm of the page that a patch of ``size_mm`` (width, height) goes on.
+        """Width and height in mm of the pages that a patch of ``size_mm`` (width, height) goes on.
 
         Raises:
-            InputError: the patch does not fit on the page.
+            InputError: the patch takes too many pages, or too many pixels.
         """
-        width, height = size_mm
-        page_width, page_height = PAGES[self.page] if width <= height else PAGES[self.page][::-1]
-        room, free = page_width - 2 * self.margin_mm, page_height - 2 * (self.margin_mm + _BAND)
-        if not (0 < width <= room and 0 < height <= free):
-            raise InputError(
-                f"print={self.page}: expected a patch that fits on the page, got {width:g} × {height:g} mm, "
-                f"the largest that fits is {room:g} × {free:g} mm; "
-                "use a smaller patch.size_mm or a larger page (print=a3)"
-            )
-        return page_width, page_height
+        return self._plan(size_mm, self.number).paper
 
     def write(
-        self, path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, float], title: str, note: str
+        self,
+        path: Path,
+        texture: Tensor | None,
+        mask: Tensor,
+        size_mm: tuple[float, float],
+        title: str,
+        note: str,
+        number: int | None = None,
     ) -> None:
         """Write the sheet as a PDF; the same arguments give the same bytes.
 
-        Beside the patch, centred on the page, stand the title, the note, what the sheet is for, and a ruler that
-        shows whether the printer has scaled it.
+        A patch that is larger than the page goes on several pages, which overlap by 10 mm.
 
         Args:
             path: the PDF.
-            texture: ``[3, h, w]`` in [0, 1].
+            texture: ``[3, h, w]`` in [0, 1]; ``None`` leaves the patch's place blank, with its outline.
             mask: ``[1, h, w]`` in [0, 1]; the paper stays white where it is 0.
             size_mm: width and height on paper.
             title: one line.
-            note: small print below the title; what does not fit in three lines is left out.
+            note: small print below the title, the sheet's number is added; what does not fit in a line is left out.
+            number: of the sheet, coded by the markers; ``None`` for the sheet's own.
 
         Raises:
-            InputError: the patch does not fit on the page, or the file cannot be written.
+            InputError: the patch takes too many pages or pixels, or the file cannot be written.
         """
         from PIL import Image
-        from reportlab.lib.utils import ImageReader, simpleSplit
-        from reportlab.pdfbase.pdfmetrics import stringWidth
+        from reportlab.lib.utils import ImageReader
         from reportlab.pdfgen.canvas import Canvas
 
-        width, height = size_mm
-        page_width, page_height = self.check(size_mm)
-        room = page_width - 2 * self.margin_mm  # mm
-
+        plan = self._plan(size_mm, self.number if number is None else number)
+        note = f"{note}, sheet {plan.layout.number}" if self.fiducials else note
         buffer = io.BytesIO()
-        pdf = Canvas(buffer, pagesize=(page_width * _MM, page_height * _MM), invariant=True, pageCompression=True)
+        points = tuple(side * _POINTS for side in plan.paper)
+        pdf = Canvas(buffer, pagesize=points, invariant=True, pageCompression=True)
         pdf.setTitle(title)
         pdf.setSubject(note)
         pdf.setCreator("patchattack")
         pdf.setViewerPreference("PrintScaling", "None")  # the print dialogue opens with "actual size"
-        pdf.scale(_MM, _MM)  # from here on, lengths are millimetres
-
-        pixels = (_on_paper(texture, mask, size_mm) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        picture = ImageReader(Image.fromarray(pixels))
-        pdf.drawImage(picture, (page_width - width) / 2, (page_height - height) / 2, width, height)
-
-        left, top, bottom = self.margin_mm, page_height - self.margin_mm, self.margin_mm
-        size = min(5.0, 5.0 * room / stringWidth(title, "Helvetica-Bold", 5.0)) if title else 5.0
-        pdf.setFont("Helvetica-Bold", size)
-        pdf.drawString(left, top - 5, title)
-        pdf.setFont("Helvetica", 3)
-        for row, line in enumerate(simpleSplit(note, "Helvetica", 3, room)[:3]):
-            pdf.drawString(left, top - 10 - 4 * row, line)
-
-        pdf.setLineWidth(0.2)
-        pdf.line(left, bottom + 10, left + 100, bottom + 10)
-        for mm in range(0, 101, 5):
-            pdf.line(left + mm, bottom + 10, left + mm, bottom + (13 if mm % 10 == 0 else 12))
-        for mm in range(0, 101, 50):
-            pdf.drawCentredString(left + mm, bottom + 14, f"{mm}")
-        pdf.drawString(left + 108, bottom + 13, "Print at 100 %.")
-        pdf.drawString(left + 108, bottom + 9, "This ruler must measure 100 mm.")
-        pdf.setFont("Helvetica", 2.6)
-        for row, line in enumerate(simpleSplit(_PURPOSE, "Helvetica", 2.6, room)):
-            pdf.drawString(left, bottom + 4 - 3.4 * row, line)
+        colours = _embedded(pdf, self.profile)
+        pixels, outlines = self._drawn_patch(texture, mask, size_mm)
+        picture = None if pixels is None else ImageReader(Image.fromarray(pixels))
+        for page in range(plan.pages):
+            # By this name, all device colours of the page are of the profile (ISO 32000-1, 8.6.5.6).
+            pdf._colorsUsed[colours] = "DefaultRGB"
+            pdf.scale(_POINTS, _POINTS)  # from here on, lengths are millimetres
+            self._draw_cut_out(pdf, plan, page, picture, outlines)
+            self._draw_head(pdf, plan, page, title, note)
+            self._draw_foot(pdf, plan, page)
+            pdf.showPage()
         pdf.save()
-        write(path, buffer.getvalue())
+        files.write(path, buffer.getvalue())
+
+    def write_png(
+        self,
+        path: Path,
+        texture: Tensor | None,
+        mask: Tensor,
+        size_mm: tuple[float, float],
+        number: int | None = None,
+    ) -> None:
+        """Write what is cut out, the patch with its markers, as a PNG of ``dpi``; arguments as of :meth:`write`.
+
+        Raises:
+            InputError: it takes too many pixels, or the file cannot be written.
+        """
+        from PIL import Image
+
+        plan = self._plan(size_mm, self.number if number is None else number)
+        left, top, right, bottom = plan.bounds
+        scale = self.dpi / MILLIMETRES_PER_INCH
+        canvas = np.full((math.ceil((bottom - top) * scale), math.ceil((right - left) * scale), 3), 255, np.uint8)
+        width, height = (round(side * scale) for side in size_mm)
+        x, y = round(-left * scale), round(-top * scale)
+        picture, outlines = self._drawn_patch(texture, mask, size_mm)
+        if picture is not None:
+            smaller = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+            canvas[y : y + height, x : x + width] = smaller
+        for outline in outlines:
+            line = np.rint((outline - (left, top)) * scale - 0.5).astype(np.int32)
+            cv2.polylines(canvas, [line], isClosed=True, color=(_OUTLINE,) * 3, thickness=max(1, round(0.2 * scale)))
+        for place in _black(plan.layout) if self.fiducials else []:
+            x0, y0, x1, y1 = (round((side - edge) * scale) for side, edge in zip(place, (left, top) * 2, strict=True))
+            canvas[y0:y1, x0:x1] = 0
+        stream = io.BytesIO()
+        Image.fromarray(canvas).save(stream, "PNG", dpi=(self.dpi, self.dpi), icc_profile=self.profile)
+        files.write(path, stream.getvalue())
+
+    def _plan(self, size_mm: tuple[float, float], number: int) -> _Plan:
+        """How the patch goes on paper: on one page if it can, else on the fewest."""
+        width, height = size_mm
+        if not (0 < width < math.inf and 0 < height < math.inf):
+            raise InputError(f"print: expected a patch larger than 0 mm, got {width:g} × {height:g} mm")
+        papers = [self.paper, self.paper[::-1]]
+        if (width > height) != (self.paper[0] > self.paper[1]):
+            papers.reverse()
+        plans = [
+            self._plan_on(paper, size_mm, number, share)
+            for share in (_SHARES if self.fiducials else _SHARES[:1])
+            for paper in papers
+        ]
+        best = next((plan for plan in plans if plan.pages == 1), min(plans[:2], key=lambda plan: plan.pages))
+        if best.pages > _MOST_PAGES:
+            raise InputError(
+                f"print={self.page}: expected a patch that fits on {_MOST_PAGES} pages, got {width:g} × {height:g} mm, "
+                f"which takes {best.pages:,}; use a smaller patch.size_mm or a larger page (print=a3)"
+            )
+        left, top, right, bottom = best.bounds
+        pixels = (right - left) * (bottom - top) * (self.dpi / MILLIMETRES_PER_INCH) ** 2
+        if pixels > _MOST_PIXELS:
+            raise InputError(
+                f"print.dpi={self.dpi:g}: expected at most {_MOST_PIXELS / 1e6:.0f} million pixels, got "
+                f"{pixels / 1e6:,.0f} million for {right - left:.0f} × {bottom - top:.0f} mm; "
+                f"use print.dpi={math.floor(self.dpi * (_MOST_PIXELS / pixels) ** 0.5)} or less"
+            )
+        return best
+
+    def _plan_on(self, paper: tuple[float, float], size_mm: tuple[float, float], number: int, share: float) -> _Plan:
+        layout = markers.layout(size_mm, number, share * min(size_mm))
+        bounds = layout.bounds_mm if self.fiducials else (0.0, 0.0, *size_mm)
+        foot = _FOOT_WIDE if paper[0] - 2 * self.margin_mm >= _WIDE else _FOOT_NARROW
+        room = (paper[0] - 2 * self.margin_mm, paper[1] - 2 * self.margin_mm - _HEAD - foot - 2 * _GAP)
+        counts = []
+        for free, extent in zip(room, (bounds[2] - bounds[0], bounds[3] - bounds[1]), strict=True):
+            fits = extent <= free + 1e-6
+            counts.append(1 if fits else math.ceil((extent - _OVERLAP) / max(free - _OVERLAP, 1e-3)))
+        return _Plan(paper, layout, bounds, (counts[0], counts[1]), foot)
+
+    def _drawn_patch(
+        self, texture: Tensor | None, mask: Tensor, size_mm: tuple[float, float]
+    ) -> tuple[np.ndarray | None, list[np.ndarray]]:
+        """The patch on white, ``[H, W, 3]`` uint8, and its outlines, ``[n, 2]`` mm each: of a mask with a shape, and of
+        a blank place.
+
+        The renderer that the patch was optimised with takes the texture as bilinear between texel centres. Printers
+        and viewers smooth a coarse image each in their own way, or not at all, so the interpolation is done here.
+        """
+        width, height = size_mm
+        fine = [round(side / MILLIMETRES_PER_INCH * self.dpi) for side in (height, width)]
+        shape = [max(texels, pixels) for texels, pixels in zip(mask.shape[1:], fine, strict=True)]
+        shown = _enlarged(mask, shape)[0] > 0.5
+        outlines = []
+        if not shown.all():
+            curves, _ = cv2.findContours(shown.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            per_pixel = np.array(size_mm) / shape[::-1]
+            outlines = [(cv2.approxPolyDP(curve, 0.7, True)[:, 0] + 0.5) * per_pixel for curve in curves]
+        elif texture is None:
+            outlines = [np.array([(0, 0), (width, 0), (width, height), (0, height)])]
+        if texture is None:
+            return None, outlines
+        paper = _enlarged(texture * mask + (1 - mask), shape)
+        return np.ascontiguousarray((paper * 255).round().astype(np.uint8).transpose(1, 2, 0)), outlines
+
+    def _draw_cut_out(self, pdf: Any, plan: _Plan, page: int, picture: Any, outlines: Sequence[np.ndarray]) -> None:
+        """A page's part of the patch with its markers, and the marks to cut it out by."""
+        left, top, width, height = plan.tile(page)
+        bottom = self.margin_mm + plan.foot + _GAP
+        free = plan.paper[1] - self.margin_mm - _HEAD - _GAP - bottom
+        x, y = (plan.paper[0] - width) / 2, bottom + (free - height) / 2
+        pdf.saveState()
+        if plan.pages > 1:
+            window = pdf.beginPath()
+            window.rect(x, y, width, height)
+            pdf.clipPath(window, stroke=0, fill=0)
+        pdf.translate(x - left, y + height + top)  # the patch's top-left corner
+        if picture is not None:
+            pdf.drawImage(picture, 0, -plan.layout.size_mm[1], *plan.layout.size_mm)
+        pdf.setLineWidth(_LINE)
+        pdf.setStrokeColorRGB(*[_OUTLINE / 255] * 3)
+        _draw_path(pdf, outlines, stroke=1)
+        if self.fiducials:
+            _draw_path(pdf, [np.array([(a, b), (c, b), (c, d), (a, d)]) for a, b, c, d in _black(plan.layout)], fill=1)
+        pdf.restoreState()
+
+        pdf.setStrokeColorRGB(0, 0, 0)
+        pdf.setLineWidth(_LINE)
+        (column, row), (columns, rows) = plan.place(page), plan.counts
+        for edge, end in _marks(x, width, column > 0, column < columns - 1):
+            pdf.line(edge, y - 0.7, edge, y - end)
+            pdf.line(edge, y + height + 0.7, edge, y + height + end)
+        for edge, end in _marks(y, height, row < rows - 1, row > 0):
+            pdf.line(x - 0.7, edge, x - end, edge)
+            pdf.line(x + width + 0.7, edge, x + width + end, edge)
+
+    def _draw_head(self, pdf: Any, plan: _Plan, page: int, title: str, note: str) -> None:
+        """Title, note and, where there are several pages, which one this is."""
+        from reportlab.lib.utils import simpleSplit
+        from reportlab.pdfbase.pdfmetrics import stringWidth
+
+        left, top, room = self.margin_mm, plan.paper[1] - self.margin_mm, plan.paper[0] - 2 * self.margin_mm
+        if plan.pages > 1:
+            columns, rows = plan.counts
+            cell = min(8 / rows, 20 / columns)
+            x = left + room - columns * cell
+            room -= columns * cell + 4
+            pdf.setLineWidth(_LINE)
+            for other in range(plan.pages):
+                column, row = plan.place(other)
+                pdf.setFillColorRGB(*[0.2 if other == page else 1.0] * 3)
+                pdf.rect(x + column * cell, top - (row + 1) * cell, cell, cell, fill=1)
+            pdf.setFillColorRGB(0, 0, 0)
+        size = min(4.5, 4.5 * room / stringWidth(title, "Helvetica-Bold", 4.5)) if title else 4.5
+        pdf.setFont("Helvetica-Bold", size)
+        pdf.drawString(left, top - 4, title)
+        pdf.setFont("Helvetica", 2.8)
+        for line in simpleSplit(note, "Helvetica", 2.8, room)[:1]:
+            pdf.drawString(left, top - 8.5, line)
+
+    def _draw_foot(self, pdf: Any, plan: _Plan, page: int) -> None:
+        """Ruler, colour bar, table and purpose."""
+        from reportlab.lib.utils import simpleSplit
+
+        left, top, room = self.margin_mm, self.margin_mm + plan.foot, plan.paper[0] - 2 * self.margin_mm
+        _draw_ruler(pdf, left, top)
+        if plan.pages > 1:
+            column, row = plan.place(page)
+            pdf.drawString(
+                *(left, top - 13.7),
+                f"Page {page + 1} of {plan.pages} (row {row + 1}, column {column + 1}): cut along the marks, "
+                f"glue edge to short mark.",
+            )
+        if plan.foot == _FOOT_WIDE:
+            self._draw_scales(pdf, plan, left + 108, top, room - 108)
+        else:
+            self._draw_scales(pdf, plan, left, top - 16, room)
+        pdf.setFont("Helvetica", 2.2)
+        lines = simpleSplit(_PURPOSE, "Helvetica", 2.2, room)
+        for row, line in enumerate(reversed(lines)):
+            pdf.drawString(left, self.margin_mm + 0.6 + 2.7 * row, line)
+
+    def _draw_scales(self, pdf: Any, plan: _Plan, left: float, top: float, room: float) -> None:
+        """The colour bar, and how many pixels the patch's width spans at several distances."""
+        cell = room / len(_STEPS)
+        pdf.setFont("Helvetica", 1.5)
+        for place, colour in enumerate(_STEPS):
+            pdf.setFillColorRGB(*(value / 255 for value in colour))
+            pdf.rect(left + place * cell, top - 4, cell, 4, stroke=0, fill=1)
+            pdf.setFillColorRGB(0, 0, 0)
+            grey = colour[0] == colour[1] == colour[2]
+            label = f"{colour[0]}" if grey else " ".join(str(value) for value in colour)
+            pdf.drawCentredString(left + (place + 0.5) * cell, top - 5.7, label)
+        pdf.setLineWidth(_LINE)
+        pdf.rect(left, top - 4, room, 4)  # where the white step ends
+
+        focal = self.image_width / 2 / math.tan(math.radians(self.field_of_view) / 2)
+        spans = [f"{focal * plan.layout.size_mm[0] / 1000 / metres:.0f}" for metres in _DISTANCES]
+        head, cell = room * 0.3, room * 0.7 / len(_DISTANCES)
+        pdf.setFont("Helvetica", 2.2)
+        for row, (name, values) in enumerate((("distance, m", _DISTANCES), ("patch spans, px", spans))):
+            y = top - 9 - 2.9 * row
+            pdf.drawString(left, y, name)
+            for place, value in enumerate(values):
+                pdf.drawRightString(left + head + (place + 1) * cell, y, f"{value}")
+        pdf.line(left, top - 9.7, left + room, top - 9.7)
+        pdf.setFont("Helvetica", 1.8)
+        pdf.drawRightString(left + room, top - 14, f"seen {self.field_of_view:g}° wide in {self.image_width} px")
 
 
-def _on_paper(texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> Tensor:
-    """``[3, H, W]`` in [0, 1]: the patch on white at 150 dpi, or at its own resolution where that is finer.
+@dataclass(frozen=True)
+class _Plan:
+    """How a patch goes on paper.
 
-    The renderer that the patch was optimised with takes the texture as bilinear between texel centres. Printers and
-    viewers smooth a coarse image each in their own way, or not at all, so the interpolation is done here.
+    Attributes:
+        paper: width and height of the pages, mm.
+        layout: of the markers.
+        bounds: left, top, right and bottom of what is cut out, in the patch's frame, mm.
+        counts: pages side by side, and below one another.
+        foot: height of what stands at the bottom of a page, mm.
     """
-    paper = texture * mask + (1 - mask)
-    height, width = (
-        max(texels, round(mm / 25.4 * _DPI)) for texels, mm in zip(paper.shape[1:], reversed(size_mm), strict=True)
-    )
-    return F.interpolate(paper[None].detach(), (height, width), mode="bilinear", align_corners=False)[0].clamp(0, 1)
+
+    paper: tuple[float, float]
+    layout: Layout
+    bounds: tuple[float, float, float, float]
+    counts: tuple[int, int]
+    foot: float
+
+    @property
+    def pages(self) -> int:
+        return self.counts[0] * self.counts[1]
+
+    def place(self, page: int) -> tuple[int, int]:
+        """Column and row of a page."""
+        return page % self.counts[0], page // self.counts[0]
+
+    def tile(self, page: int) -> tuple[float, float, float, float]:
+        """Left, top, width and height of a page's part, in the patch's frame, mm: all parts are of one size."""
+        starts, sizes = [], []
+        for axis, number in enumerate(self.place(page)):
+            extent, count = self.bounds[2 + axis] - self.bounds[axis], self.counts[axis]
+            size = (extent + (count - 1) * _OVERLAP) / count
+            starts.append(self.bounds[axis] + number * (size - _OVERLAP))
+            sizes.append(size)
+        return starts[0], starts[1], sizes[0], sizes[1]
+
+
+def _marks(start: float, size: float, before: bool, after: bool) -> list[tuple[float, float]]:
+    """Places along a side, and how far its marks reach: long ones to cut by, short ones for neighbours' edges."""
+    inner = [start + _OVERLAP] * before + [start + size - _OVERLAP] * after
+    return [(edge, 2.7) for edge in (start, start + size)] + [(edge, 1.7) for edge in inner]
+
+
+def _draw_ruler(pdf: Any, left: float, top: float) -> None:
+    """100 mm, and what they are for."""
+    pdf.setFillColorRGB(0, 0, 0)
+    pdf.setStrokeColorRGB(0, 0, 0)
+    pdf.setLineWidth(0.2)
+    line = top - 6.5
+    pdf.line(left, line, left + 100, line)
+    for mm in range(0, 101, 1):
+        pdf.line(left + mm, line, left + mm, line + (3 if mm % 10 == 0 else 2 if mm % 5 == 0 else 1.2))
+    pdf.setFont("Helvetica", 2.4)
+    for mm in range(0, 101, 10):
+        (pdf.drawString if mm == 0 else pdf.drawCentredString)(left + mm, line + 3.8, f"{mm}")
+    pdf.setFont("Helvetica", 2.8)
+    pdf.drawString(left, line - 3.6, "Print at 100 %. This ruler must measure 100 mm.")
+
+
+def _draw_path(pdf: Any, polygons: Sequence[np.ndarray], stroke: int = 0, fill: int = 0) -> None:
+    """Closed polygons ``[n, 2]`` in mm, y down, as one path: no seams between those that touch."""
+    path = pdf.beginPath()
+    for polygon in polygons:
+        path.moveTo(polygon[0, 0], -polygon[0, 1])
+        for x, y in polygon[1:]:
+            path.lineTo(x, -y)
+        path.close()
+    pdf.setFillColorRGB(0, 0, 0)
+    pdf.drawPath(path, stroke=stroke, fill=fill)
+
+
+def _black(layout: Layout) -> list[tuple[float, float, float, float]]:
+    """Left, top, right and bottom in mm of the black stretches of the markers' rows."""
+    stretches = []
+    for marker, corners in layout.markers.items():
+        black = markers.bits(marker)
+        module = layout.marker_mm / len(black)
+        x, y = corners[0]
+        for row, modules in enumerate(black):
+            edges = np.flatnonzero(np.diff(np.pad(modules, 1).astype(np.int8)))
+            for start, end in edges.reshape(-1, 2):
+                stretches.append((x + start * module, y + row * module, x + end * module, y + (row + 1) * module))
+    return stretches
+
+
+def _enlarged(image: Tensor, shape: list[int]) -> np.ndarray:
+    """``image [C, h, w]`` in [0, 1] as ``[C, *shape]``, bilinear between its pixels' centres."""
+    larger = F.interpolate(image.detach()[None].cpu(), shape, mode="bilinear", align_corners=False)
+    return larger[0].clamp(0, 1).numpy()
+
+
+def _icc_profile(path: str | None) -> bytes:
+    """The profile in a file, or sRGB.
+
+    Raises:
+        InputError: it is missing, damaged, or not of RGB colours.
+    """
+    from PIL import ImageCms
+
+    if path is None:
+        made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        return made[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made[36:]  # its date would differ every time
+    try:
+        content = Path(path).expanduser().read_bytes()
+        space = ImageCms.ImageCmsProfile(io.BytesIO(content)).profile.xcolor_space.strip()
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise InputError(f"print.profile: expected a readable ICC profile, got {path} ({one_line(error)})") from error
+    if space != "RGB":
+        raise InputError(
+            f"print.profile: expected an ICC profile of RGB colours, got {space} in {path}; the sheet is RGB, and the "
+            "printer's driver converts it"
+        )
+    return content
+
+
+def _embedded(pdf: Any, profile: bytes) -> str:
+    """Add a colour space of an RGB profile to the document; its name there."""
+    from reportlab.pdfbase.pdfdoc import PDFArray, PDFDictionary, PDFName, PDFStream
+
+    stream = PDFStream(PDFDictionary({"N": 3, "Alternate": PDFName("DeviceRGB")}), profile)
+    pdf._doc.Reference(PDFArray([PDFName("ICCBased"), pdf._doc.Reference(stream)]), "profile")
+    return "profile"

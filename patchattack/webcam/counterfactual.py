@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchattack.webcam.frames import to_tensor
+from patchattack.webcam.paper import White
 
 _FINEST = 512  # texels along the mask's longer side: its edge is not wider than the camera's pixels
-_INPAINTED = 64  # pixels along the longer side of what is inpainted; paper needs no more
-_RADIUS = 3  # pixels of the neighbourhood that inpainting looks at
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Counterfactual:
     """One frame with the patch's area replaced.
 
     Attributes:
-        inpainted: ``[H, W, 3]`` uint8 RGB, the area continued from its surroundings (Telea 2004).
+        inpainted: ``[H, W, 3]`` uint8 RGB, the area continued from the paper around it: a blank sheet.
         grey: ``[H, W, 3]`` uint8 RGB, a card of middle grey under the same light, with the patch's outline.
         coverage: ``[H, W]`` uint8, 255 where a pixel shows nothing but the patch.
     """
@@ -45,8 +43,11 @@ class Stencil:
         texels = (mask[0].cpu() * 255).round().byte().numpy()
         self.texels = cv2.resize(texels, (width * factor, height * factor), interpolation=cv2.INTER_NEAREST)
 
-    def replace(self, image: np.ndarray, corners: np.ndarray, white: np.ndarray) -> Counterfactual:
+    def replace(self, image: np.ndarray, corners: np.ndarray, white: White) -> Counterfactual:
         """The frame with the patch's area replaced; everything else stays as it is.
+
+        The area is continued by the plane of the paper's brightness. General inpainting would draw the markers and
+        whatever is behind the sheet into it: the white between them and the patch is a few pixels wide.
 
         What the lens has spread beyond the patch's edge goes too: the area is wider by a pixel and a hundredth of
         the patch's side, which is less than the white around it. The grey card has the patch's own outline.
@@ -54,57 +55,46 @@ class Stencil:
         Args:
             image: ``[H, W, 3]`` uint8 RGB.
             corners: ``[4, 2]`` pixels of the patch.
-            white: ``[3]`` brightness of the paper, in [0, 1]; NaN counts as 1.
+            white: brightness of the paper.
         """
         height, width = image.shape[:2]
         side = float(np.linalg.norm(corners - np.roll(corners, 1, axis=0), axis=1).mean())
         spread = 1 + math.ceil(side / 100)
-        margin = spread + 2 + math.ceil(side / 10)  # of which inpainting sees the surroundings
         limit = np.array([width, height])
-        first = np.clip(np.floor(corners.min(axis=0)).astype(int) - margin, 0, limit - 1)
-        last = np.clip(np.ceil(corners.max(axis=0)).astype(int) + margin + 1, first + 1, limit)
+        first = np.clip(np.floor(corners.min(axis=0)).astype(int) - spread - 1, 0, limit - 1)
+        last = np.clip(np.ceil(corners.max(axis=0)).astype(int) + spread + 2, first + 1, limit)
         part = (slice(first[1], last[1]), slice(first[0], last[0]))
+        size = int(last[1] - first[1]), int(last[0] - first[0])
 
-        cover = self._coverage(corners - first, (last[0] - first[0], last[1] - first[1]))
+        cover = self._coverage(corners - first, size)
         hole = cv2.dilate(cover, np.ones((2 * spread + 1, 2 * spread + 1), np.uint8))
-        blank = _blended(image[part], _continued(image[part], hole), hole)
-        card = np.full_like(blank, (np.nan_to_num(white, nan=1.0) * 127.5).round())
         inpainted, grey, coverage = image.copy(), image.copy(), np.zeros((height, width), np.uint8)
-        inpainted[part], grey[part], coverage[part] = blank, _blended(blank, card, cover), cover
+        sheet = white.image(first, size)
+        inpainted[part] = blank = _over(image[part], sheet, hole)
+        grey[part] = _over(blank, sheet // 2, cover)
+        coverage[part] = cover
         return Counterfactual(inpainted, grey, coverage)
 
     def _coverage(self, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """``[h, w]`` uint8 of the part with ``size`` (width, height), where the patch has ``corners``."""
+        """``[h, w]`` uint8 of the part with this size, where the patch has ``corners``."""
         height, width = self.texels.shape
         outline = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32) - 0.5
         homography = cv2.getPerspectiveTransform(outline, corners.astype(np.float32))
-        return cv2.warpPerspective(self.texels, homography, (int(size[0]), int(size[1])), flags=cv2.INTER_LINEAR)
+        return cv2.warpPerspective(self.texels, homography, size[::-1], flags=cv2.INTER_LINEAR)
 
 
 def versions(images: list[np.ndarray], without: list[Counterfactual]) -> Tensor:
     """``[3, T, 3, H, W]`` uint8: ``T`` images ``[H, W, 3]`` as seen, with a grey card, and inpainted."""
     rows = [images, [one.grey for one in without], [one.inpainted for one in without]]
-    return torch.stack([to_tensor(row) for row in rows])
+    return torch.from_numpy(np.array(rows)).permute(0, 1, 4, 2, 3)  # copied once
 
 
 def coverage(without: list[Counterfactual]) -> Tensor:
-    """``[1, T, 1, H, W]`` in [0, 1], how much of a pixel shows the patch."""
-    return torch.from_numpy(np.stack([one.coverage for one in without])).float().div_(255)[None, :, None]
+    """``[1, T, 1, H, W]`` uint8, how much of a pixel shows the patch."""
+    return torch.from_numpy(np.stack([one.coverage for one in without]))[None, :, None]
 
 
-def _continued(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """``image [h, w, 3]`` with ``hole [h, w]`` inpainted, from a reduced copy."""
-    height, width = hole.shape
-    factor = min(1.0, _INPAINTED / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    touched = cv2.resize(hole, size, interpolation=cv2.INTER_AREA)
-    missing = cv2.threshold(touched, 0, 255, cv2.THRESH_BINARY)[1]
-    filled = cv2.inpaint(small, missing, _RADIUS, cv2.INPAINT_TELEA)
-    return cv2.resize(filled, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def _blended(below: np.ndarray, above: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def _over(below: np.ndarray, above: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """``above`` over ``below``, both ``[h, w, 3]`` uint8, as much as ``cover [h, w]`` uint8 says."""
     share = cover.astype(np.float32) / 255
     return cv2.blendLinear(np.ascontiguousarray(below), above, 1 - share, share)

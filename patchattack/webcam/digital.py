@@ -17,8 +17,6 @@ from patchattack.webcam.frames import to_array, to_floats, to_tensor
 from patchattack.webcam.records import Kept
 from patchattack.webcam.trial import Trial
 
-_ANYWHERE = np.ones(3)  # the brightness of paper, which only a grey card depends on
-
 
 class Measured:
     """The placement of a patch whose corners are known.
@@ -79,7 +77,7 @@ def predict(shots: Iterable[Kept], trials: Sequence[Trial], patch: Patch, stenci
     found = {}
     for shot in shots:
         images = shot.images()
-        without = [stencil.replace(*one, _ANYWHERE) for one in zip(images, shot.corners, strict=True)]
+        without = [stencil.replace(*one) for one in zip(images, shot.corners, shot.whites, strict=True)]
         clean = to_floats(to_tensor([one.inpainted for one in without])[None])
         both = torch.cat([render(clean, shot.corners, patch), clean])
         verdicts = named[shot.record.victim].judge(both, coverage(without), torch.from_numpy(shot.corners)[None])

@@ -59,6 +59,7 @@ def evaluate(
         "frames": capture.frames,
         "with the sheet": tally.states["found"],
         "without it": tally.states["lost"],
+        "with a patch that the frame cuts off": tally.states["cut"],
         "with a sheet of another run": tally.states["other"],
         "of those with the sheet, nothing to win": nothing,
         "dropped, because a newer one was there or they were damaged": capture.dropped,

@@ -131,8 +131,8 @@ def _refined(
     turn: np.ndarray,
     place: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Rotation ``[3, 3]`` and place ``[3]`` after Levenberg-Marquardt, and the error that is left."""
-    turn, place = cv2.solvePnPRefineLM(solid, pixels, matrix, distortion, turn, place)
+    """Rotation ``[3, 3]`` and place ``[3]`` after Gauss and Newton's steps, and the error that is left."""
+    turn, place = cv2.solvePnPRefineVVS(solid, pixels, matrix, distortion, turn, place)
     again = cv2.projectPoints(solid, turn, place, matrix, distortion)[0][:, 0]
     return cv2.Rodrigues(turn)[0], place.ravel(), float(np.square(again - pixels).sum())
 

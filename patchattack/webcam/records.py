@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from patchattack.errors import InputError
+from patchattack.webcam.paper import White
 
 _QUALITY = 95  # of JPEG
 _UNKNOWN = float("nan")
@@ -24,8 +25,8 @@ class Record:
         frame: number of the newest frame in the source.
         time: seconds from the first frame.
         victim: that was asked.
-        state: ``found``, ``lost`` (no sheet in sight, or not in both frames of a pair), or ``other`` (a sheet that
-            does not belong to the run).
+        state: ``found``; ``cut`` (the frame's edge cuts the patch off); ``lost`` (no sheet in sight, or not in both
+            frames of a pair); ``other`` (a sheet that does not belong to the run).
         sheet: number of the sheet, -1 where there is none.
         kind: ``patch`` or ``control``, the sheet on paper; ``drawn`` where AR mode has drawn the patch on it.
         markers: that were seen.
@@ -118,11 +119,13 @@ class Kept:
     Attributes:
         record: of the shot.
         corners: ``[T, 4, 2]`` of the patch in the victim's frames.
+        whites: ``T``, the paper's brightness in them.
         files: of the ``T`` frames as the victim saw them.
     """
 
     record: Record
     corners: np.ndarray
+    whites: list[White]
     files: list[Path]
 
     def images(self) -> list[np.ndarray]:
@@ -154,7 +157,7 @@ class Store:
     _every: int = 1
     _offered: int = 0
 
-    def offer(self, record: Record, images: list[np.ndarray], corners: np.ndarray) -> None:
+    def offer(self, record: Record, images: list[np.ndarray], corners: np.ndarray, whites: list[White]) -> None:
         """Keep these ``T`` images ``[H, W, 3]`` uint8 RGB, if it is their turn."""
         turn = self._offered % self._every == 0
         self._offered += 1
@@ -171,4 +174,4 @@ class Store:
         files = [self.folder / f"{record.frame:07d}_{place}.jpg" for place in range(len(images))]
         for path, image in zip(files, images, strict=True):
             cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-        self.kept.append(Kept(record, corners, files))
+        self.kept.append(Kept(record, corners, whites, files))

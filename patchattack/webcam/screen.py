@@ -93,6 +93,7 @@ class Recorder:
         self.path, self.start = path, start
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
+        self._last: np.ndarray | None = None
         self._written = 0
 
     def write(self, picture: np.ndarray, time: float) -> None:
@@ -109,9 +110,11 @@ class Recorder:
         if (picture.shape[1], picture.shape[0]) != self._size:
             picture = cv2.resize(picture, self._size)
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        while self._written <= (time - self.start) * _FPS:
-            self._writer.write(bgr)
+        due = int((time - self.start) * _FPS) + 1
+        while self._written < due:
+            self._writer.write(bgr if self._written == due - 1 or self._last is None else self._last)
             self._written += 1
+        self._last = bgr
 
     def close(self) -> None:
         """The video is complete."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from patchattack.webcam.capture import Capture, Shot
 from patchattack.webcam.counterfactual import Stencil, coverage, versions
 from patchattack.webcam.digital import drawn
 from patchattack.webcam.frames import to_array, to_tensor
+from patchattack.webcam.paper import White
 from patchattack.webcam.pose import Lens, pose
 from patchattack.webcam.records import CORNERS, Kept, Log, Record, Store
 from patchattack.webcam.screen import Recorder, Screen
@@ -141,6 +142,7 @@ class _Seen:
     versions: Tensor
     coverage: Tensor
     corners: np.ndarray
+    whites: list[White]
 
 
 class Session:
@@ -203,20 +205,21 @@ class Session:
         """Measure one shot; its record, and the live picture where anybody sees it."""
         trial, shows = self.trial, self.screen.visible or self.controls.recording
         sightings = self._search(shot)
-        if sightings is None:
-            record = self._unseen(shot)
+        whites = [_white(image, one, self._sheet(one)) for image, one in zip(shot.images, sightings, strict=False)]
+        if not sightings or None in whites:
+            record = self._unmeasured(shot, sightings)
             return record, self._picture_of_nothing(shot, record) if shows else None
-        seen = self._look(shot, sightings)
+        seen = self._look(shot, sightings, [one for one in whites if one is not None])
         verdicts = trial.judge(seen.versions, seen.coverage, torch.from_numpy(seen.corners)[None])
         record = seen.record
         record.patch, record.grey, record.inpainted = verdicts.values
         record.success, record.grey_success, _ = verdicts.success
         if record.kind != "drawn":
-            self.store.offer(record, [to_array(frame) for frame in seen.versions[0]], seen.corners)
+            self.store.offer(record, [to_array(frame) for frame in seen.versions[0]], seen.corners, seen.whites)
         return record, self._picture(shot, seen, verdicts.outputs, sightings[-1]) if shows else None
 
-    def _search(self, shot: Shot) -> list[Sighting] | None:
-        """The sheet in each frame of the shot; None where it is not in all of them."""
+    def _search(self, shot: Shot) -> list[Sighting]:
+        """The sheet in each frame of the shot; nothing where it is not in all of them."""
         found: list[Sighting] = []
         first = shot.number - len(shot.images) + 1
         for number, image in enumerate(shot.images, first):
@@ -229,23 +232,26 @@ class Session:
                 self._before = number, sighting
             self._last = sighting
             if sighting is None or (found and sighting.number != found[0].number):
-                return None
+                return []
             found.append(sighting)
         return found
 
-    def _unseen(self, shot: Shot) -> Record:
-        """The record of a shot without a sheet of the run."""
-        strangers = fiducials.find(shot.images[-1], self._foreign) if self._last is None else []
-        if strangers:
-            return Record(shot.number, shot.time, self.trial.name, "other", sheet=strangers[0].number)
-        return Record(shot.number, shot.time, self.trial.name, "lost")
+    def _sheet(self, sighting: Sighting) -> Layout:
+        return next(one for one in self.setup.sheets if one.number == sighting.number)
 
-    def _look(self, shot: Shot, sightings: list[Sighting]) -> _Seen:
-        """Pose, light, and the versions of a shot whose frames all show the sheet."""
-        sheet = next(one for one in self.setup.sheets if one.number == sightings[0].number)
+    def _unmeasured(self, shot: Shot, sightings: list[Sighting]) -> Record:
+        """The record of a shot that does not show a sheet of the run, or not all of its patch."""
+        record = Record(shot.number, shot.time, self.trial.name, "lost")
+        if sightings:
+            return replace(record, state="cut", sheet=sightings[0].number)
+        strangers = fiducials.find(shot.images[-1], self._foreign) if self._last is None else []
+        return replace(record, state="other", sheet=strangers[0].number) if strangers else record
+
+    def _look(self, shot: Shot, sightings: list[Sighting], whites: list[White]) -> _Seen:
+        """Pose, light, and the versions of a shot whose frames all show the whole patch."""
+        sheet = self._sheet(sightings[0])
         newest, sighting = shot.images[-1], sightings[-1]
         here = pose(sighting, sheet, self.setup.lens, (newest.shape[0], newest.shape[1]))
-        whites = [paper.white(image, one, sheet) for image, one in zip(shot.images, sightings, strict=True)]
         kind = "drawn" if self.controls.drawing else "patch" if sheet is self.setup.sheets[0] else "control"
         record = Record(
             frame=shot.number,
@@ -263,15 +269,17 @@ class Session:
             pitch=here.pitch,
             roll=here.roll,
             tilt=here.tilt,
-            light=float(whites[-1] @ paper.LUMINANCE),
+            light=float(whites[-1].at(sighting.corners.mean(axis=0)) @ paper.LUMINANCE),
             sharpness=paper.sharpness(newest, sighting, sheet),
         )
         images = [self._resized(image) for image in shot.images]
-        corners = np.stack([self._scaled(one.corners, newest.shape) for one in sightings])
+        factors = images[-1].shape[1] / newest.shape[1], images[-1].shape[0] / newest.shape[0]
+        corners = np.stack([(one.corners + 0.5) * factors - 0.5 for one in sightings])
+        whites = [one.scaled(*factors) for one in whites]
         if kind == "drawn":
             images = drawn(images, corners, self.setup.patch)
         without = [self.stencil.replace(*one) for one in zip(images, corners, whites, strict=True)]
-        return _Seen(record, versions(images, without), coverage(without), corners)
+        return _Seen(record, versions(images, without), coverage(without), corners, whites)
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
         """The frame as the victim gets it."""
@@ -279,11 +287,6 @@ class Session:
         if size is None or image.shape[:2] == tuple(size):
             return image
         return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-
-    def _scaled(self, corners: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Corners in the victim's frame, for corners in a frame of ``shape``."""
-        height, width = self.setup.size or shape[:2]
-        return (corners + 0.5) * (width / shape[1], height / shape[0]) - 0.5
 
     def _picture(self, shot: Shot, seen: _Seen, outputs: Any, sighting: Sighting) -> np.ndarray:
         """The live picture of a shot that shows the sheet."""
@@ -306,7 +309,8 @@ class Session:
         images = [self._resized(image) for image in shot.images]
         frames = to_tensor(images)[None]
         picture = self.trial.attack.pictures([self.trial.outputs(frames)], [frames[0].float() / 255])[0]
-        state = f"sheet {record.sheet} is not of this run" if record.state == "other" else "no sheet in sight"
+        states = {"other": f"sheet {record.sheet} is not of this run", "cut": "the patch is not all in the frame"}
+        state = states.get(record.state, "no sheet in sight")
         wanted = ", ".join(str(sheet.number) for sheet in self.setup.sheets)
         lines = [state, f"looking for sheet {wanted}", *self._footer()]
         return overlay.compose(shot.images[-1], picture, lines)
@@ -346,3 +350,10 @@ class Session:
         if self._recorder is not None:
             self._recorder.close()
             self._recorder = None
+
+
+def _white(image: np.ndarray, sighting: Sighting, sheet: Layout) -> White | None:
+    """The paper's brightness; None where the frame shows none of it, or not all of the patch."""
+    height, width = image.shape[:2]
+    whole = ((sighting.corners >= -0.5) & (sighting.corners <= (width - 0.5, height - 0.5))).all()
+    return paper.white(image, sighting, sheet) if whole else None

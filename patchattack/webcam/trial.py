@@ -50,8 +50,9 @@ class Trial:
     """A victim, and the attack's headline metric as a success in each frame.
 
     Where the headline is a rate, the success is its value, or 1 minus it where a stronger attack lowers it: the object
-    is not detected, the class is the target's. Otherwise a frame is won where the headline has moved by more than
-    ``margin``, in its own unit and in the attack's direction, from its value for the frame without the patch.
+    is not detected, the class is the target's. Otherwise a frame is won where the headline has moved in the attack's
+    direction by more than the share ``margin`` of its value for the frame without the patch; by more than ``margin``
+    in its own unit, where that value is 0 (of an error against the clean prediction it is).
 
     The scene that the attack gets has the frame without the patch as its clean one and the patch's corners as the
     surface. An attack that chooses objects (:meth:`Attack.scenes`) chooses among those that the victim finds without
@@ -81,7 +82,7 @@ class Trial:
         if victim.task != attack.task:
             raise InputError(f"attack: expected a victim for {attack.task}, got {name} for {victim.task}")
         if margin < 0:
-            raise InputError(f"margin: expected a change of the headline of 0 or more, got {margin}")
+            raise InputError(f"margin: expected a share of the headline of 0 or more, got {margin}")
         self.name, self.frames, self.predict, self.device, self.margin = name, victim.frames, predict, device, margin
         self.attack = copy.copy(attack)
         nothing = torch.zeros(1, self.frames, 3, 16, 16, dtype=torch.uint8)
@@ -100,8 +101,8 @@ class Trial:
             return f"success is {inverted}{label}{where}"
         way = "above" if self.metric.stronger == "higher" else "below"
         return (
-            f"a frame is won where the {label}{where} is more than {self.margin:g} {way} that of the same frame "
-            "without the patch"
+            f"a frame is won where the {label}{where} is more than {self.margin:.0%} {way} that of the same frame "
+            f"without the patch (more than {self.margin:g} where that is 0)"
         )
 
     @torch.no_grad()
@@ -115,7 +116,7 @@ class Trial:
 
         Args:
             frames: ``[N, T, 3, H, W]`` uint8, or float in [0, 1]; the last version has no patch.
-            coverage: ``[1, T, 1, H, W]`` in [0, 1], how much of a pixel shows the patch.
+            coverage: ``[1, T, 1, H, W]`` uint8, or float in [0, 1], how much of a pixel shows the patch.
             corners: ``[1, T, 4, 2]`` of the patch.
         """
         frames = to_floats(frames.to(self.device))
@@ -125,19 +126,19 @@ class Trial:
         scene = self._scene(Scene(frames[count - 1 :], torch.zeros(1).long(), surface=corners.float()), clean)
         if scene is None:
             return Verdicts(outputs, [float("nan")] * count, [float("nan")] * count)
-        again = torch.zeros(count).long()
-        coverage = coverage.to(self.device).expand(count, -1, -1, -1, -1)
-        view = View(frames, coverage, corners.expand(count, -1, -1, -1))
-        rows = torch.zeros(count, dtype=torch.long, device=self.device)
-        measured = self.attack.metrics(outputs, clean[rows], scene.to(self.device).select(again), view)
-        values = measured[self.attack.headline].float().tolist()
+        scene, coverage = scene.to(self.device), to_floats(coverage.to(self.device))
+        values = []
+        for row in range(count):
+            view = View(frames[row : row + 1], coverage, corners)
+            measured = self.attack.metrics(outputs[row : row + 1], clean, scene, view)
+            values.append(float(measured[self.attack.headline]))
         return Verdicts(outputs, values, [self._success(value, values[-1]) for value in values])
 
     def _success(self, value: float, clean: float) -> float:
         sign = 1 if self.metric.stronger == "higher" else -1
         if self.metric.rate:
             return value if sign == 1 else 1 - value
-        effect = sign * (value - clean)
+        effect = sign * (value - clean) / (abs(clean) or 1.0)
         return float(effect > self.margin) if effect == effect else effect  # NaN stays NaN
 
     def _scene(self, scene: Scene, clean: Any) -> Scene | None:
