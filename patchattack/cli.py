@@ -45,26 +45,31 @@ def main() -> None:
 
 def train() -> None:
     """``python train.py attack=flow``: compose the config from ``sys.argv``, train, and exit with a status."""
-    _compose("train", run)
+    _compose("train", run, "resume")
 
 
-def command(name: str, work: Callable[[dict[str, Any]], None]) -> None:
+def command(
+    name: str, work: Callable[[dict[str, Any]], None], of_run: str | None = None, unbuilt: Sequence[str] = ()
+) -> None:
     """A script's main: compose ``conf/<name>.yaml`` and ``sys.argv``, check it, and exit with a status.
 
     Args:
         name: of the config.
         work: gets the config's values, each ``_target_`` instantiated; an :class:`InputError` becomes one line.
+        of_run: the key whose value is a run's folder; the overrides that the run was started with then hold here too.
+        unbuilt: keys whose values stay as they are written.
     """
 
     def job(config: DictConfig) -> None:
         plain = _resolved(config)
         _check_types(OmegaConf.to_container(config))
-        work(instantiate(plain, _convert_="all"))
+        kept = {key: plain.pop(key) for key in unbuilt}
+        work(instantiate(plain, _convert_="all") | kept)
 
-    _compose(name, job)
+    _compose(name, job, of_run)
 
 
-def _compose(name: str, work: Callable[[DictConfig], None]) -> None:
+def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) -> None:
     """Hand the composed config to ``work``; errors become one line, and a status."""
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     failures: list[Exception] = []
@@ -81,7 +86,9 @@ def _compose(name: str, work: Callable[[DictConfig], None]) -> None:
 
     try:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
-        sys.argv[1:] = _with_several_victims(_with_overrides_of_the_run(_with_attack_for_help(sys.argv[1:], name)))
+        sys.argv[1:] = _with_several_victims(
+            _with_overrides_of_the_run(_with_attack_for_help(sys.argv[1:], name), of_run)
+        )
         hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
     except Exception as error:
         if error in failures:
@@ -280,16 +287,16 @@ def _with_several_victims(arguments: list[str]) -> list[str]:
     return result
 
 
-def _with_overrides_of_the_run(arguments: list[str]) -> list[str]:
-    """For ``resume=RUN`` the overrides that the run was started with, before those of now."""
-    asked = [one.split("=", 1)[1] for one in arguments if one.startswith("resume=")]
+def _with_overrides_of_the_run(arguments: list[str], name: str | None) -> list[str]:
+    """For ``name=RUN``, as ``resume=RUN``, the overrides that the run was started with, before those of now."""
+    asked = [one.split("=", 1)[1] for one in arguments if one.startswith(f"{name}=")]
     if not asked or asked[-1] in ("", "null"):
         return arguments
-    path = Path(str(OverridesParser.create().parse_override(f"resume={asked[-1]}").value())) / "overrides.yaml"
+    path = Path(str(OverridesParser.create().parse_override(f"{name}={asked[-1]}").value())) / "overrides.yaml"
     if not path.is_file():
-        raise InputError(f"resume: expected the folder of a run, got {path.parent} without {path.name}; check the path")
+        raise InputError(f"{name}: expected the folder of a run, got {path.parent} without {path.name}; check the path")
     stored = [str(one) for one in OmegaConf.load(path)]
-    given = {_key(one) for one in arguments}
+    given = {_key(one) for one in arguments} | ({"output"} if name != "resume" else set())
     return [one for one in stored if _key(one) not in given] + arguments
 
 

@@ -33,7 +33,7 @@ def write_chart(parts: dict[str, Any]) -> None:
     from patchattack.printing import chart
 
     path = _output(parts["output"], "chart.pdf")
-    chart.write(path, parts["print"].page, parts["print"].margin_mm)
+    chart.write(path, parts["print"])
     print(f"chart     {path}\nPrint it at 100 % and photograph it, then: python scripts/calibrate.py fit photo=PHOTO")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from patchattack import files
 from patchattack.eot.calibrated import Calibration
+from patchattack.printing.colour import encoded, linear
 
 # CIELAB (D50, 2 degrees) of solid inks: the source is told in the palette's header.
 SOLIDS = {
@@ -76,9 +77,8 @@ def print_model(steps: int = 600) -> Calibration:
     """The print model: relative colorimetry with black point compensation, as printer drivers do it by default."""
     grid = torch.linspace(0, 1, SIDE, dtype=torch.float64)
     told = torch.cartesian_prod(grid, grid, grid)
-    linear = torch.where(told > 0.04045, ((told + 0.055) / 1.055) ** 2.4, told / 12.92)
     white, black = torch.tensor(D50, dtype=torch.float64), _relative("K")
-    wanted = _lab((linear @ _matrix().inverse().T) * (1 - black / white) + black)
+    wanted = _lab((linear(told) @ _matrix().inverse().T) * (1 - black / white) + black)
     # Coverages as squares of sines stay in [0, 1]; from the complements of red, green and blue.
     start = torch.cat([1 - told, torch.zeros_like(told[:, :1])], dim=1).clamp(0.02, 0.98)
     free = torch.asin(start.sqrt()).requires_grad_()
@@ -126,8 +126,7 @@ def _matrix() -> Tensor:
 
 def _srgb(xyz: Tensor) -> Tensor:
     """sRGB, ``[n, 3]`` in [0, 1], of ``xyz [n, 3]`` under D50."""
-    linear = (xyz @ _matrix().T).clamp(0, 1)
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    return encoded((xyz @ _matrix().T).clamp(0, 1))
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ RECIPES: dict[str, Recipe] = {
     "classifier_residual": ClassificationRecipe("residual", steps=1500, scenes=2000, rate=3e-3, batch=32),
     "classifier_transformer": ClassificationRecipe("transformer", steps=4000, scenes=2000, rate=1e-3, batch=32),
     "depth_unet": DepthRecipe("unet", steps=2500, scenes=2000, rate=2e-3),
-    "depth_transformer": DepthRecipe("transformer", steps=3000, scenes=2000, rate=1e-3),
+    "depth_transformer": DepthRecipe("transformer", steps=4000, scenes=2000, rate=2e-3),
     "detector_yolo": DetectionRecipe("yolo", steps=3000, scenes=2000, rate=2e-3),
     "detector_centre": DetectionRecipe("centre", steps=3000, scenes=2000, rate=2e-3),
 }

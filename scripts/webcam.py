@@ -1,7 +1,7 @@
 """Measure a printed patch before a camera, on a video, a folder of images or a stream.
 
-python scripts/webcam.py run=RUN attack=flow source=0
-python scripts/webcam.py run=RUN attack=flow source=video.mp4 show=false record=true
+python scripts/webcam.py run=RUN source=0
+python scripts/webcam.py run=RUN source=video.mp4 show=false record=true
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from typing import Any
 
 from patchattack import cli
 from patchattack.errors import InputError
+
+
+def main() -> None:
+    """Compose the config from the command line and measure."""
+    cli.command("webcam", run, of_run="run", unbuilt=("data",))
 
 
 def run(parts: dict[str, Any]) -> None:
@@ -89,4 +94,4 @@ def run(parts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.command("webcam", run)
+    main()

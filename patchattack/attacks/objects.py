@@ -57,7 +57,7 @@ class Objects(Source):
         for number in tqdm(scenes, "Looking for objects", unit="scene", delay=2, disable=None):
             self._items += _items(source[number], number, attacked, together, find)
         missing = len(scenes) - len({item.scene for item in self._items})
-        if missing:
+        if missing and self._items:
             _log.warning("%d of %d scenes show no object to attack and are left out", missing, len(scenes))
 
     def __len__(self) -> int:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from patchattack import files
-from patchattack.eot.calibrated import Calibration
+from patchattack.eot.calibrated import Calibration, look_up
 from patchattack.errors import InputError
 from patchattack.patch import read_image
 from patchattack.printing import chart
-from patchattack.printing.colour import delta_e, lab
+from patchattack.printing.colour import delta_e, encoded, lab, linear
 
 SIDE = 9  # colours along each side of the fitted table
 INNER = 0.5  # share of a cell's side that is averaged: the rest is for blur and for paper that is not quite flat
@@ -46,7 +46,7 @@ class Fit:
         seen: ``[280, 3]`` sRGB of the chart's cells in even light, mean of all photographs.
         errors: ``[280]`` ΔE2000 of the map at each cell.
         left_out: ``[280]`` the same of the map that is fitted to all the other cells.
-        rectified: the first photograph as the chart lies on paper, RGB uint8 ``[h, w, 3]``.
+        rectified: the first photograph, or the first with a fault, as the chart lies on paper, uint8 ``[h, w, 3]``.
         verdict: "good", or "retake: " and why.
     """
 
@@ -111,7 +111,8 @@ def fit(paths: Sequence[Path]) -> Fit:
             "print it anew if it has stripes, and hold the camera still"
         ]
     verdict = f"retake: {faults[0]}" if faults else "good"
-    return Fit(calibration, own, changes, seen, errors, left_out_errors, readings[0].rectified, verdict)
+    shown = next((reading for reading in readings if reading.fault), readings[0])
+    return Fit(calibration, own, changes, seen, errors, left_out_errors, shown.rectified, verdict)
 
 
 def palette(calibration: Calibration, most: int = 48) -> tuple[Tensor, Tensor]:
@@ -128,12 +129,12 @@ def palette(calibration: Calibration, most: int = 48) -> tuple[Tensor, Tensor]:
         most: colours at most.
 
     Returns:
-        ``[n, 3]`` sRGB in [0, 1] from 8 to ``most`` distinct colours, white first, and ``[n]``, how much each changes.
+        ``[n, 3]`` sRGB in [0, 1], distinct, white first, and ``[n]``, how much each changes (ΔE2000).
     """
     step = torch.linspace(0, 1, 2 * SIDE - 1)
     told = torch.cartesian_prod(step, step, step).flip(0)
-    paper = _linear(calibration.seen(torch.ones(1, 3))).clamp(min=1e-3)
-    changes = delta_e(lab(told), lab(_encoded(_linear(calibration.seen(told)) / paper).clamp(0, 1))).float()
+    paper = linear(calibration.seen(torch.ones(1, 3))).clamp(min=1e-3)
+    changes = delta_e(lab(told), lab(encoded(linear(calibration.seen(told)) / paper).clamp(0, 1))).float()
     limit = max(KEPT, float(changes.sort().values[FEWEST]))
     told, changes = told[changes <= limit], changes[changes <= limit]
     colours = lab(told)
@@ -159,7 +160,7 @@ def read(path: Path) -> Reading:
     paper = float(np.median(cells[(chart.colours() == 1).all(axis=1)]))
     if paper < 0.3:
         raise InputError(
-            f"{path}: retake: too dark: expected paper at 40 to 95 % of full scale, got {paper:.0%}; use more light"
+            f"{path}: retake: too dark: expected paper at 30 % of full scale or more, got {paper:.0%}; use more light"
         )
     blur = _blur(pixels, to_photo)
     _, left_out = _table(seen)
@@ -176,7 +177,7 @@ def _find(pixels: np.ndarray, path: Path) -> np.ndarray:
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     if np.percentile(grey, 98) < 50:
         raise InputError(
-            f"{path}: retake: too dark: expected paper at 40 to 95 % of full scale, "
+            f"{path}: retake: too dark: expected paper at 30 % of full scale or more, "
             f"got {np.percentile(grey, 98) / 255:.0%} as the lightest; use more light"
         )
     found = _detected(grey, chart.dictionary())
@@ -218,7 +219,7 @@ def _find(pixels: np.ndarray, path: Path) -> np.ndarray:
     bent = np.linalg.norm(_project(np.linalg.inv(to_photo), in_photo) - on_chart, axis=1).max()
     if bent > 2:
         raise InputError(
-            f"{path}: retake: expected a flat page, got fiducials off by {bent:.1f} of a cell's 10; "
+            f"{path}: retake: expected a flat page, got fiducials off by {bent / 10:.1f} of a cell; "
             "lay it flat, and use no wide-angle lens"
         )
     return to_photo
@@ -273,13 +274,13 @@ def _even_light(cells: np.ndarray, to_photo: np.ndarray, size: tuple[int, ...]) 
     places, middle = _cubic(chart.centres()), _cubic(middle)
     design = np.concatenate([levels, places[greys]], axis=1)
     for channel in range(3):
-        value = np.log(_linear(torch.from_numpy(cells[greys, channel])).numpy().clip(min=1e-4))
+        value = np.log(linear(torch.from_numpy(cells[greys, channel])).numpy().clip(min=1e-4))
         weight = np.ones(len(value))
         for _ in range(10):  # Cauchy's weights
             found = np.linalg.lstsq(design * weight[:, None], value * weight, rcond=None)[0]
             weight = 1 / np.sqrt(1 + ((value - design @ found) / 0.05) ** 2)
         light[:, channel] = np.exp((places - middle) @ found[levels.shape[1] :])
-    seen = _encoded(_linear(torch.from_numpy(cells)) / torch.from_numpy(light))
+    seen = encoded(linear(torch.from_numpy(cells)) / torch.from_numpy(light))
     return seen.float().clamp(0, 1), light
 
 
@@ -371,8 +372,6 @@ def _blur(pixels: np.ndarray, to_photo: np.ndarray) -> float:
 @cache
 def _smoother() -> tuple[Tensor, Tensor]:
     """``[9³, 280]`` from the cells' values to the table, and ``[280, 280]`` to the fit at the cells, float64."""
-    from patchattack.eot.calibrated import look_up
-
     count = SIDE**3
     units = torch.eye(count, dtype=torch.float64).view(SIDE, SIDE, SIDE, count)
     cells = _printed().double()
@@ -396,9 +395,9 @@ def _table(seen: Tensor) -> tuple[Tensor, Tensor]:
 
 def _together(seen: list[Tensor]) -> Tensor:
     """The mean of several readings ``[280, 3]``, each first brought to the mean exposure by its greys."""
-    linear = torch.stack([_linear(one) for one in seen])
-    level = linear[:, chart.repeated()].mean(dim=1, keepdim=True)
-    return _encoded((linear * level.mean(dim=0) / level).mean(dim=0)).clamp(0, 1)
+    light = torch.stack([linear(one) for one in seen])
+    level = light[:, chart.repeated()].mean(dim=1, keepdim=True)
+    return encoded((light * level.mean(dim=0) / level).mean(dim=0)).clamp(0, 1)
 
 
 def _printed() -> Tensor:
@@ -410,16 +409,6 @@ def _project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     """``points [..., 2]`` through ``homography [3, 3]``."""
     mapped = np.concatenate([points, np.ones_like(points[..., :1])], axis=-1) @ homography.T
     return mapped[..., :2] / mapped[..., 2:]
-
-
-def _linear(colours: Tensor) -> Tensor:
-    """Linear light of sRGB values of any shape."""
-    return torch.where(colours > 0.04045, ((colours.clamp(min=0) + 0.055) / 1.055) ** 2.4, colours / 12.92)
-
-
-def _encoded(light: Tensor) -> Tensor:
-    """The inverse of :func:`_linear`."""
-    return torch.where(light > 0.0031308, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, light * 12.92)
 
 
 def write_palette(path: Path, fit: Fit) -> None:

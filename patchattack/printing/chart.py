@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from patchattack import files
-from patchattack.errors import InputError
-from patchattack.printing.sheet import PAGES
+from patchattack.printing.sheet import Sheet, _embedded
 
 VERSION = 1  # of layout and colours, told by the fiducials' ids: a chart on paper stays readable or is refused
 MARKERS = 12  # ids VERSION · MARKERS and on, clockwise from the top left
@@ -105,44 +104,42 @@ def image(pixels: int = _PIXELS) -> np.ndarray:
     return picture
 
 
-def write(path: Path, page: str = "a4", margin_mm: float = 10) -> None:
+def write(path: Path, sheet: Sheet) -> None:
     """Write the chart as a PDF, as large as the page allows; the same arguments give the same bytes.
 
-    It is one image, as a patch is on its sheet: printers may treat drawn areas differently.
+    It goes the way of a patch: one image whose colours are of the sheet's profile. Printers may treat drawn areas, and
+    colours of no profile, differently.
 
     Args:
         path: the PDF.
-        page: "a4", "a3" or "letter".
-        margin_mm: border that the printer leaves white.
+        sheet: the page, its margin and its profile.
 
     Raises:
-        InputError: no such page, a margin that leaves no room, or the file cannot be written.
+        InputError: the file cannot be written.
     """
     from PIL import Image
     from reportlab.lib.utils import ImageReader, simpleSplit
     from reportlab.pdfgen.canvas import Canvas
 
-    if page not in PAGES:
-        raise InputError(f"print.page: expected one of {', '.join(PAGES)}, got {page!r}")
-    page_width, page_height = PAGES[page]
-    room = page_width - 2 * margin_mm
-    scale = min(room / SIZE[0], (page_height - 2 * margin_mm - _HEADING) / SIZE[1])
-    if scale < 0.5:
-        raise InputError(f"print.margin_mm: expected room for the chart, got {margin_mm:g} mm on {page}; use less")
+    page_width, page_height = sorted(sheet.paper)
+    room = page_width - 2 * sheet.margin_mm
+    scale = min(room / SIZE[0], (page_height - 2 * sheet.margin_mm - _HEADING) / SIZE[1])
 
     buffer = io.BytesIO()
     pdf = Canvas(buffer, pagesize=(page_width * _MM, page_height * _MM), invariant=True, pageCompression=True)
     pdf.setTitle(f"Colour chart, version {VERSION}")
     pdf.setCreator("patchattack")
     pdf.setViewerPreference("PrintScaling", "None")  # the print dialogue opens with "actual size"
+    pdf._colorsUsed[_embedded(pdf, sheet.profile)] = "DefaultRGB"  # as of a patch's sheet
     pdf.scale(_MM, _MM)  # from here on, lengths are millimetres
+    top = page_height - sheet.margin_mm
     pdf.setFont("Helvetica-Bold", 4)
-    pdf.drawString(margin_mm, page_height - margin_mm - 4, f"patchattack colour chart, version {VERSION}")
+    pdf.drawString(sheet.margin_mm, top - 4, f"patchattack colour chart, version {VERSION}")
     pdf.setFont("Helvetica", 2.4)
-    for row, line in enumerate(simpleSplit(_ADVICE, "Helvetica", 2.4, room)):
-        pdf.drawString(margin_mm, page_height - margin_mm - 7.2 - 2.9 * row, line)
+    for row, line in enumerate(simpleSplit(_ADVICE, "Helvetica", 2.4, room)[:3]):
+        pdf.drawString(sheet.margin_mm, top - 7.2 - 2.9 * row, line)
     width, height = (side * scale for side in SIZE)
-    pdf.drawImage(ImageReader(Image.fromarray(image())), (page_width - width) / 2, margin_mm, width, height)
+    pdf.drawImage(ImageReader(Image.fromarray(image())), (page_width - width) / 2, sheet.margin_mm, width, height)
     pdf.save()
     files.write(path, buffer.getvalue())
 

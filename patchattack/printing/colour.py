@@ -13,6 +13,16 @@ def lab(colours: Tensor) -> Tensor:
     return rgb_to_lab(colours[..., None, None])[..., 0, 0]
 
 
+def linear(colours: Tensor) -> Tensor:
+    """Linear light of sRGB values of any shape."""
+    return torch.where(colours > 0.04045, ((colours.clamp(min=0) + 0.055) / 1.055) ** 2.4, colours / 12.92)
+
+
+def encoded(light: Tensor) -> Tensor:
+    """The inverse of :func:`linear`."""
+    return torch.where(light > 0.0031308, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, light * 12.92)
+
+
 def delta_e(one: Tensor, other: Tensor) -> Tensor:
     """CIEDE2000 colour difference, parametric factors 1 (Sharma, Wu & Dalal 2005, equations 2 to 22).
 

@@ -27,11 +27,10 @@ _MODULES = 6  # along a marker's side: 4 of the code and the black border
 _SHARE = 0.21  # of the patch's shorter side
 _QUIET = 1.25  # modules of white on all sides of a marker
 _LEGIBLE = 4.0  # pixels along a module when it is read in a part of the image
-_ALIGNING = 5.0  # pixels along a module: larger ones are reduced, which costs less
-_SAMPLES = 2  # along a module, of a marker's drawing
+_SAMPLES = 3  # along a module, of a marker's drawing
 _STEPS = 12  # at most, of the alignment
 _SETTLED = 2e-4  # sides of a marker: a step after which the next one changes nothing that counts
-_ALIKE = 0.6  # correlation of a marker with what is seen where it should be
+_ALIKE = 0.5  # correlation of a marker with what is seen where it should be
 
 
 # Places [s·s, 2] of the samples on and around a marker, in its sides.
@@ -271,8 +270,10 @@ def _aligned(grey: np.ndarray, sheet: Layout, guess: np.ndarray) -> Sighting | N
     of small or blurred markers are uncertain, and markers that were not read are used too if they are there.
     """
     box, side = _extent(sheet, guess)
-    border = side / 3  # the white, and how far the guess may be off
-    window = _Window.of(grey, np.stack([box[0] - border, box[1] + border]), min(_ALIGNING * _MODULES / side, 1.0))
+    border = side / 2  # the white around a marker, also of a nearer one, and how far the guess may be off
+    # Samples at most a pixel apart: sharp edges between two of them would go unnoticed.
+    scale = min(_SAMPLES * _MODULES / side, 1.0)
+    window = _Window.of(grey, np.stack([box[0] - border, box[1] + border]), scale)
     if window is None:
         return None
     width, height = sheet.size_mm

@@ -197,8 +197,7 @@ class Sheet:
             line = np.rint((outline - (left, top)) * scale - 0.5).astype(np.int32)
             cv2.polylines(canvas, [line], isClosed=True, color=(_OUTLINE,) * 3, thickness=max(1, round(0.2 * scale)))
         for place in _black(plan.layout) if self.fiducials else []:
-            x0, y0, x1, y1 = (round((side - edge) * scale) for side, edge in zip(place, (left, top) * 2, strict=True))
-            canvas[y0:y1, x0:x1] = 0
+            _blacken(canvas, *((side - edge) * scale for side, edge in zip(place, (left, top) * 2, strict=True)))
         stream = io.BytesIO()
         Image.fromarray(canvas).save(stream, "PNG", dpi=(self.dpi, self.dpi), icc_profile=self.profile)
         files.write(path, stream.getvalue())
@@ -456,6 +455,18 @@ def _black(layout: Layout) -> list[tuple[float, float, float, float]]:
             for start, end in edges.reshape(-1, 2):
                 stretches.append((x + start * module, y + row * module, x + end * module, y + (row + 1) * module))
     return stretches
+
+
+def _blacken(canvas: np.ndarray, left: float, top: float, right: float, bottom: float) -> None:
+    """Draw a black rectangle, its sides in pixels from the canvas's corner, on white, antialiased."""
+    x, y = (np.arange(math.floor(start), math.ceil(end)) for start, end in ((left, right), (top, bottom)))
+    across, down = (
+        np.minimum(places + 1, end) - np.maximum(places, start)
+        for places, start, end in ((x, left, right), (y, top, bottom))
+    )
+    part = canvas[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+    cover = np.rint(255 * np.outer(down, across)).astype(np.uint8)
+    cv2.subtract(part, np.repeat(cover[..., None], 3, axis=2), dst=part)
 
 
 def _enlarged(image: Tensor, shape: list[int]) -> np.ndarray:

@@ -131,7 +131,10 @@ class Live(Capture):
 
     def _read(self) -> None:
         while not self._stop:
-            there, image = self.device.read()
+            try:
+                there, image = self.device.read()
+            except cv2.error:  # what some drivers say when their camera is unplugged
+                there, image = False, None
             now = time.monotonic()
             with self._changed:
                 if not there or image is None:

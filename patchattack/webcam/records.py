@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import sys
+from array import array
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -105,10 +107,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     with path.open(newline="") as file:
         reader = csv.reader(file)
         names = next(reader)
-        columns: list[list[Any]] = [[] for _ in names]
+        # An hour has a hundred thousand lines: numbers are kept as such, not as objects.
+        columns: list[Any] = [[] if name in TEXT else array("d") for name in names]
         for row in reader:
             for name, column, cell in zip(names, columns, row, strict=True):
-                column.append(cell if name in TEXT else float(cell))
+                column.append(sys.intern(cell) if name in TEXT else float(cell))
     return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
 
 

@@ -164,16 +164,24 @@ def _curves(x: np.ndarray, series: Mapping[str, Series]) -> dict[str, list[dict[
     return curves
 
 
+def percent(share: float, sign: str = "") -> str:
+    """In whole percent; with ``sign="+"`` always signed."""
+    return f"{100 * share:{sign}.0f} %"
+
+
 def verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether the printed patch does more than a grey card, and the sentence."""
     rows = {row["condition"]: row for row in found["rows"]}
     if "patch" not in rows:
         if "drawn" in rows:
             row = rows["drawn"]
-            return False, f"A rehearsal: the patch that was drawn on the sheet won {row['mean']:.0%} of the frames."
+            return (
+                False,
+                f"A rehearsal: the patch that was drawn on the sheet won {percent(row['mean'])} of the frames.",
+            )
         return False, "Nothing was measured of the printed patch."
     patch, grey = rows["patch"], rows["grey"]
-    share = f"{patch['mean']:.0%} of the frames, a grey card in its place {grey['mean']:.0%}"
+    share = f"{percent(patch['mean'])} of the frames, a grey card in its place {percent(grey['mean'])}"
     if patch["n"] < FEWEST:
         return False, f"Nobody can tell whether it works: {patch['n']} stretches of time are too few."
     if found["excess"]["low"] > 0:
@@ -249,14 +257,16 @@ def _facts(found: Mapping[str, Any]) -> str:
     if "gap" not in found:
         return "There is no prediction to compare with."
     gap, destroyed = found["gap"], found["destroyed"]
+    (promised,) = (row["mean"] for row in found["rows"] if row["condition"] == "predicted")
     facts = (
-        "The digital patch, rendered at the same places in the same frames, wins "
-        f"{gap['mean']:+.0%} [{gap['low']:+.0%}, {gap['high']:+.0%}] of the frames on top of that"
+        f"The digital patch, rendered at the same places in the same frames, wins {percent(promised)} of them: a gap "
+        f"of {percent(gap['mean'], '+')} [{percent(gap['low'], '+')}, {percent(gap['high'], '+')}] between screen and "
+        "paper"
     )
     if not destroyed["n"]:
         return f"{facts}; it promised no success that a camera could have destroyed."
-    shares = (destroyed[key] for key in ("mean", "low", "high"))
-    return facts + "; of the successes that it promised, {:.0%} [{:.0%}, {:.0%}] failed on camera.".format(*shares)
+    mean, low, high = (percent(destroyed[key]) for key in ("mean", "low", "high"))
+    return f"{facts}; of the successes that it promised, {mean} [{low}, {high}] failed on camera."
 
 
 def _section(victim: str, found: Mapping[str, Any]) -> Section:

@@ -101,8 +101,8 @@ class Trial:
             return f"success is {inverted}{label}{where}"
         way = "above" if self.metric.stronger == "higher" else "below"
         return (
-            f"a frame is won where the {label}{where} is more than {self.margin:.0%} {way} that of the same frame "
-            f"without the patch (more than {self.margin:g} where that is 0)"
+            f"a frame is won where the {label}{where} is more than {100 * self.margin:g} % {way} that of the same "
+            f"frame without the patch (more than {self.margin:g} where that is 0)"
         )
 
     @torch.no_grad()

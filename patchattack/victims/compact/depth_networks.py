@@ -61,19 +61,22 @@ class TransformerDepth(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.quarter = nn.Sequential(conv(3, 24, 7, 2), conv(24, 40, 3, 2))
-        self.eighth = conv(40, 56, 3, 2)
-        self.sixteenth = conv(56, 80, 3, 2)
-        self.transformer = Transformer(80, grid=(8, 16))
-        self.up = nn.ModuleList([conv(80, 56), conv(56, 40)])
-        self.join = nn.ModuleList([conv(2 * 56, 56), conv(2 * 40, 40)])
-        self.head = nn.Sequential(conv(40, 32), nn.Conv2d(32, 1, 3, padding=1))
+        widths = (16, 40, 56, 80)  # at 1/2 .. 1/16
+        self.down = nn.ModuleList(
+            block(n, m, kernel, 2) for n, m, kernel in zip((3, *widths[:-1]), widths, (7, 3, 3, 3), strict=True)
+        )
+        self.transformer = Transformer(widths[-1], grid=(8, 16))
+        self.narrow = nn.ModuleList(block(m, n) for n, m in pairwise(widths))
+        self.join = nn.ModuleList(block(2 * n, n) for n in widths[:-1])
+        self.head = nn.Conv2d(widths[0], 1, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Metres ``[B, 1, 128, 256]`` of ``images [B, 3, 128, 256]`` in [0, 1]."""
-        quarter = self.quarter(images * 2 - 1)
-        eighth = self.eighth(quarter)
-        x = self.transformer(self.sixteenth(eighth))
-        for level, up, join in zip((eighth, quarter), self.up, self.join, strict=True):
-            x = join(torch.cat([doubled(up(x)), level], dim=1))
-        return metres(doubled(doubled(self.head(x))))
+        x, levels = images * 2 - 1, []
+        for down in self.down:
+            x = down(x)
+            levels.append(x)
+        x = self.transformer(levels.pop())
+        for narrow, join in zip(reversed(self.narrow), reversed(self.join), strict=True):
+            x = join(torch.cat([doubled(narrow(x)), levels.pop()], dim=1))
+        return metres(doubled(self.head(x)))

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from patchattack.errors import InputError
+from patchattack.webcam.paper import White
+from patchattack.webcam.records import Log, Record, Store, read
+
+PAPER = [White(np.zeros((3, 3)))]
+
+
+def test_every_line_is_on_disk_at_once(tmp_path: Path) -> None:
+    log = Log(tmp_path / "frames.csv")
+    log.write(Record(7, 0.25, 'a "victim", named', "found", sheet=3, kind="patch", distance_m=1 / 3, success=1.0))
+    log.write(Record(8, 0.5, "b", "lost"))
+    columns = read(tmp_path / "frames.csv")
+    log.close()
+    assert columns["frame"].tolist() == [7, 8]
+    assert columns["victim"].tolist() == ['a "victim", named', "b"]
+    assert columns["state"].tolist() == ["found", "lost"]
+    assert columns["distance_m"][0] == pytest.approx(1 / 3, rel=1e-5)
+    assert math.isnan(columns["success"][1])
+
+
+def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a file that can be written"):
+        Log(tmp_path / "missing" / "frames.csv")
+
+
+@pytest.mark.parametrize("most", [1, 4, 5])
+def test_the_store_is_bounded_and_evenly_spread(tmp_path: Path, most: int) -> None:
+    store = Store(tmp_path / "frames", most)
+    image = np.zeros((4, 4, 3), np.uint8)
+    for number in range(40):
+        store.offer(Record(number, number, "v", "found"), [image, image], np.zeros((2, 4, 2)), PAPER * 2)
+        assert len(store.kept) <= most
+        assert len(list((tmp_path / "frames").iterdir())) == 2 * len(store.kept)
+    numbers = [one.record.frame for one in store.kept]
+    assert len(set(np.diff(numbers))) <= 1
+    assert len(numbers) >= most / 2
+    assert numbers[0] == 0
+
+
+def test_what_is_kept_comes_back_in_rgb(tmp_path: Path) -> None:
+    store = Store(tmp_path / "frames", 2)
+    image = np.full((16, 16, 3), (200, 100, 20), np.uint8)
+    store.offer(Record(0, 0, "v", "found"), [image], np.zeros((1, 4, 2)), PAPER)
+    (again,) = store.kept[0].images()
+    assert np.abs(again.astype(int) - image).max() <= 3
+    store.kept[0].files[0].unlink()
+    with pytest.raises(InputError, match="expected the frame that was stored there"):
+        store.kept[0].images()
+
+
+def test_nothing_is_kept_where_nothing_shall_be(tmp_path: Path) -> None:
+    store = Store(tmp_path / "frames", 0)
+    store.offer(Record(0, 0, "v", "found"), [np.zeros((4, 4, 3), np.uint8)], np.zeros((1, 4, 2)), PAPER)
+    assert not store.kept
+    assert not list(tmp_path.iterdir())

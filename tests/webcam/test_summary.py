@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from patchattack.webcam.digital import Prediction
+from patchattack.webcam.paper import White
+from patchattack.webcam.records import Log, Record, Store, read
+from patchattack.webcam.summary import Origin, by_stretch, publish, summarise, verdict
+
+ORIGIN = Origin("The patch", [("Patch", "outputs/x")], "python scripts/webcam.py run=x source=0", {"torch": "2"})
+
+
+def records(folder: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    log = Log(folder / "frames.csv")
+    for number, row in enumerate(rows):
+        known = {"frame": number, "time": number, "victim": "v", "state": "found", "kind": "patch", "grey_success": 0.0}
+        log.write(Record(**{**known, "patch": 0.5, "grey": 0.1, **row}))
+    log.close()
+    return read(folder / "frames.csv")
+
+
+def row(found: dict[str, Any], condition: str) -> dict[str, Any]:
+    (one,) = (row for row in found["rows"] if row["condition"] == condition)
+    return one
+
+
+def test_neighbouring_frames_count_as_one() -> None:
+    values = np.array([1, 1, 0, np.nan, np.nan, 1.0])
+    assert by_stretch(values, np.array([0, 0, 1, 1, 2, 5])).tolist() == [1, 0, 1]
+    assert by_stretch(np.full(3, np.nan), np.arange(3)).tolist() == []
+
+
+def test_intervals_are_of_stretches_and_not_of_frames(tmp_path: Path) -> None:
+    columns = records(tmp_path, [{"time": n / 30, "success": float(n < 150)} for n in range(300)])
+    second, half = (row(summarise(columns, {}, seconds)["v"], "patch") for seconds in (1.0, 0.5))
+    assert (second["n"], half["n"], second["frames"]) == (10, 20, 300)
+    assert second["mean"] == half["mean"] == 0.5
+    assert second["high"] - second["low"] > half["high"] - half["low"] > 0.3
+
+
+def test_success_falls_with_distance(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    distances = rng.uniform(0.5, 3, 200)
+    rows = [{"distance_m": d, "success": float(d < 1.5), "grey_success": 0.0, "tilt": 10.0} for d in distances]
+    found = summarise(records(tmp_path, rows), {}, 1.0)["v"]
+    points = found["curves"]["distance_m"]["patch"]
+    assert [point["n"] for point in points] == pytest.approx([200 / 6] * 6, abs=1)
+    assert [point["x"] for point in points] == sorted(point["x"] for point in points)
+    assert points[0]["mean"] == 1
+    assert points[-1]["mean"] == 0
+    assert all(point["low"] - 1e-9 <= point["mean"] <= point["high"] + 1e-9 for point in points)
+    assert [point["x"] for point in found["curves"]["distance_m"]["grey"]] == [point["x"] for point in points]
+    assert len(found["curves"]["tilt"]["patch"]) == 1  # the same angle everywhere
+    assert found["curves"]["light"] == {}  # never known
+    assert found["excess"]["low"] > 0
+
+
+def test_gap_and_destruction_are_of_the_frames_that_were_predicted(tmp_path: Path) -> None:
+    # Frames 0..9 are predicted: of eight predicted successes, two failed; frames 10.. would change both.
+    success = [1, 1, 1, 1, 1, 1, 0, 0, 0, 1] + [0] * 30
+    columns = records(tmp_path, [{"success": float(one)} for one in success])
+    predicted = {n: Prediction(0.9, float(n < 8)) for n in range(10)}
+    found = summarise(columns, predicted, 1.0)["v"]
+    assert found["gap"]["mean"] == pytest.approx(0.1)
+    assert found["destroyed"]["mean"] == pytest.approx(2 / 8)
+    assert found["destroyed"]["n"] == 8
+    assert row(found, "predicted")["frames"] == 10
+
+
+def test_control_sheets_and_drawn_patches_stand_apart(tmp_path: Path) -> None:
+    kinds = {"patch": 1.0, "control": 0.0, "drawn": 0.5}
+    columns = records(tmp_path, [{"kind": kind, "success": value} for kind, value in kinds.items() for _ in range(8)])
+    found = summarise(columns, {}, 1.0)["v"]
+    assert {one["condition"]: one["mean"] for one in found["rows"]} == {**kinds, "grey": 0.0}
+    assert row(found, "grey")["frames"] == 8
+
+
+def test_each_victim_has_its_own_numbers(tmp_path: Path) -> None:
+    rows = [{"victim": name, "success": value} for name, value in (("a", 1.0), ("b", 0.0)) for _ in range(8)]
+    found = summarise(records(tmp_path, rows), {}, 1.0)
+    assert {name: row(one, "patch")["mean"] for name, one in found.items()} == {"a": 1, "b": 0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "worked", "start"),
+    [
+        ([{"success": 1.0}] * 20, True, "It works on camera: the printed patch won 100 % of the frames, a grey card"),
+        ([{"success": 1.0, "grey_success": 1.0}] * 20, False, "It does not work on camera"),
+        ([{"success": 1.0}] * 5, False, "Nobody can tell whether it works: 5 stretches"),
+        ([{"success": 1.0, "kind": "drawn"}] * 9, False, "A rehearsal: the patch that was drawn"),
+        ([{"success": float("nan")}] * 9, False, "Nothing was measured"),
+    ],
+)
+def test_the_verdict(tmp_path: Path, rows: list[dict[str, Any]], worked: bool, start: str) -> None:
+    found = summarise(records(tmp_path, rows), {}, 1.0)["v"]
+    answer, sentence = verdict(found)
+    assert answer is worked
+    assert sentence.startswith(start)
+
+
+def test_everything_is_written(tmp_path: Path) -> None:
+    rows = [{"success": float(n % 2), "distance_m": 1 + n / 10, "tilt": 5.0 * n, "light": 0.5} for n in range(16)]
+    records(tmp_path, rows)
+    store = Store(tmp_path / "frames", 20)
+    corners = np.array([[(4.0, 4), (20, 4), (20, 20), (4, 20)]])
+    for number, one in enumerate(rows):
+        record = Record(number, number, "v", "found", kind="patch", **one)
+        store.offer(record, [np.full((32, 32, 3), 90, np.uint8)], corners, [White(np.zeros((3, 3)))])
+    predicted = {n: Prediction(1.0, 1.0) for n in range(16)}
+    sentence = publish(tmp_path, predicted, store.kept, {"frames": 16}, "success is x", "x", 1.0, ORIGIN)
+    assert sentence.startswith("It works on camera: the printed patch won 50 %")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["counts"] == {"frames": 16}
+    assert summary["victims"]["v"]["destroyed"]["mean"] == 0.5
+    assert (tmp_path / "predicted.csv").read_text().splitlines()[:2] == ["frame,value,success", "0,1,1"]
+    page = (tmp_path / "report.html").read_text()
+    assert sentence in page
+    assert page.count("<svg") == 2  # of distance and angle; the light never changed
+    assert page.count("<img") == 12
+    assert "predicted won" in page
+
+
+def test_json_knows_no_nan(tmp_path: Path) -> None:
+    records(tmp_path, [{"success": 0.0}] * 8)
+    publish(tmp_path, {0: Prediction(0.0, 0.0)}, [], {}, "rule", "x", 1.0, ORIGIN)
+    text = (tmp_path / "summary.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["victims"]["v"]["destroyed"]["mean"] is None
+    assert "promised no success" in (tmp_path / "report.html").read_text()

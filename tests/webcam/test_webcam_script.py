@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from patchattack.patch import Patch
+from patchattack.printing.fiducials import Layout, save_layouts
+
+PATH = Path(__file__).parents[2] / "scripts" / "webcam.py"
+SMALL = ("attack=flow", "victim=flow_matching", "victim.weights=random", "trainer.accelerator=cpu", "size=[64,128]")
+
+
+@pytest.fixture(scope="module")
+def webcam() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("script_webcam", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def start(webcam: ModuleType, command: Callable[..., Any], tmp_path: Path, patch: Patch, sheet: Layout) -> Any:
+    """``scripts/webcam.py`` on a finished run, into ``tmp_path / "out"``."""
+    folder = tmp_path / "run"
+    patch.save(folder / "patch.png", {})
+    save_layouts(folder / "print" / "layout.json", [sheet])
+    return lambda *given: command(f"run={folder}", f"output={tmp_path / 'out'}", *SMALL, *given, entry=webcam.main)
+
+
+def test_a_video_without_a_window(
+    start: Any, photo: Callable[..., np.ndarray], wall: np.ndarray, film: Callable[..., Path], tmp_path: Path
+) -> None:
+    frames = [photo(x=round(0.01 * n, 2), distance=round(0.5 + 0.02 * n, 2)) for n in range(8)]
+    path = film(tmp_path / "film.avi", [*frames, wall], fps=4)
+    outcome = start(f"source={path}", "show=false", "record=true", "independent=0.25")
+    assert (outcome.status, outcome.err) == (0, "")
+    out = tmp_path / "out"
+    assert {"frames.csv", "predicted.csv", "summary.json", "report.html", "recording_1.mp4", "frames"} == {
+        one.name for one in out.iterdir()
+    }
+    lines = (out / "frames.csv").read_text().splitlines()
+    assert len(lines) == 1 + 8
+    assert lines[-1].split(",")[3] == "lost"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["counts"]["with the sheet"] == 7
+    (victim,) = summary["victims"].values()
+    assert {row["condition"] for row in victim["rows"]} == {"patch", "grey", "predicted"}
+    assert "with the sheet: 7" in outcome.out
+    assert str(out / "report.html") in outcome.out
+    assert "python scripts/webcam.py" in (out / "report.html").read_text()
+
+
+def test_a_folder_and_another_victim(start: Any, photo: Callable[..., np.ndarray], tmp_path: Path) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), photo(x=round(0.01 * number, 2))[..., ::-1])
+    outcome = start(f"source={tmp_path}", "show=false", "victims=[flow_encoder_decoder]")
+    assert (outcome.status, outcome.err) == (0, "")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["victims"]) == ["flow_encoder_decoder"]
+    assert "Nobody can tell whether it works: 2 stretches" in outcome.out
+
+
+def test_a_video_without_the_sheet_says_so_and_keeps_its_table(
+    start: Any, wall: np.ndarray, film: Callable[..., Path], tmp_path: Path
+) -> None:
+    outcome = start(f"source={film(tmp_path / 'film.avi', [wall] * 3)}", "show=false")
+    assert outcome.status == 2
+    assert outcome.err.startswith("patchattack: source: expected sheet 3 in some frame, got none in 3 frames")
+    assert outcome.err.count("\n") == 1
+    assert len((tmp_path / "out" / "frames.csv").read_text().splitlines()) == 1 + 2
+
+
+def test_another_sheet_is_named(start: Any, stranger: np.ndarray, film: Callable[..., Path], tmp_path: Path) -> None:
+    outcome = start(f"source={film(tmp_path / 'film.avi', [stranger] * 3)}", "show=false")
+    assert outcome.status == 2
+    assert "expected sheet 3, got sheet 7 in 2 of 3 frames" in outcome.err
+
+
+def test_no_source_no_run_no_sheet(start: Any, tmp_path: Path) -> None:
+    assert "expected run=RUN and source=0" in start("show=false").err
+    assert "source: expected a camera's number, a video" in start("show=false", "source=no.mp4").err
+    (tmp_path / "run" / "print" / "layout.json").unlink()
+    assert "print the sheet first" in start("show=false", "source=no.mp4").err
+
+
+def test_no_display_is_said_before_the_source_is_opened(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    outcome = start("source=no.mp4")
+    assert outcome.status == 2
+    assert "use show=false" in outcome.err
