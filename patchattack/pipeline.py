@@ -25,6 +25,7 @@ from patchattack.errors import InputError
 from patchattack.evaluation import Row, Verdict
 from patchattack.job import TEST, TRAINING, Job, Settings
 from patchattack.patch import Patch
+from patchattack.printing.fiducials import save_layouts
 from patchattack.printing.sheet import Sheet
 from patchattack.reporting.report import Example, Panel, Report, write_report
 from patchattack.scene import Source
@@ -244,6 +245,9 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
         title,
         f"run {folder.name}, config {origin.digest}, {best.size_mm[0]:g} × {best.size_mm[1]:g} mm",
     )
+    # The sheet after the patch's is the control's, which is printed on request.
+    sheets = [parts.sheet.layout(best.size_mm, parts.sheet.number + extra) for extra in (0, 1)]
+    save_layouts(folder / "print" / "layout.json", sheets)
 
     numbers = settings.parts(len(job.source))[2]
     texture = progress.best

@@ -5,7 +5,6 @@ python scripts/transfer.py attack=flow runs=[outputs/flow/A,outputs/flow/B] vict
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from patchattack import cli

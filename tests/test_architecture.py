@@ -29,7 +29,7 @@ LAYERS = (
     ("checkpoint",),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("pipeline",),
-    ("transfer",),
+    ("transfer", "rehearsal"),
     ("cli",),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

@@ -31,6 +31,7 @@ REQUIRED = {
 # Values by which an option differs from its target's default: they make it this option, or suit a whole run better.
 ON_PURPOSE = {
     ("attack/classification", "target"): "stop",
+    ("attack/detection", "cls"): "vehicle",
     ("data/road", "camera_height"): [1.5, 1.5],
     ("data/road", "frames"): 1,
     ("data/road", "subject"): "none",
@@ -47,9 +48,13 @@ ON_PURPOSE = {
     ("placement/brown", "side"): 1.0,
     ("placement/uniform", "area"): 0.09,
     ("trainer/default", "draws"): 2,
+    ("victim/classifier_transformer", "network"): "transformer",
+    ("victim/depth_transformer", "network"): "transformer",
+    ("victim/detector_centre", "network"): "centre",
     ("victim/flow_encoder_decoder", "network"): "encoder_decoder",
     ("victim/raft_large", "variant"): "large",
     ("print/a3", "page"): "a3",
+    ("print/custom", "page"): [330, 483],
     ("print/letter", "page"): "letter",
 }
 NOT_FOR_USERS = {"params", "folder", "config", "run_id"}  # a run gives them to its optimiser and its tracker

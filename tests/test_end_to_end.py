@@ -29,7 +29,7 @@ PROJECT = Path(__file__).parents[1]
 NUMBERS = ("patch.png", "results.json", "metrics.csv", "checkpoint.safetensors")
 FILES = {
     *NUMBERS,
-    *("config.yaml", "overrides.yaml", "patch.json", "state.json", "report.html", "print/a4.pdf"),
+    *("config.yaml", "overrides.yaml", "patch.json", "state.json", "report.html", "print/a4.pdf", "print/layout.json"),
 }
 LONGER = ("trainer.steps=12", "trainer.checkpoint_every=4", "trainer.validate_every=3", "trainer.log_every=2")
 
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     same, other = contents(tmp_path / "same"), contents(tmp_path / "other")
     differing = {name for name in FILES if same[name] != expected[name]}
     # These say where the run is.
-    assert differing <= {"config.yaml", "overrides.yaml", "report.html", "print/a4.pdf"}
+    assert differing <= {"config.yaml", "overrides.yaml", "report.html", "print/a4.pdf", "print/layout.json"}
     assert same["patch.json"] == expected["patch.json"]
     assert not torch.equal(texture(tmp_path / "other"), texture(undisturbed))
     assert other["patch.json"] != expected["patch.json"]

@@ -26,7 +26,7 @@ _DICTIONARY = cv2.aruco.DICT_4X4_250  # the fewest modules, so that a marker of 
 _MODULES = 6  # along a marker's side: 4 of the code and the black border
 _SHARE = 0.21  # of the patch's shorter side
 _QUIET = 1.25  # modules of white on all sides of a marker
-_LEGIBLE = 4.0  # pixels along a module when it is read in a part of the image
+_LEGIBLE = 3.0  # pixels along a module when it is read in a part of the image
 _SAMPLES = 3  # along a module, of a marker's drawing
 _STEPS = 12  # at most, of the alignment
 _SETTLED = 2e-4  # sides of a marker: a step after which the next one changes nothing that counts
@@ -198,8 +198,8 @@ def _read(grey: np.ndarray, box: np.ndarray, scale: float, layouts: Sequence[Lay
     window = _Window.of(grey, box, scale)
     if window is None:
         return {}
-    # A dictionary of these markers alone: those of two sheets differ by five bits where all 250 differ by three, so
-    # more of the bits of a small or blurred marker may be wrong.
+    # A dictionary of these markers alone, and lenient: two of a small or blurred marker's bits may be wrong. What is
+    # mistaken for a marker does not survive the alignment.
     markers = [marker for sheet in layouts for marker in sheet.markers]
     every = cv2.aruco.getPredefinedDictionary(_DICTIONARY)
     dictionary = cv2.aruco.Dictionary(every.bytesList[markers], every.markerSize, 2)
