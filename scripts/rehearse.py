@@ -1,0 +1,111 @@
+"""Rehearse the whole way without hardware: print, film in a procedural world, evaluate, compare with the truth.
+
+python scripts/rehearse.py run=RUN
+python scripts/rehearse.py run=RUN printer=3 calibrated=true
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from patchattack import cli
+from patchattack.errors import InputError
+
+
+def main() -> None:
+    """Compose the config from the command line and rehearse."""
+    cli.command("rehearse", run, of_run="run", unbuilt=("data",))
+
+
+def run(parts: dict[str, Any]) -> None:
+    """Rehearse, and print the verdicts, the errors of the poses and where everything is."""
+    from torch import Tensor
+    from tqdm import tqdm
+
+    from patchattack import pipeline
+    from patchattack.patch import Patch
+    from patchattack.printing.fiducials import load_layouts
+    from patchattack.rehearsal import rehearse
+    from patchattack.rehearsal.street import Street
+    from patchattack.rehearsal.unknown import Unknown
+    from patchattack.victims.victim import Victim
+    from patchattack.webcam.pose import Lens
+    from patchattack.webcam.session import Setup
+    from patchattack.webcam.summary import Origin
+    from patchattack.webcam.trial import Trial, contestants
+
+    if parts["run"] is None:
+        raise InputError("run: expected the folder of a run, got none; give run=RUN")
+    for key in ("seed", "printer"):
+        if not isinstance(parts[key], int) or parts[key] < 0:
+            raise InputError(f"{key}: expected a whole number from 0 on, got {parts[key]}")
+    folder = Path(str(parts["run"]))
+    patch = Patch.load(folder / "patch.png")
+    sheets = load_layouts(folder / "print" / "layout.json")
+    fabric = pipeline.start_fabric(parts["trainer"])
+
+    def predict(frames: Tensor, victim: Victim) -> Any:
+        with fabric.autocast():
+            return victim(frames)
+
+    # As the victim saw the world in training, so it sees it here.
+    data = parts["data"]
+    field_of_view = data.get("field_of_view", 90.0)
+    trials = [
+        Trial(
+            name,
+            victim,
+            parts["attack"],
+            partial(predict, victim=victim.to(fabric.device)),
+            fabric.device,
+            parts["margin"],
+        )
+        for name, victim in contestants(parts["victims"], parts["victim"]).items()
+    ]
+    setup = Setup(
+        trials=trials[:1],
+        patch=patch,
+        sheets=sheets,
+        lens=Lens(field_of_view),
+        size=data.get("size"),
+        keep=parts["keep"],
+        independent=parts["independent"],
+    )
+    street = Street(
+        sheets[0],
+        parts["attack"].task,
+        rehearse.frame_size(parts["size"], setup.size),
+        field_of_view,
+        data.get("camera_height", [1.2, 2.0]),
+        parts["seed"],
+    )
+    plan = rehearse.Plan(setup, parts["print"], street, Unknown.draw(parts["printer"]), parts["fps"])
+    output = cli.new_folder(parts["output"], "rehearse")
+    origin = Origin(
+        title=f"Rehearsal of {folder.name} without hardware",
+        setup=[
+            ("Patch", f"{folder}, {patch.size_mm[0]:g} × {patch.size_mm[1]:g} mm"),
+            ("Printer and camera", f"simulated, unknown to the patch, number {parts['printer']}"),
+            ("Victim", trials[0].name),
+        ],
+        command=cli.command_line("scripts/rehearse.py"),
+        versions=pipeline.versions(),
+    )
+    calibration = rehearse.calibrate(output, plan.unknown) if parts["calibrated"] else None
+    progress = partial(tqdm, unit="frame", delay=2, disable=None)
+    shown = {"lab": parts["lab"], "drive_by": parts["drive_by"]}
+    found = rehearse.rehearse(plan, shown, output, origin, progress)
+    for name, part in found["parts"].items():
+        print(f"\n{name.replace('_', '-')}: {part['verdict']}")
+    print("", *rehearse.lines(found), "", sep="\n")
+    files = [(name.replace("_", "-"), f"{name}/report.html") for name in found["parts"]]
+    for name, file in (*files, ("numbers", "rehearsal.json")):
+        print(f"  {name:9} {output / file}")
+    if calibration is not None:
+        print(f"\nTrain for this printer and camera: appearance=[calibrated] appearance.calibrated.file={calibration}")
+
+
+if __name__ == "__main__":
+    main()
