@@ -97,7 +97,7 @@ def test_on_the_way_by_the_sheet_stays_in_sight_and_comes_nearer(task: str) -> N
         assert all(one.whole for one in truths)
         distances = np.array([one.distance_m for one in truths])
         assert (np.diff(distances) < 0).all()
-        assert len({view.light for view in take.views}) == 5
+        assert np.ptp([view.light for view in take.views]) > 0.1
         spans = [one.size_px / min(SIZE) for one in truths]
         assert spans[0] == pytest.approx(place.stage.far, rel=0.2)
         assert spans[-1] == pytest.approx(place.stage.near, rel=0.35)

@@ -15,7 +15,8 @@ from patchattack.patch import Patch
 from patchattack.printing.fiducials import Layout, save_layouts
 
 PATH = Path(__file__).parents[2] / "scripts" / "webcam.py"
-SMALL = ("attack=flow", "victim=flow_matching", "victim.weights=random", "trainer.accelerator=cpu", "size=[64,128]")
+OF_THE_RUN = ("attack=flow", "victim=flow_matching", "victim.weights=random", "output=elsewhere")
+SMALL = ("trainer.accelerator=cpu", "size=[64,128]")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,7 @@ def start(webcam: ModuleType, command: Callable[..., Any], tmp_path: Path, patch
     """``scripts/webcam.py`` on a finished run, into ``tmp_path / "out"``."""
     folder = tmp_path / "run"
     patch.save(folder / "patch.png", {})
+    (folder / "overrides.yaml").write_text("".join(f"- {one}\n" for one in OF_THE_RUN))
     save_layouts(folder / "print" / "layout.json", [sheet])
     return lambda *given: command(f"run={folder}", f"output={tmp_path / 'out'}", *SMALL, *given, entry=webcam.main)
 
