@@ -35,8 +35,9 @@ from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.victim import Victim
 
-WORLDS_OF_TRAINING, WORLD_OF_VALIDATION = 1000, 999  # seeds; the default data use small ones
-SCENES_PER_WORLD = 50  # then the textures change
+WORLDS_OF_TRAINING = 1000  # seeds from here on; the default data use small ones
+WORLD_OF_VALIDATION = 999  # seeds from here down
+SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 
 
 @dataclass(frozen=True)
@@ -369,9 +370,12 @@ def train(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
 
 
 def held_out(recipe: Recipe, device: torch.device) -> Iterator[Scene]:
-    """Scenes of one world that training never saw, in batches of 10."""
-    world = World(scenes=recipe.held_out, seed=WORLD_OF_VALIDATION, device=str(device), **recipe.options)
-    for first in range(0, recipe.held_out, 10):
+    """Scenes of worlds that training never saw, in batches of 10."""
+    for number in range(0, recipe.held_out, 10):
+        row, first = divmod(number, SCENES_OF_VALIDATION)
+        if first == 0:
+            seed = WORLD_OF_VALIDATION - row
+            world = World(scenes=SCENES_OF_VALIDATION, seed=seed, device=str(device), **recipe.options)
         yield world.__getitems__(range(first, first + 10)).to(device)
 
 

@@ -44,9 +44,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def scenes(**options: Any) -> Scene:
+def scenes(count: int, **options: Any) -> Scene:
     """Scenes that training never saw."""
-    return World(scenes=16, seed=998, frames=1, **options).__getitems__(range(16)).to("cpu")
+    return World(scenes=count, seed=998, frames=1, **options).__getitems__(range(count)).to("cpu")
 
 
 def test_outputs_are_those_of_the_task(victim: Victim) -> None:
@@ -133,14 +133,14 @@ def test_depth_is_the_logarithm_between_the_ends_of_the_reach() -> None:
 
 @pytest.mark.parametrize("network", classification.NETWORKS)
 def test_shipped_classifiers_know_the_signs(network: str) -> None:
-    scene = scenes(subject="sign", size=(64, 64))
+    scene = scenes(64, subject="sign", size=(64, 64))
     right = CompactClassifier(network)(scene.frames).argmax(dim=1) == scene.label
     assert right.float().mean() > 0.9
 
 
 @pytest.mark.parametrize("network", depth.NETWORKS)
 def test_shipped_depth_networks_know_the_road(network: str) -> None:
-    scene = scenes(subject="none", camera_height=(1.5, 1.5))
+    scene = scenes(8, subject="none", camera_height=(1.5, 1.5))
     assert scene.depth is not None
     near = scene.depth < REACH[1]
     error = (CompactDepth(network)(scene.frames) / scene.depth - 1).abs()[near].mean()
@@ -149,7 +149,7 @@ def test_shipped_depth_networks_know_the_road(network: str) -> None:
 
 @pytest.mark.parametrize("network", detection.NETWORKS)
 def test_shipped_detectors_find_the_vehicle_ahead(network: str) -> None:
-    scene = scenes(subject="vehicle")
+    scene = scenes(16, subject="vehicle")
     assert scene.boxes is not None
     candidates = CompactDetector(network)(scene.frames)
     for found, truth in zip(candidates, scene.boxes, strict=True):

@@ -81,9 +81,7 @@ def test_the_smallest_frames_still_have_a_flow(network: str) -> None:
     ids=["one frame", "four channels", "no pairs", "uint8"],
 )
 def test_other_frames_are_refused(frames: Tensor) -> None:
-    with pytest.raises(
-        InputError, match=r"victim probe: expected pairs of frames \[B, 2, 3, H, W\] as floats"
-    ) as caught:
+    with pytest.raises(InputError, match=r"victim probe: expected frames \[B, 2, 3, H, W\] as floats") as caught:
         Probe(nn.Identity(), "probe")(frames)
     assert str(list(frames.shape)) in str(caught.value)
 

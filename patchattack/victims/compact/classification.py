@@ -6,11 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from patchattack.errors import InputError
-from patchattack.files import shipped
 from patchattack.victims.compact.classifiers import ResidualClassifier, TransformerClassifier
+from patchattack.victims.compact.shipped import ready
 from patchattack.victims.victim import ClassificationVictim
-from patchattack.victims.weights import initialised, load_weights
 
 CLASSES = (
     *("stop", "yield", "no_entry", "no_stopping", "speed_30", "speed_50", "speed_80", "turn_left", "turn_right"),
@@ -34,11 +32,5 @@ class CompactClassifier(ClassificationVictim):
     """
 
     def __init__(self, network: str = "residual", weights: str | Path = "shipped") -> None:
-        if network not in NETWORKS:
-            raise InputError(f"victim compact classifier: expected network {' or '.join(NETWORKS)}, got {network}")
-        built = initialised(NETWORKS[network])
-        if weights == "shipped":
-            weights = shipped("assets") / "victims" / f"classifier_{network}.safetensors"
-        if weights != "random":
-            load_weights(built, weights)
+        built = ready("classifier", NETWORKS, network, weights)
         super().__init__(built, f"classifier_{network}", CLASSES, size=built.size)

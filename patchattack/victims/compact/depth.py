@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from patchattack.errors import InputError
-from patchattack.files import shipped
 from patchattack.victims.compact.depth_networks import REACH, TransformerDepth, UNet
+from patchattack.victims.compact.shipped import ready
 from patchattack.victims.victim import DepthVictim
-from patchattack.victims.weights import initialised, load_weights
 
 NETWORKS: dict[str, Callable[[], TransformerDepth | UNet]] = {"unet": UNet, "transformer": TransformerDepth}
 
@@ -28,11 +26,5 @@ class CompactDepth(DepthVictim):
     """
 
     def __init__(self, network: str = "unet", weights: str | Path = "shipped") -> None:
-        if network not in NETWORKS:
-            raise InputError(f"victim compact depth: expected network {' or '.join(NETWORKS)}, got {network}")
-        built = initialised(NETWORKS[network])
-        if weights == "shipped":
-            weights = shipped("assets") / "victims" / f"depth_{network}.safetensors"
-        if weights != "random":
-            load_weights(built, weights)
+        built = ready("depth", NETWORKS, network, weights)
         super().__init__(built, f"depth_{network}", metric=True, reach=REACH, size=built.size)

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from patchattack.errors import InputError
-from patchattack.files import shipped
 from patchattack.victims.compact.detectors import CentreNet, Yolo
+from patchattack.victims.compact.shipped import ready
 from patchattack.victims.victim import DetectionVictim
-from patchattack.victims.weights import initialised, load_weights
 
 CLASSES = ("vehicle", "sign")
 NETWORKS: dict[str, Callable[[], CentreNet | Yolo]] = {
@@ -33,13 +31,7 @@ class CompactDetector(DetectionVictim):
     """
 
     def __init__(self, network: str = "yolo", weights: str | Path = "shipped") -> None:
-        if network not in NETWORKS:
-            raise InputError(f"victim compact detector: expected network {' or '.join(NETWORKS)}, got {network}")
-        built = initialised(NETWORKS[network])
-        if weights == "shipped":
-            weights = shipped("assets") / "victims" / f"detector_{network}.safetensors"
-        if weights != "random":
-            load_weights(built, weights)
+        built = ready("detector", NETWORKS, network, weights)
         super().__init__(built, f"detector_{network}", CLASSES, multiple=built.multiple)
 
     def candidates(self, images: Tensor) -> Tensor:

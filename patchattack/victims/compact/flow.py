@@ -6,12 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from patchattack.errors import InputError
-from patchattack.files import shipped
 from patchattack.victims.compact.encoder_decoder import EncoderDecoder
 from patchattack.victims.compact.matching import Matching
+from patchattack.victims.compact.shipped import ready
 from patchattack.victims.victim import FlowVictim
-from patchattack.victims.weights import initialised, load_weights
 
 NETWORKS: dict[str, type[EncoderDecoder] | type[Matching]] = {"encoder_decoder": EncoderDecoder, "matching": Matching}
 
@@ -28,13 +26,7 @@ class CompactFlow(FlowVictim):
     """
 
     def __init__(self, network: str = "matching", weights: str | Path = "shipped") -> None:
-        if network not in NETWORKS:
-            raise InputError(f"victim compact flow: expected network {' or '.join(NETWORKS)}, got {network}")
-        built = initialised(NETWORKS[network])
-        if weights == "shipped":
-            weights = shipped("assets") / "victims" / f"flow_{network}.safetensors"
-        if weights != "random":
-            load_weights(built, weights)
+        built = ready("flow", NETWORKS, network, weights)
         # Below 16 px features at 1/8 would be a single place, which instance norm cannot normalise.
         super().__init__(built, f"flow_{network}", multiple=NETWORKS[network].multiple, minimum=16)
 
