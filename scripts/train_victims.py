@@ -37,6 +37,7 @@ from patchattack.victims.victim import Victim
 
 WORLDS_OF_TRAINING = 1000  # seeds from here on; the default data use small ones
 WORLD_OF_VALIDATION = 999  # seeds from here down
+ULTRALYTICS = "architecture and training loss are ultralytics', AGPL-3.0"
 SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 
 
@@ -50,6 +51,7 @@ class Recipe(ABC):
         scenes: that it learns from.
         rate: the highest learning rate of the one-cycle schedule.
         batch: scenes in a step.
+        licence: of the network.
         networks: those of the task.
         victims: the class of their victims.
         options: of the world that the scenes come from.
@@ -63,6 +65,7 @@ class Recipe(ABC):
     scenes: int
     rate: float
     batch: int = 8
+    licence: str = "that of the project"
 
     networks: ClassVar[Mapping[str, Callable[[], nn.Module]]]
     victims: ClassVar[type[CompactFlow | CompactClassifier | CompactDepth | CompactDetector]]
@@ -243,7 +246,7 @@ RECIPES: dict[str, Recipe] = {
     "classifier_transformer": ClassificationRecipe("transformer", steps=4000, scenes=2000, rate=1e-3, batch=32),
     "depth_unet": DepthRecipe("unet", steps=2500, scenes=2000, rate=2e-3),
     "depth_transformer": DepthRecipe("transformer", steps=4000, scenes=2000, rate=2e-3),
-    "detector_yolo": DetectionRecipe("yolo", steps=3000, scenes=2000, rate=2e-3),
+    "detector_yolo": DetectionRecipe("yolo", steps=3000, scenes=2000, rate=2e-3, licence=ULTRALYTICS),
     "detector_centre": DetectionRecipe("centre", steps=3000, scenes=2000, rate=2e-3),
 }
 
@@ -392,7 +395,7 @@ CARD = """# {name}
 | command | `{command}` |
 | seed | {seed} |
 | versions | patchattack {version}, torch {torch}, Python {python}, {device}, {minutes:.0f} min |
-| licence | that of the project; no other data or weights went into it |
+| licence | {licence}; no other data or weights went into it |
 
 On {held_out:,} held-out scenes with textures that training never saw:
 
@@ -450,6 +453,7 @@ def main() -> None:
         python=platform.python_version(),
         device=torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         minutes=minutes,
+        licence=recipe.licence,
         held_out=recipe.held_out,
         table=table,
     )

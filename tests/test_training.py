@@ -132,7 +132,7 @@ def test_every_update_has_the_gradient_of_its_own_batch(make: Callable[..., Job]
         with torch.no_grad():
             fresh.patch.free.copy_(found[step][0])
         generators = [seeding.generator(job.seed, TRAINING, step, place, draw) for place in (0, 1) for draw in range(3)]
-        losses = training._losses(fresh, batches[step], generators)
+        losses = training._losses(fresh, batches[step], generators, seeding.generator(0))
         assert losses.keys() == {"attack", "tv"}
         sum(losses.values()).backward()  # type: ignore[union-attr]
         assert fresh.patch.free.grad is not None
@@ -363,8 +363,8 @@ def test_a_victim_of_another_task_is_refused(make: Callable[..., Job]) -> None:
 
 
 def test_a_patch_that_no_page_takes_is_refused(make: Callable[..., Job]) -> None:
-    with pytest.raises(InputError, match="print=a4: expected a patch that fits on the page"):
-        make(patch=Patch.create(resolution=16, size_mm=500))
+    with pytest.raises(InputError, match="print=a4: expected a patch that fits on 24 pages"):
+        make(patch=Patch.create(resolution=16, size_mm=5000))
 
 
 @pytest.mark.parametrize(
