@@ -139,8 +139,8 @@ def publish(trial: Trial, rows: list[Row], folder: Path, command: str) -> str:
         folder / "transfer.html",
         Matrix(
             title=f"Transfer of {attack.task} patches",
-            verdict=f"{len(beats)} of {len(foreign)} patches beat the random patch, with intervals apart, on a victim "
-            "that they were not crafted on.",
+            verdict=f"On victims that they were not crafted on, {len(beats)} of {len(foreign)} patches beat the random "
+            "patch with intervals apart.",
             label=metric.label,
             stronger=metric.stronger,
             patches=patches,
