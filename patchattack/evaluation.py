@@ -279,7 +279,6 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         return Verdict(False, "It did not work: the patch does no more than a random patch of its size.", facts, factor)
     if chance <= 0:
         return Verdict(True, "It worked, and a random patch of its size has no effect.", facts, factor)
-    times = (
-        f"{factor:.1f} times as much as" if factor < 20 else "far more than"
-    )  # a ratio to nearly nothing says little
+    # A ratio to nearly nothing says little.
+    times = f"{factor:.1f} times as much as" if factor < 20 else "far more than"
     return Verdict(True, f"It worked: the patch does {times} a random patch of its size.", facts, factor)

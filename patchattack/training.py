@@ -200,9 +200,11 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     if "random" in textures:
         progress.random_score = sign * mean("random", attack.headline)
     loss = mean("patch", ("loss", "all"))
-    if (score, loss) < (progress.best_score, progress.best_loss):
+    # Where no validation scene has anything to win, as when the victim gets them all wrong, the loss alone decides.
+    rank = (math.inf if math.isnan(score) else score, loss)
+    if rank < (progress.best_score, progress.best_loss):
         progress.best, progress.best_step = texture, progress.step
-        progress.best_score, progress.best_loss = score, loss
+        progress.best_score, progress.best_loss = rank
     values = values | {
         "validation/loss": loss,
         "validation/patch": sign * score,

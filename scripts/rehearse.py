@@ -21,7 +21,6 @@ def main() -> None:
 
 def run(parts: dict[str, Any]) -> None:
     """Rehearse, and print the verdicts, the errors of the poses and where everything is."""
-    from torch import Tensor
     from tqdm import tqdm
 
     from patchattack import pipeline
@@ -30,11 +29,10 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.rehearsal import rehearse
     from patchattack.rehearsal.street import Street
     from patchattack.rehearsal.unknown import Unknown
-    from patchattack.victims.victim import Victim
     from patchattack.webcam.pose import Lens
     from patchattack.webcam.session import Setup
     from patchattack.webcam.summary import Origin
-    from patchattack.webcam.trial import Trial, contestants
+    from patchattack.webcam.trial import contestants, lined_up
 
     if parts["run"] is None:
         raise InputError("run: expected the folder of a run, got none; give run=RUN")
@@ -46,24 +44,10 @@ def run(parts: dict[str, Any]) -> None:
     sheets = load_layouts(folder / "print" / "layout.json")
     fabric = pipeline.start_fabric(parts["trainer"])
 
-    def predict(frames: Tensor, victim: Victim) -> Any:
-        with fabric.autocast():
-            return victim(frames)
-
     # As the victim saw the world in training, so it sees it here.
     data = parts["data"]
     field_of_view = data.get("field_of_view", 90.0)
-    trials = [
-        Trial(
-            name,
-            victim,
-            parts["attack"],
-            partial(predict, victim=victim.to(fabric.device)),
-            fabric.device,
-            parts["margin"],
-        )
-        for name, victim in contestants(parts["victims"], parts["victim"]).items()
-    ]
+    trials = lined_up(contestants(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
     setup = Setup(
         trials=trials[:1],
         patch=patch,

@@ -21,19 +21,17 @@ def main() -> None:
 
 def run(parts: dict[str, Any]) -> None:
     """Measure, predict, and print the verdict and where everything is."""
-    from torch import Tensor
     from tqdm import tqdm
 
     from patchattack import pipeline
     from patchattack.patch import Patch
     from patchattack.printing.fiducials import load_layouts
-    from patchattack.victims.victim import Victim
     from patchattack.webcam.capture import open_source
     from patchattack.webcam.evaluator import evaluate
     from patchattack.webcam.screen import Nowhere, Window
     from patchattack.webcam.session import Setup
     from patchattack.webcam.summary import Origin
-    from patchattack.webcam.trial import Trial, contestants
+    from patchattack.webcam.trial import contestants, lined_up
 
     if parts["source"] is None or parts["run"] is None:
         raise InputError(
@@ -44,23 +42,9 @@ def run(parts: dict[str, Any]) -> None:
     patch = Patch.load(folder / "patch.png")
     sheets = load_layouts(folder / "print" / "layout.json")
     fabric = pipeline.start_fabric(parts["trainer"])
-
-    def predict(frames: Tensor, victim: Victim) -> Any:
-        with fabric.autocast():
-            return victim(frames)
-
+    victims = contestants(parts["victims"], parts["victim"])
     setup = Setup(
-        trials=[
-            Trial(
-                name,
-                victim,
-                parts["attack"],
-                partial(predict, victim=victim.to(fabric.device)),
-                fabric.device,
-                parts["margin"],
-            )
-            for name, victim in contestants(parts["victims"], parts["victim"]).items()
-        ],
+        trials=lined_up(victims, parts["attack"], fabric, parts["margin"]),
         patch=patch,
         sheets=sheets,
         lens=parts["lens"],

@@ -426,3 +426,17 @@ def test_an_epoch_takes_every_scene_once_wherever_it_is_entered(make: Callable[.
         assert sorted(whole[first : first + 5]) == numbers
     assert whole[:5] != whole[5:10] or whole[5:10] != whole[10:15]
     assert order(5) == whole[15:]
+
+
+@pytest.mark.parametrize("score", [0.5, math.nan])
+def test_the_loss_decides_where_the_headline_does_not(
+    make: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    def undecided(_: FlowAttack, hit: Tensor, *__: Any) -> dict[tuple[str, str], Tensor]:
+        return {FlowAttack().headline: torch.full((len(hit),), score)}
+
+    monkeypatch.setattr(FlowAttack, "metrics", undecided)
+    tracker, progress = finish(make(replace(SETTINGS, validate_every=1)), tmp_path)
+    losses = {step: line["validation/loss"] for step, line in tracker.lines}
+    assert progress.best_step == min(losses, key=losses.__getitem__) > 0
+    assert progress.best_loss == losses[progress.best_step]
