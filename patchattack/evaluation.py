@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchattack import seeding
-from patchattack.attacks.attack import Attack, Metric, Textures
+from patchattack import seeding, statistics
+from patchattack.attacks.attack import Attack, Textures
+from patchattack.controls import CONDITIONS
 from patchattack.eot.renderer import Renderer
-from patchattack.patch import Patch, random_texture
+from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
 
 FEWEST = 6  # scenes: of fewer, all may lie on one side by chance more often than once in twenty
@@ -144,15 +144,6 @@ class Evaluator:
         return measured
 
 
-def controls(patch: Patch) -> dict[str, Textures]:
-    """Grey, and random textures of which every repetition takes another, in the patch's resolution."""
-    height, width = patch.mask.shape[-2:]
-    return {
-        "grey": lambda _: torch.full((3, height, width), 0.5),
-        "random": lambda repetition: random_texture(height, width, repetition),
-    }
-
-
 def per_scene(measured: Sequence[Measured], condition: str, metric: tuple[str, str]) -> np.ndarray:
     """``[n]``: a metric's mean over the draws of each scene, in the scenes' order; NaN where nothing was measured."""
     values: dict[int, list[float]] = {}
@@ -166,64 +157,15 @@ def per_scene(measured: Sequence[Measured], condition: str, metric: tuple[str, s
     return np.array(means)
 
 
-def mean(values: np.ndarray) -> float:
-    """Of the values that are known; NaN without any."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else float("nan")
-
-
-def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean and percentile interval at 95 % (Efron 1979), resampling scenes.
-
-    Args:
-        values: ``[n]``, one per scene; the draws of a scene are not independent and come as their mean.
-        seed: of the resampling.
-        resamples: how many.
-
-    Returns:
-        mean, low, high; NaN without values.
-    """
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return float("nan"), float("nan"), float("nan")
-    rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[rows].mean(axis=1), [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
-
-
-def wilson(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and interval at 95 % of a rate (Wilson 1927).
-
-    Args:
-        values: ``[n]``, one per scene, each in [0, 1]: the share of its draws that succeeded. Draws of a scene are
-            not independent, so a scene counts once; shares vary no more than successes, so the interval is not too
-            narrow.
-
-    Returns:
-        mean, low, high; NaN without values.
-    """
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return float("nan"), float("nan"), float("nan")
-    rate, n, z = float(values.mean()), len(values), 1.959964
-    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
-    return rate, max(centre - half, 0.0), min(centre + half, 1.0)
-
-
-def interval(values: np.ndarray, metric: Metric | None) -> tuple[float, float, float]:
-    """Mean, low and high: Wilson's of a rate, the bootstrap's of anything else."""
-    return wilson(values) if metric is not None and metric.rate else bootstrap(values)
-
-
 def summarise(measured: Sequence[Measured], attack: Attack) -> list[Row]:
     """One row per condition, metric and region: condition, metric, region, mean, low, high, n (scenes)."""
     conditions = list(dict.fromkeys(one.condition for one in measured))
     rows = []
-    for condition in sorted(conditions, key=lambda name: ("clean", "grey", "random", "patch", name).index(name)):
+    for condition in sorted(conditions, key=(*CONDITIONS, *conditions).index):
         for metric, region in measured[0].metrics:
             values = per_scene(measured, condition, (metric, region))
-            mean, low, high = interval(values, attack.metrics_known.get(metric))
+            known_metric = attack.metrics_known.get(metric)
+            mean, low, high = statistics.interval(values, known_metric is not None and known_metric.rate)
             known = int((~np.isnan(values)).sum())
             row = {"condition": condition, "metric": metric, "region": region, "mean": mean, "low": low, "high": high}
             rows.append(row | {"n": known})
@@ -235,7 +177,7 @@ class Verdict:
     """Did it work?
 
     Attributes:
-        worked: the patch beats the random patch, the interval of their paired difference excludes zero.
+        worked: the patch beats every control: of each paired difference, the interval excludes zero.
         sentence: the answer in words.
         facts: the numbers behind it, in words.
         factor: effect of the patch over that of the random patch, each against the clean frames.
@@ -248,37 +190,47 @@ class Verdict:
 
 
 def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
-    """Compare patch and random patch on the attack's headline metric, paired by scene."""
+    """Compare the patch with each control on the attack's headline metric, paired by scene.
+
+    To beat all of them at 95 % each is at least as hard as to beat the strongest: no correction is due (Berger 1982).
+    """
     name, region = attack.headline
     metric = attack.metrics_known[name]
-    values = {one: per_scene(measured, one, attack.headline) for one in ("clean", "random", "patch")}
     sign = -1.0 if metric.stronger == "lower" else 1.0
-    means = {one: interval(value, metric) for one, value in values.items()}
-    excess = bootstrap(sign * (values["patch"] - values["random"]))
-    effect, chance = (sign * (means[one][0] - means["clean"][0]) for one in ("patch", "random"))
-    factor = effect / chance if chance > 0 else float("inf")
-    worked = excess[1] > 0
+    conditions = dict.fromkeys(one.condition for one in measured)
+    values = {one: sign * per_scene(measured, one, attack.headline) for one in conditions}
+    effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
+    rivals = sorted(conditions.keys() - {"clean", "patch"}, key=lambda one: effects[one], reverse=True)
+    beaten = {one: statistics.bootstrap(values["patch"] - values[one])[1] > 0 for one in rivals}
+    worked, chance = all(beaten.values()), effects["random"]
+    factor = effects["patch"] / chance if chance > 0 else float("inf")
 
     def shown(one: str) -> str:
-        mean, low, high = means[one]
-        return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        mean, *bounds = statistics.interval(sign * values[one], metric.rate)
+        return f"{mean:.3f}" if one == "clean" else f"{mean:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
     where = {"all": ", over the whole frame", "outside": ", outside the patch", "patch": ", on the patch"}[region]
     if {known for _, known in measured[0].metrics} == {"all"}:  # of a task whose outputs have no pixels
         where = ""
     scenes = int((~np.isnan(values["patch"])).sum())
+    strongest = "" if rivals[0] == "random" else f"{shown(rivals[0])} with a {CONDITIONS[rivals[0]]}, "
     facts = (
-        f"{metric.label[0].upper()}{metric.label[1:]}{where}: {means['clean'][0]:.3f} without a patch, "
+        f"{metric.label[0].upper()}{metric.label[1:]}{where}: {shown('clean')} without a patch, {strongest}"
         f"{shown('random')} with a random patch, {shown('patch')} with the optimised patch "
         f"({scenes} held-out scenes, 95 % intervals)."
     )
-    if scenes < FEWEST:
-        few = f"Nobody can tell whether it worked: {scenes} held-out scenes are too few, give at least {FEWEST}."
-        return Verdict(False, few, facts, factor)
-    if not worked:
-        return Verdict(False, "It did not work: the patch does no more than a random patch of its size.", facts, factor)
-    if chance <= 0:
-        return Verdict(True, "It worked, and a random patch of its size has no effect.", facts, factor)
     # A ratio to nearly nothing says little.
     times = f"{factor:.1f} times as much as" if factor < 20 else "far more than"
-    return Verdict(True, f"It worked: the patch does {times} a random patch of its size.", facts, factor)
+    if chance <= 0:
+        sentence = "It worked, and a random patch of its size has no effect."
+    else:
+        sentence = f"It worked: the patch does {times} a random patch of its size."
+    if scenes < FEWEST:
+        worked = False
+        sentence = f"Nobody can tell whether it worked: {scenes} held-out scenes are too few, give at least {FEWEST}."
+    elif not beaten["random"]:
+        sentence = "It did not work: the patch does no more than a random patch of its size."
+    elif not worked:
+        first = next(one for one in rivals if not beaten[one])
+        sentence = f"It found no pattern that matters: the patch does no more than a {CONDITIONS[first]} of its size."
+    return Verdict(worked, sentence, facts, factor)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from patchattack import checkpoint, evaluation, seeding
+from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
+from patchattack.controls import controls
 from patchattack.job import ORDER, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.scene import Scene
 from patchattack.tracking import Tracker
@@ -189,12 +190,12 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     texture = patch().detach().clone()
     textures: dict[str, evaluation.Textures] = {"patch": lambda _: texture}
     if math.isnan(progress.random_score):
-        textures["random"] = evaluation.controls(patch)["random"]
+        textures["random"] = controls(patch)["random"]
     measured = evaluator.measure(textures, numbers, repetitions=2)
     sign = 1.0 if attack.metrics_known[attack.headline[0]].stronger == "lower" else -1.0
 
     def mean(condition: str, metric: tuple[str, str]) -> float:
-        return evaluation.mean(evaluation.per_scene(measured, condition, metric))
+        return statistics.mean(evaluation.per_scene(measured, condition, metric))
 
     score = sign * mean("patch", attack.headline)
     if "random" in textures:

@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from patchattack import evaluation, files
+from patchattack import evaluation, files, statistics
 from patchattack.attacks.attack import Attack, Textures
+from patchattack.controls import controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
@@ -96,9 +97,10 @@ def measure(trial: Trial, fabric: Fabric) -> list[Row]:
             evaluator = Evaluator(
                 *(predict, attack, trial.renderer, references, patch, scenes, fabric.device, (trial.seed, TEST))
             )
-            texture = patch().detach()
-            others = {**evaluation.controls(patch), **attack.controls(scenes, patch)} if place == 0 else {}
-            textures = {**others, crafted: _always(texture)}
+            # Those that every patch shares, once.
+            shared = {one: texture for one, texture in controls(patch).items() if one not in ("mean", "shuffled")}
+            others = {**shared, **attack.controls(scenes, patch)} if place == 0 else {}
+            textures = {**others, crafted: _always(patch().detach())}
             measured = evaluator.measure(
                 textures,
                 numbers,
@@ -108,7 +110,7 @@ def measure(trial: Trial, fabric: Fabric) -> list[Row]:
             metric, region = attack.headline
             for condition in (*(["clean"] if place == 0 else []), *textures):
                 values = evaluation.per_scene(measured, condition, attack.headline)
-                mean, low, high = evaluation.interval(values, attack.metrics_known[metric])
+                mean, low, high = statistics.interval(values, attack.metrics_known[metric].rate)
                 known = int((~np.isnan(values)).sum())
                 cell = {"metric": metric, "region": region, "mean": mean, "low": low, "high": high, "n": known}
                 rows.append({"patch": condition, "victim": name} | cell)

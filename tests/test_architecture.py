@@ -24,6 +24,7 @@ LAYERS = (
     ("geometry",),
     ("patch",),
     ("eot", "victims", "attacks", "regularizers", "optimizers", "defenses", "data", "tracking"),
+    ("controls", "statistics"),
     ("evaluation", "reporting", "printing"),
     ("job",),
     ("checkpoint",),

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from patchattack import cli, evaluation, training
 from patchattack.attacks.flow import FlowAttack
+from patchattack.controls import controls
 from patchattack.patch import Patch
 from patchattack.tracking import MetricsCsv
 
@@ -119,12 +120,13 @@ def test_a_run_leaves_exactly_what_is_promised(undisturbed: Path) -> None:
 def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -> None:
     found = rows(undisturbed)
     assert all(list(row) == ["condition", "metric", "region", "mean", "low", "high", "n"] for row in found)
-    assert list(dict.fromkeys(row["condition"] for row in found)) == ["clean", "grey", "random", "patch"]
+    conditions = ["clean", *controls(Patch.create()), "patch"]
+    assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}
     names = {row["metric"] for row in found}
     assert names == {*FlowAttack.metrics_known, "loss"}
     expected = {(metric, region) for metric in FlowAttack.metrics_known for region in ("all", "outside", "patch")}
-    for condition in ("clean", "grey", "random", "patch"):
+    for condition in conditions:
         mine = [row for row in found if row["condition"] == condition]
         assert sorted((row["metric"], row["region"]) for row in mine) == sorted(expected | {("loss", "all")})
     assert all(row["n"] == 2 and row["low"] <= row["mean"] <= row["high"] for row in found)

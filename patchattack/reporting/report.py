@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from patchattack.controls import CONDITIONS
 from patchattack.reporting.page import DAY, axes_of, figure_style, number, svg, write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CONDITIONS = {
-    "clean": "no patch",
-    "grey": "grey card",
-    "random": "random patch",
-    "photo": "photo of the target",
-    "patch": "optimised patch",
-}
 REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
 ARROWS = {"lower": "↓", "higher": "↑"}
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from patchattack import files
-from patchattack.evaluation import FEWEST, bootstrap, wilson
+from patchattack.evaluation import FEWEST
 from patchattack.reporting.field import Curve, Field, Photo, Section, write_field
+from patchattack.statistics import bootstrap, wilson
 from patchattack.webcam import overlay
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.records import Kept, read

@@ -1,0 +1,52 @@
+"""What a patch is measured beside."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchattack.attacks.attack import Textures
+from patchattack.patch import Patch, random_texture
+
+# Every condition that tables and figures may have, in their order.
+CONDITIONS = {
+    "clean": "no patch",
+    "grey": "grey card",
+    "white": "white card",
+    "black": "black card",
+    "mean": "card of its mean colour",
+    "shuffled": "copy with its texels shuffled",
+    "natural": "piece of another scene",
+    "photo": "photo of the target",
+    "random": "random patch",
+    "patch": "optimised patch",
+}
+
+
+def controls(patch: Patch) -> dict[str, Textures]:
+    """Textures that a patch must beat before its pattern can be said to matter, in its resolution.
+
+    Plain cards (grey, white, black and the patch's own mean colour), the patch's own texels in random places, and
+    random textures. Every repetition takes another shuffle and another random texture.
+    """
+    texture, inside = patch().detach().cpu(), patch.mask.cpu()[0] > 0
+    height, width = inside.shape
+
+    def plain(*colour: float) -> Textures:
+        card = torch.tensor(colour).view(3, 1, 1).repeat(1, height, width)
+        return lambda _: card
+
+    def shuffled(repetition: int) -> Tensor:
+        order = torch.randperm(int(inside.sum()), generator=torch.Generator().manual_seed(repetition))
+        result = texture.clone()
+        result[:, inside] = texture[:, inside][:, order]
+        return result
+
+    return {
+        "grey": plain(0.5, 0.5, 0.5),
+        "white": plain(1.0, 1.0, 1.0),
+        "black": plain(0.0, 0.0, 0.0),
+        "mean": plain(*texture[:, inside].mean(dim=1).tolist()),
+        "shuffled": shuffled,
+        "random": lambda repetition: random_texture(height, width, repetition),
+    }
