@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ class DepthAttack(Attack):
         region: pixels that count: those of which the ``patch`` covers more than half, those of the ``surface`` that
             carries it, or ``all``.
         tolerance: how far from the target counts as there: a share of the target's metres, or of the clean range.
+        margin: how far beyond the target the loss aims, in the same shares, so that a mean that comes to rest near
+            its aim is a success too (as the confidence of Carlini & Wagner 2017); metrics know the target alone.
 
     Raises:
         InputError: an option that does not exist or a number that cannot be.
@@ -52,7 +55,12 @@ class DepthAttack(Attack):
     task = "depth"
 
     def __init__(
-        self, goal: str = "near", target: float | None = None, region: str = "patch", tolerance: float = 0.1
+        self,
+        goal: str = "near",
+        target: float | None = None,
+        region: str = "patch",
+        tolerance: float = 0.1,
+        margin: float = 0.0,
     ) -> None:
         if goal not in GOALS or region not in REGIONS:
             raise InputError(
@@ -61,7 +69,10 @@ class DepthAttack(Attack):
             )
         if not 0 <= tolerance < 1:
             raise InputError(f"attack.tolerance: expected a share of 0 or more and less than 1, got {tolerance}")
-        self.goal, self.target, self.region, self.tolerance = goal, target, region, tolerance
+        if not 0 <= margin < math.inf:
+            raise InputError(f"attack.margin: expected a share of 0 or more, got {margin}")
+        self.goal, self.target, self.region = goal, target, region
+        self.tolerance, self.margin = tolerance, margin
         self.attacked = "all" if region == "all" else "patch"
         self.headline = ("gap", self.attacked)
 
@@ -99,7 +110,7 @@ class DepthAttack(Attack):
         }
 
     def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
-        """``[B]``: the mean distance to the target in the region, metres or shares of the clean range.
+        """``[B]``: the mean distance in the region to the target, or beyond it, metres or shares of the clean range.
 
         Args:
             hit: ``[B, 1, H, W]`` of the victim on the view.
@@ -109,7 +120,8 @@ class DepthAttack(Attack):
         """
         goal, unit = self._scale(clean)
         counts = self._regions(scene, view)[self.attacked]
-        away = torch.where(counts, (hit - goal).abs() / unit, 0)
+        aim = goal + self.direction * self.margin * (goal if self.metric else unit.where(unit.isfinite(), 0))
+        away = torch.where(counts, (hit - aim).abs() / unit, 0)
         return away.sum(dim=(1, 2, 3)) / counts.sum(dim=(1, 2, 3)).clamp(min=1)
 
     @torch.no_grad()

@@ -84,6 +84,8 @@ def test_the_loss_of_a_metric_victim_is_in_metres() -> None:
         ({}, 4),
         ({"goal": "far"}, 143),
         ({"target": 10}, 3),
+        ({"target": 10, "margin": 0.2}, 1),
+        ({"target": 10, "margin": 0.3, "goal": "far"}, 6),
         ({"region": "all"}, (17 * (PIXELS - ON_PATCH) + 4 * ON_PATCH) / PIXELS),
         ({"region": "surface"}, (17 * 12 + 4 * 12) / 24),
     ):
@@ -95,7 +97,14 @@ def test_the_loss_of_a_metric_victim_is_in_metres() -> None:
 def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None:
     """The ramp's percentile is twice its number, and its clean range 180."""
     clean = ramp()
-    for options, expected in (({}, 90 / 180), ({"goal": "far"}, 90 / 180), ({"target": 30}, 40 / 180)):
+    cases = (
+        ({}, 90 / 180),
+        ({"goal": "far"}, 90 / 180),
+        ({"target": 30}, 40 / 180),
+        ({"margin": 0.25}, 135 / 180),
+        ({"goal": "far", "margin": 0.25}, 135 / 180),
+    )
+    for options, expected in cases:
         loss = bound(False, **options).loss(on_patch(clean, 100), clean, scene(), view())
         assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -394,6 +403,7 @@ def test_a_surface_is_needed_for_its_region() -> None:
         ({"region": "outside"}, r"attack: expected .* got near and outside"),
         ({"tolerance": -0.1}, r"attack\.tolerance: expected a share of 0 or more and less than 1, got -0.1"),
         ({"tolerance": 1.0}, r"attack\.tolerance: expected .* got 1.0"),
+        ({"margin": -0.1}, r"attack\.margin: expected a share of 0 or more, got -0.1"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
