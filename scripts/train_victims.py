@@ -2,6 +2,11 @@
 
 python scripts/train_victims.py flow_matching
 python scripts/train_victims.py detector_yolo --steps 2000
+
+With a defence that is trained in, for victim.weights=FILE:
+
+python scripts/train_victims.py classifier_residual --adversarial 0.09 --output hardened
+python scripts/train_victims.py classifier_residual --mix cutmix --output hardened
 """
 
 from __future__ import annotations
@@ -21,11 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 import patchattack
 from patchattack import seeding
 from patchattack.data.world import World
+from patchattack.eot.placement import Uniform
+from patchattack.eot.renderer import Renderer
+from patchattack.patch import Patch
 from patchattack.scene import Scene
 from patchattack.victims.compact import classification, depth, detection, flow
 from patchattack.victims.compact.classification import CompactClassifier
@@ -40,6 +49,10 @@ WORLD_OF_VALIDATION = 999  # seeds from here down
 ULTRALYTICS = "architecture and training loss are ultralytics', AGPL-3.0"
 SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 
+# Augmentations that are said to help against patches: DeVries & Taylor 2017, Zhang et al. 2018, Yun et al. 2019.
+MIXES: dict[str, Any] = {"cutout": v2.RandomErasing, "mixup": v2.MixUp, "cutmix": v2.CutMix}
+OPPONENT_RATE, OPPONENT_STEPS = 0.05, 250  # of full-scale colour per step; steps before another patch begins
+
 
 @dataclass(frozen=True)
 class Recipe(ABC):
@@ -52,6 +65,7 @@ class Recipe(ABC):
         rate: the highest learning rate of the one-cycle schedule.
         batch: scenes in a step.
         licence: of the network.
+        adversarial: share of the frame that an :class:`Opponent` takes, or None.
         networks: those of the task.
         victims: the class of their victims.
         options: of the world that the scenes come from.
@@ -66,6 +80,7 @@ class Recipe(ABC):
     rate: float
     batch: int = 8
     licence: str = "that of the project"
+    adversarial: float | None = None
 
     networks: ClassVar[Mapping[str, Callable[[], nn.Module]]]
     victims: ClassVar[type[CompactFlow | CompactClassifier | CompactDepth | CompactDetector]]
@@ -128,8 +143,15 @@ class FlowRecipe(Recipe):
 | pixels visible in both frames | {seen:.2f} px | {zero_seen:.2f} px | {seen / zero_seen:.1%} |"""
 
 
+@dataclass(frozen=True)
 class ClassificationRecipe(Recipe):
-    """Cross-entropy with smoothed labels."""
+    """Cross-entropy with smoothed labels.
+
+    Attributes:
+        mix: one of :data:`MIXES` or None.
+    """
+
+    mix: str | None = None
 
     networks = classification.NETWORKS
     victims = CompactClassifier
@@ -148,7 +170,12 @@ class ClassificationRecipe(Recipe):
 
     def loss(self, network: Any, scene: Scene) -> Tensor:
         """Of the smoothed labels."""
-        return F.cross_entropy(network(scene.frames[:, 0]), known(scene.label), label_smoothing=0.1)
+        images, labels = scene.frames[:, 0], known(scene.label)
+        if self.mix == "cutout":
+            images = torch.stack([v2.RandomErasing(p=0.5)(image) for image in images])
+        elif self.mix is not None:
+            images, labels = MIXES[self.mix](num_classes=len(classification.CLASSES))(images, labels)
+        return F.cross_entropy(network(images), labels, label_smoothing=0.1)
 
     def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
         """Share of signs that are recognised."""
@@ -249,6 +276,39 @@ RECIPES: dict[str, Recipe] = {
     "detector_yolo": DetectionRecipe("yolo", steps=3000, scenes=2000, rate=2e-3, licence=ULTRALYTICS),
     "detector_centre": DetectionRecipe("centre", steps=3000, scenes=2000, rate=2e-3),
 }
+
+
+class Opponent:
+    """A universal patch that climbs the loss which the network descends (Shafahi et al. 2020, algorithm 2).
+
+    It lies anywhere on every second scene, whose truth stays what it is: the network learns to look past it. After
+    :data:`OPPONENT_STEPS` steps another patch begins, so that the network does not learn one patch by heart.
+    """
+
+    def __init__(self, area: float, seed: int, device: torch.device) -> None:
+        self.renderer = Renderer(Uniform(area=area, rotation=(-20, 20), scale=(0.7, 1.2)), {}, {})
+        self.seed, self.device, self.step = seed, device, 0
+
+    def over(self, scene: Scene) -> Scene:
+        """``scene`` with the patch."""
+        if self.step % OPPONENT_STEPS == 0:
+            number = self.seed * 1000 + self.step // OPPONENT_STEPS
+            self.patch = Patch.create(resolution=32, seed=number).to(self.device)
+        generators = [seeding.generator(self.seed, 2, self.step, place) for place in range(len(scene))]
+        draw = self.renderer.draw(scene, self.patch, generators)
+        frames = self.renderer(self.patch(), self.patch.mask, scene, draw).frames
+        second = (torch.arange(len(scene), device=self.device) % 2 == 1).view(-1, 1, 1, 1, 1)
+        self.step += 1
+        return replace(scene, frames=torch.where(second, frames, scene.frames))
+
+    @torch.no_grad()
+    def climb(self) -> None:
+        """A step up the gradient that the network's loss has left."""
+        gradient = self.patch.free.grad
+        assert gradient is not None
+        self.patch.free.add_(gradient.sign(), alpha=OPPONENT_RATE)
+        self.patch.free.grad = None
+        self.patch.project_()
 
 
 def known(truth: Tensor | None) -> Tensor:
@@ -356,13 +416,17 @@ def train(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, recipe.steps, pct_start=0.05)
     generator = seeding.generator(seed, 1)
+    opponent = None if recipe.adversarial is None else Opponent(recipe.adversarial, seed, device)
     progress = tqdm(range(recipe.steps), desc="training", mininterval=5)
     smooth = None
     for step in progress:
         rows = torch.randint(recipe.scenes, (recipe.batch,), generator=generator)
-        loss = recipe.loss(network, recipe.augmented(source.select(rows).to(device), generator))
+        scene = recipe.augmented(source.select(rows).to(device), generator)
+        loss = recipe.loss(network, scene if opponent is None else opponent.over(scene))
         optimizer.zero_grad()
         loss.backward()
+        if opponent is not None:
+            opponent.climb()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -413,6 +477,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--scenes", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--adversarial", type=float, metavar="AREA", help="train against a patch of this share")
+    parser.add_argument("--mix", choices=MIXES, help="augmentation of a classifier")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "assets" / "victims")
@@ -420,7 +486,12 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     name, seed, device = arguments.name, arguments.seed, torch.device(arguments.device)
-    chosen = {key: value for key in ("steps", "batch", "scenes") if (value := getattr(arguments, key))}
+    if arguments.mix and not isinstance(RECIPES[name], ClassificationRecipe):
+        parser.error(f"--mix: expected a classifier, got {name}; its labels could not be mixed")
+    if arguments.adversarial is not None and not 0 < arguments.adversarial < 1:
+        parser.error(f"--adversarial: expected a share of the frame in (0, 1), got {arguments.adversarial}")
+    keys = ("steps", "batch", "scenes", "adversarial", "mix")
+    chosen = {key: value for key in keys if (value := getattr(arguments, key))}
     recipe = replace(RECIPES[name], **chosen)
     begin = time.monotonic()
     trained = train(recipe, seed, device)
@@ -435,6 +506,7 @@ def main() -> None:
     with torch.no_grad():
         table = recipe.measured(victim, held_out(recipe, device))
     command = f"python scripts/train_victims.py {name} --steps {recipe.steps} --batch {recipe.batch}"
+    command += "".join(f" --{key} {chosen[key]}" for key in ("adversarial", "mix") if key in chosen)
     kind = type(victim.network)
     card = CARD.format(
         name=name,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,6 +84,33 @@ def test_signs_move_a_little_and_are_not_mirrored(train_victims: Any) -> None:
     area = frames.sum(dim=(1, 2, 3, 4)) / scene.frames.sum(dim=(1, 2, 3, 4))
     assert 0.5 < area.min() < 0.8
     assert 1.2 < area.max() < 1.7
+
+
+def test_an_opponent_lies_on_every_second_scene_and_climbs(train_victims: Any) -> None:
+    recipe = train_victims.RECIPES["classifier_residual"]
+    opponent = train_victims.Opponent(0.09, 0, torch.device("cpu"))
+    world = World(scenes=4, seed=3, **recipe.options)
+    scene = recipe.kept(world.__getitems__(range(4))).to("cpu")
+    seen = opponent.over(scene)
+    changed = (seen.frames != scene.frames).flatten(1).any(dim=1)
+    assert changed.tolist() == [False, True, False, True]
+    assert torch.equal(seen.label, scene.label)
+    before = opponent.patch().detach().clone()
+    (seen.frames * 2).sum().backward()  # brighter is worse
+    opponent.climb()
+    moved = opponent.patch().detach() - before
+    assert moved.min() >= 0
+    assert moved.max() == pytest.approx(train_victims.OPPONENT_RATE)
+
+
+@pytest.mark.parametrize("mix", ["cutout", "mixup", "cutmix"])
+def test_mixed_images_are_learned_from(train_victims: Any, mix: str) -> None:
+    """A network that sees nothing has the loss of chance, whatever the labels are mixed with."""
+    classes = len(train_victims.classification.CLASSES)
+    recipe = replace(train_victims.RECIPES["classifier_residual"], mix=mix)
+    scene = Scene(torch.rand(4, 1, 3, 64, 64), torch.arange(4), label=torch.arange(4))
+    loss = recipe.loss(lambda images: torch.zeros(len(images), classes), scene)
+    assert loss.item() == pytest.approx(math.log(classes), rel=1e-5)
 
 
 def test_average_precision(train_victims: Any) -> None:

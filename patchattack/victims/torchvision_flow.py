@@ -22,6 +22,7 @@ class Raft(FlowVictim):
         variant: "small" or "large".
         weights: "hub" (torchvision's default weights), "random", or a local file.
         updates: recurrent updates; the flow after the last one counts.
+        trust_checkpoint: read a local file that runs code when it is read.
 
     Raises:
         InputError: no such variant, no update, or the weights cannot be had or do not fit.
@@ -29,7 +30,9 @@ class Raft(FlowVictim):
 
     network: Any  # torchvision's RAFT, which comes without types
 
-    def __init__(self, variant: str = "small", weights: str | Path = "hub", updates: int = 12) -> None:
+    def __init__(
+        self, variant: str = "small", weights: str | Path = "hub", updates: int = 12, trust_checkpoint: bool = False
+    ) -> None:
         from torchvision.models import optical_flow
 
         variants = {
@@ -46,7 +49,7 @@ class Raft(FlowVictim):
         if weights == "hub":
             load_hub(network, default.url)
         elif weights != "random":
-            load_weights(network, weights)
+            load_weights(network, weights, trust_checkpoint)
         # The coarsest of four levels of correlation, of features at 1/8, needs two places along each side.
         super().__init__(network, f"raft_{variant}", multiple=8, minimum=128)
         self.updates = updates
