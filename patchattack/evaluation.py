@@ -232,5 +232,6 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         sentence = "It did not work: the patch does no more than a random patch of its size."
     elif not worked:
         first = next(one for one in rivals if not beaten[one])
-        sentence = f"It found no pattern that matters: the patch does no more than a {CONDITIONS[first]} of its size."
+        times = times if chance > 0 else "more than"
+        sentence = f"The patch does {times} a random patch of its size, but no more than a {CONDITIONS[first]}."
     return Verdict(worked, sentence, facts, factor)

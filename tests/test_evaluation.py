@@ -281,7 +281,8 @@ def test_a_pattern_must_beat_a_plain_card_too() -> None:
     verdict = judge(measured + weaker + [one("white", n, 0.5) for n in range(20)], FlowAttack())
     assert not verdict.worked
     assert verdict.factor == pytest.approx(5)
-    assert verdict.sentence == "It found no pattern that matters: the patch does no more than a white card of its size."
+    expected = "The patch does 5.0 times as much as a random patch of its size, but no more than a white card."
+    assert verdict.sentence == expected
     assert "0.500 [0.500, 0.500] with a white card, 0.900 [0.900, 0.900] with a random patch" in verdict.facts
 
 

@@ -1,4 +1,4 @@
-"""What every page has in common: colours by day and by night, numbers, pictures and figures."""
+"""What every page has in common: colours by day and by night, numbers, tables, pictures and figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import base64
 import io
 import math
 import re
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
 from torch import Tensor
 
+from patchattack.controls import CONDITIONS
 from patchattack.files import write
 
 if TYPE_CHECKING:
@@ -31,7 +34,14 @@ COLOURS = {
     "calm": ("#3f6f4e", "#8cc6a0"),
 }
 DAY = {role: day for role, (day, _) in COLOURS.items()}
+REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
+ARROWS = {"lower": "↓", "higher": "↑"}  # the way of a stronger attack
 _WIDEST = 640  # pixels; larger frames are shown reduced
+_STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "svg.hashsalt": "patchattack",  # the same page has the same bytes
+    "text.parse_math": False,
+}
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
@@ -54,15 +64,31 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def figure_style() -> AbstractContextManager[None]:
-    """Under it figures are made and drawn."""
+    """Under it the page's figures are made and drawn."""
     from matplotlib import rc_context
 
     return rc_context(
-        {
+        _STYLE
+        | {
+            "figure.figsize": (4.8, 3.0),
             "svg.fonttype": "none",  # text stays text, in the page's font
-            "svg.hashsalt": "patchattack",  # the same page has the same bytes
-            "text.parse_math": False,
             "savefig.transparent": True,
+        }
+    )
+
+
+def paper_style() -> AbstractContextManager[None]:
+    """Under it the same figures come out for papers: as wide as a column, in a face that suits any serif text."""
+    from matplotlib import rc_context
+
+    return rc_context(
+        _STYLE
+        | {
+            "figure.figsize": (3.3, 2.1),
+            "font.family": "STIXGeneral",  # comes with matplotlib: the same on every machine
+            "svg.fonttype": "path",
+            "pdf.fonttype": 42,  # publishers refuse Type 3
+            "savefig.dpi": 300,
         }
     )
 
@@ -73,6 +99,25 @@ def number(value: float) -> str:
         return "–"
     decimals = 2 - math.floor(math.log10(max(abs(value), 0.1)))
     return f"{value:,.{max(decimals, 0)}f}".replace("-", "−")
+
+
+def in_order(conditions: Iterable[str]) -> list[str]:
+    """The known conditions as :data:`CONDITIONS` has them, then the others by name."""
+    known = list(CONDITIONS)
+    return sorted(conditions, key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def by_metric(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """Rows by (metric, region) and condition."""
+    table: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        table.setdefault((row["metric"], row["region"]), {})[row["condition"]] = row
+    return table
+
+
+def regions_of(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Regions in words. Of a task whose outputs have no pixels there is one region, and it goes without saying."""
+    return REGIONS if {row["region"] for row in rows} != {"all"} else {"all": ""}
 
 
 def _png(image: Tensor) -> str:
@@ -87,16 +132,99 @@ def _png(image: Tensor) -> str:
 
 
 def axes_of(height: float) -> tuple[Figure, Axes]:
-    """A figure as wide as a phone, ``height`` inches high."""
+    """A figure as wide as the style's, a phone's or a column's, and ``height`` inches high."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8, height), layout="constrained")
+    figure = Figure(figsize=(rcParams["figure.figsize"][0], height), layout="constrained")
     axes = figure.add_subplot()
+    dress(axes)
+    return figure, axes
+
+
+def dress(axes: Axes) -> None:
+    """Frame, ticks and labels as every figure has them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[:].set_color(DAY["rule"])
     axes.tick_params(colors=DAY["muted"], labelsize=8, width=0.6)
     axes.xaxis.label.set(color=DAY["muted"], size=8)
-    return figure, axes
+
+
+def draw_intervals(axes: Axes, entries: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+    """Rows of a dot, its number and its interval.
+
+    Args:
+        axes: empty.
+        entries: name, colour, and a row with ``mean``, ``low`` and ``high``, from top to bottom.
+    """
+    for place, (_, colour, row) in enumerate(entries):
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2, solid_capstyle="round")
+        axes.plot(row["mean"], place, "o", color=colour, markersize=6)
+        axes.annotate(
+            number(row["mean"]),
+            (row["mean"], place),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+        )
+    axes.set_yticks(range(len(entries)), [name for name, _, _ in entries], color=DAY["ink"])
+    axes.set_ylim(len(entries) - 0.5, -0.9)
+    axes.margins(x=0.12)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=DAY["rule"], linewidth=0.6)
+    axes.spines["left"].set_visible(False)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
+    """Names at the right edge, each beside the end of its curve and none upon another.
+
+    The axes' limits must be final.
+
+    Args:
+        axes: with the curves.
+        ends: name, colour and last value of each curve; unknown values are left out.
+    """
+    known = sorted((end for end in ends if math.isfinite(end[2])), key=lambda end: end[2])
+    if not known:
+        return
+    from matplotlib import rcParams
+
+    texts = [
+        axes.annotate(
+            *(name, (1, value), (7, 0)),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            annotation_clip=False,
+        )
+        for name, colour, value in known
+    ]
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr] # from here the axes have their size
+    point = axes.figure.dpi / 72
+    box = axes.get_window_extent()
+    wanted = [(axes.transData.transform((0, value))[1] - box.y0) / point for _, _, value in known]
+    placed = _apart(wanted, 1.25 * rcParams["font.size"], box.height / point)
+    for text, before, after in zip(texts, wanted, placed, strict=True):
+        text.xyann = (7, after - before)
+
+
+def _apart(wanted: Sequence[float], gap: float, length: float) -> list[float]:
+    """The places in [0, length] nearest to ``wanted``, which ascend, that keep ``gap`` between neighbours.
+
+    Less the gaps below it each place is free to be as low as its neighbour's: what remains is isotonic regression,
+    whose solution pools neighbours that are out of order (Ayer et al. 1955). Where there is no room, they stick out
+    above.
+    """
+    pools: list[list[float]] = []
+    for rank, place in enumerate(wanted):
+        pools.append([place - rank * gap])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    highest = max(length - (len(wanted) - 1) * gap, 0)
+    levels = [min(max(float(np.mean(pool)), 0), highest) for pool in pools for _ in pool]
+    return [level + rank * gap for rank, level in enumerate(levels)]
 
 
 def svg(figure: Figure) -> str:

@@ -10,13 +10,21 @@ import numpy as np
 from torch import Tensor
 
 from patchattack.controls import CONDITIONS
-from patchattack.reporting.page import DAY, axes_of, figure_style, number, svg, write_page
+from patchattack.reporting.page import (
+    ARROWS,
+    DAY,
+    axes_of,
+    by_metric,
+    draw_intervals,
+    figure_style,
+    in_order,
+    regions_of,
+    svg,
+    write_page,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
-ARROWS = {"lower": "↓", "higher": "↑"}
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,7 @@ def write_report(path: Path, report: Report) -> None:
         InputError: the file cannot be written.
     """
     metric, region = report.headline
-    panels = [panel for example in report.examples for panel in example.panels.values()]
-    # Of a task whose outputs have no pixels there is one region, and it goes without saying.
-    regions = REGIONS if {row["region"] for row in report.rows} != {"all"} else {"all": ""}
+    regions = regions_of(report.rows)
     shown = regions.get(region, region)
     with figure_style():
         write_page(
@@ -103,55 +109,23 @@ def write_report(path: Path, report: Report) -> None:
             conditions=CONDITIONS,
             regions=regions,
             where=f", {shown}" if shown else "",
-            arrows=ARROWS,
-            order=_in_order({row["condition"] for row in report.rows}),
-            table=_table(report.rows),
-            columns=len(panels[0].frames) + 1 if panels else 0,
-            example_order=_in_order({condition for example in report.examples for condition in example.panels}),
+            arrows={name: ARROWS[way] for name, way in report.arrows.items()},
+            order=in_order({row["condition"] for row in report.rows}),
+            table=by_metric(report.rows),
+            example_order=in_order({condition for example in report.examples for condition in example.panels}),
             effect=_effect(report),
             losses=_losses(report.history),
             validation=_validation(report),
         )
 
 
-def _in_order(conditions: set[str]) -> list[str]:
-    """The known conditions as :data:`CONDITIONS` has them, then the others by name."""
-    known = list(CONDITIONS)
-    return sorted(conditions, key=lambda name: (known.index(name) if name in known else len(known), name))
-
-
-def _table(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
-    """Rows by (metric, region) and condition."""
-    table: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        table.setdefault((row["metric"], row["region"]), {})[row["condition"]] = row
-    return table
-
-
 def _effect(report: Report) -> str:
     """The headline metric under every condition, with its interval."""
-    figure, axes = axes_of(height=2.1)
-    found = _table(report.rows)[report.headline]
-    order = _in_order(set(found))
-    for place, condition in enumerate(order):
-        row, colour = found[condition], DAY.get(condition, DAY["muted"])
-        axes.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=2, solid_capstyle="round")
-        axes.plot(row["mean"], place, "o", color=colour, markersize=7)
-        axes.annotate(
-            number(row["mean"]),
-            (row["mean"], place),
-            (0, 7),
-            textcoords="offset points",
-            ha="center",
-            color=colour,
-            size=9,
-        )
-    axes.set_yticks(range(len(order)), [CONDITIONS.get(condition, condition) for condition in order], color=DAY["ink"])
-    axes.set_ylim(len(order) - 0.5, -0.8)
-    axes.margins(x=0.12)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=DAY["rule"], linewidth=0.6)
-    axes.spines["left"].set_visible(False)
+    found = by_metric(report.rows)[report.headline]
+    figure, axes = axes_of(height=0.7 + 0.3 * len(found))
+    draw_intervals(
+        axes, [(CONDITIONS.get(name, name), DAY.get(name, DAY["muted"]), found[name]) for name in in_order(found)]
+    )
     axes.set_xlabel(report.labels[report.headline[0]])
     return svg(figure)
 

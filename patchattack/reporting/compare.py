@@ -1,0 +1,270 @@
+"""Runs side by side: what differs in their configs, and in what came of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import pkgutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from patchattack.attacks.attack import Attack
+from patchattack.errors import InputError, one_line
+from patchattack.patch import Patch
+from patchattack.reporting.page import (
+    ARROWS,
+    DAY,
+    axes_of,
+    by_metric,
+    draw_intervals,
+    figure_style,
+    label_ends,
+    number,
+    regions_of,
+    svg,
+    write_page,
+)
+from patchattack.tracking import MetricsCsv
+
+# Colours that no common colour blindness confuses beside each other; then again with other strokes.
+LINES = [(DAY[role], style) for style in ("-", "--", ":") for role in ("patch", "random", "ink", "muted", "calm")]
+IDLE = {"output", "resume", "tracker"}  # where a run lies and who watches it: not what it does
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run has left.
+
+    Attributes:
+        name: of its folder.
+        config: key to value, keys with dots.
+        attack: gives the metrics their words.
+        rows: of results.json.
+        history: the lines of metrics.csv.
+        patch: ``[4, h, w]`` RGBA in [0, 1].
+        facts: of patch.json.
+    """
+
+    name: str
+    config: dict[str, Any]
+    attack: Attack
+    rows: list[dict[str, Any]]
+    history: list[dict[str, float]]
+    patch: Tensor
+    facts: dict[str, Any]
+
+
+def load_run(folder: Path) -> Run:
+    """Read the folder of a finished run. All in it is data; of its config only the attack is made, to name metrics.
+
+    Raises:
+        InputError: it is not the folder of a finished run.
+    """
+    try:
+        rows = json.loads((folder / "results.json").read_text())  # the last of a run's files
+        patch = Patch.load(folder / "patch.png")
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        return Run(
+            name=folder.resolve().name,
+            config=dict(_flat(config)),
+            attack=_attack(dict(config["attack"])),
+            rows=rows,
+            history=MetricsCsv.read(folder / "metrics.csv"),
+            patch=torch.cat([patch(), patch.mask]).detach(),
+            facts=json.loads((folder / "patch.json").read_text()),
+        )
+    except InputError as error:
+        raise InputError(f"runs: {folder}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise InputError(
+            f"runs: expected the folders of finished runs, got {folder} ({one_line(error)}); "
+            f"finish it by python train.py resume={folder}, or leave it out"
+        ) from error
+
+
+def _attack(config: dict[str, Any]) -> Attack:
+    """What the config describes, which may be a stranger's: nothing but an attack is called.
+
+    Raises:
+        InputError: it is no attack, or none of this version.
+    """
+    name = config.pop("_target_")
+    try:
+        kind = pkgutil.resolve_name(name)
+        if isinstance(kind, type) and issubclass(kind, Attack):
+            return kind(**config)
+        reason = "it is none"
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        reason = one_line(error)
+    raise InputError(f"expected an attack that this version of patchattack knows, got {name} ({reason})")
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip("."), node
+
+
+def load_runs(folders: Sequence[str]) -> list[Run]:
+    """Runs of one task.
+
+    Raises:
+        InputError: fewer than two, one that is not finished, or runs of several tasks.
+    """
+    if len(folders) < 2:
+        raise InputError(
+            f"runs: expected the folders of at least two runs, got {', '.join(folders) or 'none'}; "
+            "python scripts/compare.py RUN RUN"
+        )
+    runs = [load_run(Path(folder)) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=folder) for folder, run in zip(folders, runs, strict=True)]
+    first = runs[0]
+    for folder, run in zip(folders, runs, strict=True):
+        if run.attack.task != first.attack.task:
+            raise InputError(
+                f"runs: expected runs of one task, got {folders[0]} of {first.attack.task} and {folder} of "
+                f"{run.attack.task}; compare them apart"
+            )
+    return runs
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Keys of the configs whose values are not those of all runs, to the values as JSON; what is absent is a dash."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key.partition(".")[0] not in IDLE)
+    found = {
+        key: [json.dumps(run.config[key], ensure_ascii=False) if key in run.config else ABSENT for run in runs]
+        for key in keys
+    }
+    differing = {key: values for key, values in found.items() if len(set(values)) > 1}
+    # What the renderer takes from the groups is among them already.
+    twins = {key for key in differing if differing[key] == differing.get(key.removeprefix("renderer."))}
+    return {key: values for key, values in differing.items() if not (key.startswith("renderer.") and key in twins)}
+
+
+def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
+    """Write one HTML file that asks nothing of any server and runs no script.
+
+    Args:
+        path: of the file.
+        runs: of one task; the first one's headline metric is the comparison's.
+        command: repeats the comparison.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    attack = runs[0].attack
+    metric = attack.metrics_known[attack.headline[0]]
+    tables = [by_metric(run.rows) for run in runs]
+    with figure_style():
+        write_page(
+            path,
+            "compare.html.j2",
+            title=f"{len(runs)} {attack.task} runs",
+            runs=runs,
+            sentence=_sentence(runs),
+            warnings=_warnings(runs),
+            differences=differences(runs),
+            headline=attack.headline,
+            label=metric.label,
+            stronger=metric.stronger,
+            effect=_draw_effect(runs),
+            validation=_draw_curves(
+                [run for run in runs if run.attack.headline == attack.headline], "validation/patch"
+            ),
+            losses=_draw_curves(runs, "attack"),
+            tables=tables,
+            metrics=list(dict.fromkeys(key for table in tables for key in table)),
+            labels={name: one.label for name, one in attack.metrics_known.items()} | {"loss": "attack loss"},
+            arrows={name: ARROWS[one.stronger] for name, one in attack.metrics_known.items()}
+            | {"loss": ARROWS["lower"]},
+            regions=regions_of(row for run in runs for row in run.rows),
+            command=command,
+        )
+
+
+def _headline(run: Run, headline: tuple[str, str], condition: str) -> dict[str, Any] | None:
+    """A condition's row, if its mean is known."""
+    row = by_metric(run.rows).get(headline, {}).get(condition)
+    return row if row is not None and math.isfinite(row["mean"]) else None
+
+
+def _sentence(runs: Sequence[Run]) -> str:
+    """Which patch is the strongest, if any is."""
+    attack = runs[0].attack
+    metric = attack.metrics_known[attack.headline[0]]
+    sign = -1 if metric.stronger == "lower" else 1
+    found = [(run.name, row) for run in runs if (row := _headline(run, attack.headline, "patch"))]
+    if len(found) < 2:
+        return f"Nothing to compare: fewer than two of the runs have measured the {metric.label}."
+    (best, first), (other, second) = sorted(found, key=lambda pair: -sign * pair[1]["mean"])[:2]
+    shown = [f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]" for row in (first, second)]
+    if first["low"] > second["high"] or first["high"] < second["low"]:
+        return f"The patch of {best} is the strongest: {metric.label} {shown[0]}; the next, of {other}, has {shown[1]}."
+    return f"No patch is shown to be the strongest: {metric.label} {shown[0]} of {best} and {shown[1]} of {other}."
+
+
+def _warnings(runs: Sequence[Run]) -> list[str]:
+    """What makes the numbers less comparable than they look."""
+    warnings = []
+    made = [run.facts.get("versions", {}) for run in runs]
+    for package in dict.fromkeys(package for versions in made for package in versions):
+        found = [versions.get(package, "unknown") for versions in made]
+        if len(set(found)) > 1:
+            each = ", ".join(f"{version} ({run.name})" for version, run in zip(found, runs, strict=True))
+            warnings.append(f"Made by different versions of {package}: {each}.")
+    if len({run.attack.headline for run in runs}) > 1:
+        each = ", ".join(f"{' '.join(run.attack.headline)} ({run.name})" for run in runs)
+        warnings.append(f"Their attacks want different things, and are judged by different metrics: {each}.")
+    scenes = [key for key in differences(runs) if key.startswith(("data.", "trainer.split", "trainer.test_"))]
+    if scenes:
+        warnings.append(f"Measured on different scenes: {', '.join(scenes)} differ.")
+    return warnings
+
+
+def _draw_effect(runs: Sequence[Run]) -> str:
+    """The headline metric of every run's patch, and of the random patch in its place."""
+    attack = runs[0].attack
+    entries = []
+    for run in runs:
+        for condition, name in (
+            ("patch", textwrap.fill(run.name, 24, break_long_words=False)),
+            ("random", "random patch"),
+        ):
+            if row := _headline(run, attack.headline, condition):
+                entries.append((name, DAY[condition], row))
+    figure, axes = axes_of(height=0.7 + 0.33 * len(entries))
+    draw_intervals(axes, entries)
+    axes.set_xlabel(textwrap.fill(attack.metrics_known[attack.headline[0]].label, 50))
+    return svg(figure)
+
+
+def _draw_curves(runs: Sequence[Run], scalar: str) -> str | None:
+    """A scalar of metrics.csv over the steps, a line for each run."""
+    figure, axes = axes_of(height=max(2.5, 0.5 + 0.16 * len(runs)))
+    ends = []
+    for run, (colour, style) in zip(runs, itertools.cycle(LINES), strict=False):
+        lines = [line for line in run.history if scalar in line]
+        if lines:
+            steps, values = ([line[key] for line in lines] for key in ("step", scalar))
+            axes.plot(steps, values, style, color=colour, linewidth=1.5, marker="o", markersize=2.5)
+            ends.append((textwrap.shorten(run.name, 24, placeholder="…"), colour, values[-1]))
+    if not ends:
+        return None
+    axes.set_xlabel("step")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(axis="y", color=DAY["rule"], linewidth=0.6)
+    axes.set_ylim(axes.get_ylim())
+    label_ends(axes, ends)
+    return svg(figure)
