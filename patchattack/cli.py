@@ -64,7 +64,7 @@ def command(
         plain = _resolved(config)
         _check_types(OmegaConf.to_container(config))
         kept = {key: plain.pop(key) for key in unbuilt}
-        work(instantiate(plain, _convert_="all") | kept)
+        work(_instantiated(plain) | kept)
 
     _compose(name, job, of_run)
 
@@ -178,8 +178,20 @@ def build(plain: dict[str, Any]) -> Any:
 
     names = {"data": "source", "trainer": "settings", "print": "sheet"}
     keys = ("seed", "attack", "victim", "renderer", "patch", "regularizers", "optimizer", "schedule", "tracker")
-    built = instantiate({key: plain[key] for key in (*keys, *names)}, _convert_="all")
+    built = _instantiated({key: plain[key] for key in (*keys, *names, "defense")})
     return Parts(**{names.get(key, key): part for key, part in built.items()})
+
+
+def _instantiated(plain: dict[str, Any]) -> dict[str, Any]:
+    """Each ``_target_`` of a resolved config made; ``defense`` is not among them, the victims are behind it."""
+    built = instantiate(plain, _convert_="all")
+    if defenses := built.pop("defense", None):
+        from patchattack.victims.defended import defended
+
+        built["victim"] = defended(built["victim"], defenses)
+        if "victims" in built:
+            built["victims"] = {name: defended(victim, defenses) for name, victim in built["victims"].items()}
+    return built
 
 
 def _check_types(node: Any, key: str = "") -> None:
@@ -273,10 +285,16 @@ def _key(override: str) -> str:
 
 
 def _with_several_victims(arguments: list[str]) -> list[str]:
-    """``victim=[a,b]`` is an ensemble and ``victims=[a,b]`` one after another; Hydra would merge both into one."""
+    """``victim=[a,b]`` is an ensemble and ``victims=[a,b]`` one after another; Hydra would merge both into one.
+
+    ``defenses=[a,b]``, one after another too, are options of the group ``defense``.
+    """
     result = []
     for one in arguments:
         key, _, names = one.partition("=")
+        if key == "defenses":
+            result.append(f"defense@defenses={names}")
+            continue
         if key not in ("victim", "victims") or not names.startswith("["):
             result.append(one)
             continue

@@ -45,10 +45,10 @@ def write_matrix(path: Path, matrix: Matrix) -> None:
         InputError: the file cannot be written.
     """
     with figure_style():
-        write_page(path, "matrix.html.j2", title=matrix.title, matrix=matrix, figure=_figure(matrix))
+        write_page(path, "matrix.html.j2", title=matrix.title, matrix=matrix, figure=heat_map(matrix))
 
 
-def _figure(matrix: Matrix) -> str:
+def heat_map(matrix: Matrix) -> str:
     """The means as a heat map; darker is a stronger attack."""
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -45,9 +45,14 @@ class Ensemble(Victim):
         return [name for victim in self.members.values() for name in victim.names]
 
     def draw(self, generator: torch.Generator | None) -> None:
-        """Choose the member that answers until the next call, where they are combined at random; None chooses all."""
+        """Choose the member that answers until the next call, where they are combined at random; None chooses all.
+
+        What is random in the members comes from ``generator`` too.
+        """
         chooses = generator is not None and self.combine == "random"
         self._only = int(torch.randint(len(self.members), (), generator=generator)) if chooses else None
+        for victim in self.members.values():
+            victim.draw(generator)
 
     def forward(self, frames: Tensor) -> tuple[Any, ...]:
         """Each member's output for ``frames [B, T, 3, H, W]``; None of a member that was not chosen."""

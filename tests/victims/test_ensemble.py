@@ -77,3 +77,19 @@ def test_members_stay_frozen_and_in_eval_mode() -> None:
 def test_bad_ensembles_are_refused(members: dict, combine: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Ensemble(members, combine)
+
+
+def test_what_is_random_in_a_member_is_drawn() -> None:
+    class Noisy(Constant):
+        drawn: object = None
+
+        def draw(self, generator: torch.Generator | None) -> None:
+            self.drawn = generator
+
+    members = {"a": Noisy(1), "b": Noisy(2)}
+    generator = torch.Generator()
+    ensemble = Ensemble(members)
+    ensemble.draw(generator)
+    assert [member.drawn for member in members.values()] == [generator] * 2
+    ensemble.draw(None)
+    assert [member.drawn for member in members.values()] == [None] * 2

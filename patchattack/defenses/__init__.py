@@ -1,0 +1,1 @@
+"""Wrappers that turn a victim into a defended victim, one file per family."""
