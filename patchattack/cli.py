@@ -24,10 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from patchattack import files
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 
 # A resumed run may differ in these and in nothing else: they do not change what is computed.
-FREE_TO_CHANGE = ("resume", "output", "tracker", "trainer.workers", "trainer.memory_gb", "trainer.devices")
+FREE_TO_CHANGE = (
+    *("resume", "output", "tracker", "trainer.workers", "trainer.memory_gb", "trainer.devices"),
+    *("victim.rate", "victim.retries", "victim.timeout", "victim.batch", "victim.cache"),  # how an endpoint is asked
+)
 
 
 def main() -> None:
@@ -238,7 +241,7 @@ def explain(error: BaseException) -> str | None:
     """One line for an error that the user can mend; None for any other."""
     for one in _causes(error):
         parent = getattr(one, "parent_node", None)
-        if isinstance(one, InputError):
+        if isinstance(one, InputError | VictimError):
             return str(one)
         if isinstance(one, MissingConfigException) and one.missing_cfg_file:
             group, _, option = one.missing_cfg_file.rpartition("/")

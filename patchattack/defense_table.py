@@ -36,13 +36,6 @@ from patchattack.victims.victim import Victim
 
 UNDEFENDED = "none"
 PATCHES = ("random", "transferred", "adaptive")
-# How good an output is without a patch, where the data know: what a defence may cost.
-QUALITY = {
-    "classification": ("accuracy", "all"),
-    "depth": ("error_truth", "all"),
-    "detection": ("ap50", "all"),
-    "flow": ("epe_truth", "all"),
-}
 # These of a command may change between two calls that share a folder: rows of others do not depend on them.
 _FREE = ("output=", "run=", "+victim@victims.", "defense@defenses=")
 
@@ -145,7 +138,7 @@ def _measured(trial: Trial, victim: Victim, place: Path, fabric: Any) -> list[Ro
         progress=partial(tqdm, desc="measuring", unit="batch", dynamic_ncols=True),
     )
     headline, rows = job.attack.headline, []
-    for key in dict.fromkeys((QUALITY[job.attack.task], headline)):
+    for key in dict.fromkeys((job.attack.quality, headline)):
         if key not in measured[0].metrics:
             continue  # the data do not know
         rate = job.attack.metrics_known[key[0]].rate
@@ -197,7 +190,7 @@ def publish(trial: Trial, rows: list[Row], folder: Path) -> str:
     """Write ``defenses.json``, ``defenses.csv`` and ``report.html``, and return the table in Markdown."""
     attack = copy.copy(trial.parts.attack)
     attack.bind(next(iter(trial.victims.values())), trial.parts.source)
-    headline, quality = attack.headline, QUALITY[attack.task]
+    headline, quality = attack.headline, attack.quality
     cells = {(row["victim"], row["defense"], row["condition"], row["metric"]): row for row in rows}
     pairs = list(dict.fromkeys((row["victim"], row["defense"]) for row in rows))
     columns = {"clean": ("clean", quality[0]), **{patch: (patch, headline[0]) for patch in PATCHES}}

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and what its message is made of."""
+"""The exceptions that a user is meant to read, and what their messages are made of."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ class InputError(Exception):
 
     The message is one line and says what was expected, what was got and how to mend it. Entries print it
     without a traceback and exit with status 2.
+    """
+
+
+class VictimError(RuntimeError):
+    """A victim that only answers gave no usable answer, in the middle of the work: what is done so far is kept.
+
+    The message is one line and says which victim, what was expected and what was got.
     """
 
 

@@ -18,7 +18,7 @@ from patchattack import cli, files
 
 CONF = files.shipped("conf").resolve()
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
-STACKED = ("appearance", "camera", "regularizers")
+STACKED = ("appearance", "camera", "defense", "regularizers")
 REQUIRED = {
     **{f"data/{name}": ("data.root=x",) for name in ("depth", "frames", "images", "kitti", "yolo")},
     "data/coco": ("data.root=x", "data.annotations=y"),
@@ -26,6 +26,10 @@ REQUIRED = {
     **{f"victim/{name}": ("victim.name=x",) for name in ("ptlflow", "timm", "torchvision", "transformers")},
     **{f"victim/{name}": ("victim.name=x",) for name in ("ultralytics", "ultralytics_cls")},
     "victim/custom": ("victim.factory=x", "victim.task=flow"),
+    "victim/callable": ("victim.function=x", "victim.task=flow"),
+    "victim/http": ("victim.url=x", "victim.task=flow"),
+    "victim/onnx": ("victim.file=x", "victim.task=flow"),
+    "victim/substitute": ("victim.weights=x",),
 }
 
 # Values by which an option differs from its target's default: they make it this option, or suit a whole run better.

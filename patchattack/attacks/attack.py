@@ -37,11 +37,13 @@ class Attack(ABC):
         task: which victims it fits.
         metrics_known: every metric's name with how to read it.
         headline: the metric and the region that decide whether a patch works.
+        quality: the metric and the region that say how good an output is, where the data know: what a defence may cost.
     """
 
     task: str
     metrics_known: Mapping[str, Metric]
     headline: tuple[str, str]
+    quality: tuple[str, str]
 
     def bind(self, victim: Any, source: Source) -> None:  # noqa: B027 - many attacks have nothing to look up
         """Meet the victim and the scenes once, before the work starts: turn names into numbers, say what cannot be.

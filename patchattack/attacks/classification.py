@@ -48,6 +48,7 @@ class ClassificationAttack(Attack):
     """
 
     task = "classification"
+    quality = ("accuracy", "all")
     headline = ("success", "all")
     metrics_known: Mapping[str, Metric] = {
         "success": Metric("attack success rate", "higher", rate=True),

@@ -53,6 +53,7 @@ class DepthAttack(Attack):
     """
 
     task = "depth"
+    quality = ("error_truth", "all")
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class DetectionAttack(Attack):
     """
 
     task = "detection"
+    quality = ("ap50", "all")
     metrics_known: Mapping[str, Metric] = {
         "recall": Metric("share of the attacked objects that are detected", "lower", rate=True),
         "success": Metric("success rate (an object lost, or one that appeared)", "higher", rate=True),

@@ -29,7 +29,7 @@ class EnsembleAttack(Attack):
         self.attacks = {name: copy.copy(attack) for name in victims}
         self.victims, self.combine = victims, combine
         self.first = next(iter(self.attacks.values()))
-        self.task, self.headline = attack.task, attack.headline
+        self.task, self.headline, self.quality = attack.task, attack.headline, attack.quality
 
     def bind(self, victim: Any, source: Source) -> None:
         """Each member's attack meets its member."""

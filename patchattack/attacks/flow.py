@@ -34,6 +34,7 @@ class FlowAttack(Attack):
     """
 
     task = "flow"
+    quality = ("epe_truth", "all")
     metrics_known: Mapping[str, Metric] = {
         "cosine": Metric("cosine similarity to the clean flow", "lower"),
         "turned": Metric("share of pixels whose flow turned by more than 90°", "higher"),

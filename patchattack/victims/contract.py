@@ -55,10 +55,15 @@ def check(victim: Victim, size: tuple[int, int], seed: int = 0) -> list[Finding]
         "the same again": _deterministic,
         "alone as in a batch": partial(_batch, seed=seed),
         "order of channels": _channels,
-        "gradient to every frame": partial(_reached, seed=seed),
-        "gradient is the slope": partial(_slope, seed=seed),
-        "frozen, in eval mode": _frozen,
     }
+    if victim.differentiable:
+        promises |= {
+            "gradient to every frame": partial(_reached, seed=seed),
+            "gradient is the slope": partial(_slope, seed=seed),
+            "frozen, in eval mode": _frozen,
+        }
+    else:
+        promises["it only answers"] = _answers
     findings = []
     for name, promise in promises.items():
         try:
@@ -140,7 +145,8 @@ def _deterministic(victim: Victim, frames: Tensor) -> tuple[bool, str]:
 def _batch(victim: Victim, frames: Tensor, seed: int) -> tuple[bool, str]:
     others = _frames(victim, 2, (frames.shape[-2], frames.shape[-1]), seed + 1).to(frames.device)
     batch = torch.cat([others[:1], frames, others[1:]])
-    victim, batch = _in_double(victim, batch)
+    if victim.differentiable:
+        victim, batch = _in_double(victim, batch)
     together = _output(victim, batch)[1:2]
     difference = _difference(_output(victim, batch[1:2]), together)
     return difference < SAME, f"alone and in a batch of three differ by {difference:.2g} of the output's spread"
@@ -190,6 +196,13 @@ def _slope(victim: Victim, frames: Tensor, seed: int) -> tuple[bool | None, str]
     if share > 0.1:
         return None, f"{detail}: it is not the output's own, as where recurrent networks cut their graph"
     return False, f"{detail}: a patch cannot follow it"
+
+
+def _answers(victim: Victim, frames: Tensor) -> tuple[bool, str]:
+    """Of a victim without gradient: neither gradient nor weights are there to be checked."""
+    if victim(frames.requires_grad_()).requires_grad:
+        return False, "the output has a gradient, which differentiable = False denies"
+    return True, "no gradient, as it says: nothing else of gradients and weights is checked"
 
 
 def _frozen(victim: Victim, frames: Tensor) -> tuple[bool, str]:

@@ -23,28 +23,18 @@ with gradient to the frames, frozen, in eval mode, and the same for the same fra
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import json
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from patchattack.errors import InputError, one_line
-from patchattack.victims.victim import ClassificationVictim, DepthVictim, DetectionVictim, FlowVictim, Victim
+from patchattack.errors import InputError
+from patchattack.victims.own import SHAPES, Output, Prepared, imported, said
+from patchattack.victims.victim import Victim
 from patchattack.victims.weights import initialised, load_weights
-
-SHAPES = {
-    "classification": "[B, K]",
-    "depth": "[B, 1, h, w] or [B, h, w]",
-    "flow": "[B, 2, h, w] of its input's size",
-    "detection": "[B, A, 4 + K]",
-}
 
 
 def build_custom(
@@ -98,117 +88,31 @@ def build_custom(
         InputError: an option does not fit the task, there is no such factory, it makes no network, the weights do not
             fit, or the network's output has another shape than its task's, or no gradient to its input.
     """
-    _check_options(task, size, multiple, (metric, scale, shift, inverse), classes, range)
+    meant = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse)
+    meant.check("custom")
     made = _made(factory, factory_args or {})
     if weights is not None:
         load_weights(made, weights, trust_checkpoint)
-    network = _Prepared(made, bgr, (range[0], range[1]), mean, std, output)
+    network = Prepared(made, bgr, range, mean, std, output)
     name = factory.replace(":", ".").rpartition(".")[2]
-    fixed = None if size is None else (size[0], size[1])
-    count = _outputs(network, task, name, fixed or (-(-128 // multiple) * multiple,) * 2)
-    if task == "flow":
-        return _Flow(network, name, multiple)
-    if task == "depth":
-        nearest, farthest = reach
-        return _Depth(network, name, (scale, shift, inverse), metric, (nearest, farthest), fixed, multiple)
-    names = _names(classes, count, name)
-    if task == "detection":
-        return _Detection(network, name, names, fixed, multiple)
-    return ClassificationVictim(network, name, names, fixed)
-
-
-class _Prepared(nn.Module):
-    """The user's network between its own idea of an image, ``[B, 3, h, w]`` RGB in [0, 1] here, and of an output."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(
-        self,
-        network: nn.Module,
-        bgr: bool,
-        ends: tuple[float, float],
-        mean: Sequence[float],
-        std: Sequence[float],
-        output: str,
-    ) -> None:
-        super().__init__()
-        self.network, self.bgr = network, bgr
-        self.path = output.split(".") if output else []
-        low, high = ((torch.tensor([end] * 3) - torch.tensor(mean)) / torch.tensor(std) for end in ends)
-        self.register_buffer("low", low.view(3, 1, 1), persistent=False)  # what 0 becomes
-        self.register_buffer("high", high.view(3, 1, 1), persistent=False)  # what 1 becomes
-
-    def forward(self, *images: Tensor) -> Any:
-        given = (image.flip(1) if self.bgr else image for image in images)
-        found = self.network(*(self.low + (self.high - self.low) * image for image in given))
-        for step in self.path:
-            found = found[step] if isinstance(found, Mapping) else found[int(step)]
-        return found
-
-
-class _Depth(DepthVictim):
-    def __init__(self, network: nn.Module, name: str, units: tuple[float, float, bool], *given: Any) -> None:
-        super().__init__(network, name, *given)
-        self.scale, self.shift, self.inverse = units
-
-    def depth(self, images: Tensor) -> Tensor:
-        found = self.network(images)
-        found = (found.unsqueeze(1) if found.ndim == 3 else found) * self.scale + self.shift
-        return 1 / found if self.inverse else found
-
-
-class _Flow(FlowVictim):
-    def flow(self, frames: Tensor) -> Tensor:
-        return self.network(*frames.unbind(1))
-
-
-class _Detection(DetectionVictim):
-    def candidates(self, images: Tensor) -> Tensor:
-        return self.network(images)
-
-
-def _check_options(
-    task: str,
-    size: Sequence[int] | None,
-    multiple: int,
-    units: tuple[bool, float, float, bool],
-    classes: Sequence[str] | str | None,
-    ends: Sequence[float],
-) -> None:
-    if task not in SHAPES:
-        raise InputError(f"victim.task: expected one of {', '.join(SHAPES)}, got {task}")
-    if (size is not None and (len(size) != 2 or min(size) < 1)) or multiple < 1 or len(ends) != 2:
-        raise InputError(
-            f"victim custom: expected size [h,w] or null, multiple >= 1 and range [low,high], "
-            f"got size={size}, multiple={multiple} and range={ends}"
-        )
-    ignored = {
-        "size": task == "flow" and size is not None,
-        "multiple": task == "classification" and multiple != 1,
-        "metric, scale, shift and inverse": task != "depth" and units != (False, 1.0, 0.0, False),
-        "classes": task in ("flow", "depth") and classes is not None,
-    }
-    if any(ignored.values()):
-        names = "; ".join(name for name, given in ignored.items() if given)
-        raise InputError(f"victim custom: expected options of a {task} network, got {names} too; leave them out")
+    return meant.victim(network, name, _outputs(network, task, name, meant.trial_size))
 
 
 def _made(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """What the factory returns."""
     try:
-        build = _found(factory)
+        build = imported(factory)
     except Exception as error:  # whatever the user's module raises
         raise InputError(
             f"victim.factory: expected a function or class as my.module.build (seen from {Path.cwd()}) or "
-            f"path/to/file.py:build, got {factory}: {_said(error)}"
+            f"path/to/file.py:build, got {factory}: {said(error)}"
         ) from error
     try:
         made: object = initialised(lambda: build(**arguments))
     except Exception as error:
         raise InputError(
             f"victim.factory: expected {factory} to make a network of victim.factory_args={dict(arguments)}, "
-            f"got {_said(error)}"
+            f"got {said(error)}"
         ) from error
     if not isinstance(made, nn.Module):
         raise InputError(
@@ -218,25 +122,7 @@ def _made(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     return made
 
 
-def _found(factory: str) -> Callable[..., Any]:
-    """What ``factory`` names. Its folder joins the end of Python's path: the user's file imports its neighbours."""
-    place, _, attribute = factory.rpartition(":" if ":" in factory else ".")
-    path = Path(place).expanduser() if ":" in factory else Path("module.py")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    if ":" not in factory:
-        return getattr(importlib.import_module(place), attribute)
-    spec = importlib.util.spec_from_file_location(f"custom_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"{place} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for the names in their annotations
-    spec.loader.exec_module(module)
-    return getattr(module, attribute)
-
-
-def _outputs(network: _Prepared, task: str, name: str, size: tuple[int, int]) -> int:
+def _outputs(network: Prepared, task: str, name: str, size: tuple[int, int]) -> int:
     """How many classes the network tells apart, from a trial on grey images of ``size``; 0 without classes.
 
     Raises:
@@ -251,7 +137,7 @@ def _outputs(network: _Prepared, task: str, name: str, size: tuple[int, int]) ->
         given = "two images" if task == "flow" else "images"
         raise InputError(
             f"victim custom {name}: expected it to take {given} {list(images[0].shape)} and to give what "
-            f"victim.output={'.'.join(network.path) or '(all)'} names, got {_said(error)}; check victim.size, "
+            f"victim.output={'.'.join(network.path) or '(all)'} names, got {said(error)}; check victim.size, "
             "victim.multiple and victim.output"
         ) from error
     shape = list(found.shape) if isinstance(found, Tensor) else []
@@ -282,34 +168,3 @@ def _kind(found: object) -> str:
     if isinstance(found, Sequence):
         return f"a {type(found).__name__} of {len(found)}"
     return f"a {type(found).__name__}"
-
-
-def _names(classes: Sequence[str] | str | None, count: int, name: str) -> list[str]:
-    if classes is None:
-        return [f"class {number}" for number in range(count)]
-    names = _read_names(Path(classes).expanduser()) if isinstance(classes, str) else list(classes)
-    if len(names) != count:
-        raise InputError(
-            f"victim.classes: expected {count} names, as many as {name} tells apart, got {len(names)}; "
-            "give one for each output in order, or null to number them"
-        )
-    return names
-
-
-def _read_names(path: Path) -> list[str]:
-    try:
-        text = path.read_text()
-        if path.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
-        found = json.loads(text)
-        if isinstance(found, dict):
-            found = [found[key] for key in sorted(found, key=int)]
-        return [str(one) for one in found]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"victim.classes: expected names, or a file with one per line or a JSON list, got {path}: {_said(error)}"
-        ) from error
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

@@ -37,6 +37,7 @@ class Ensemble(Victim):
         self.members, self.combine = dict(members), combine
         first = next(iter(members.values()))
         self.task, self.frames = first.task, first.frames
+        self.differentiable = all(victim.differentiable for victim in members.values())
         self._only: int | None = None
 
     @property

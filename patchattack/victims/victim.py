@@ -32,12 +32,14 @@ class Victim(nn.Module, ABC):
         task: what the output is, such as "flow"; set by the class of the task.
         frames: how many frames of a scene the victim takes; set by the class of the task.
         classes: names of what it tells apart, in the order of its outputs; empty where it tells nothing apart.
+        differentiable: its output has a gradient to the frames; False for a victim that only answers.
     """
 
     task: str
     frames: int
     network: nn.Module
     classes: tuple[str, ...] = ()
+    differentiable: bool = True
 
     def __init__(self, network: nn.Module, name: str) -> None:
         super().__init__()

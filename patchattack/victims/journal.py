@@ -1,0 +1,150 @@
+"""What a victim that only answers has said in a run, so that a run that is interrupted asks nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from patchattack.errors import InputError
+
+FILE = "answers.sqlite"
+Ask = Callable[[Tensor], Any]
+
+
+class Journal:
+    """Answers in the order in which they came, each written before it is used.
+
+    Between two checkpoints a run is the same every time: what is asked after a checkpoint was asked in this order
+    before, and is answered from the journal until that ends. Answers that a run needs again and again, those on clean
+    frames, are kept for good. A kill at any moment costs no more than the batch that the victim is just asked about.
+
+    Until :meth:`open`, before a run has a folder, the journal is in memory.
+    """
+
+    def __init__(self) -> None:
+        self._file: sqlite3.Connection | None = None
+        self._kept: dict[bytes, bytes] = {}  # until there is a file
+        self._past: deque[tuple[int, bytes]] = deque()  # rows that an interrupted run wrote after its checkpoint
+
+    def open(self, folder: Path) -> None:
+        """Go on in the file of the run ``folder``, or begin it; nothing where that is done.
+
+        Raises:
+            InputError: there is something else in its place, or it cannot be written.
+        """
+        if self._file is not None:
+            return
+        path = folder / FILE
+        try:
+            # In this mode a transaction is safe from a killed process without waiting for the disk.
+            self._file = sqlite3.connect(path, isolation_level=None)
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = NORMAL")
+            self._file.execute("CREATE TABLE IF NOT EXISTS kept (question BLOB PRIMARY KEY, answer BLOB)")
+            self._file.execute(
+                "CREATE TABLE IF NOT EXISTS recent (place INTEGER PRIMARY KEY, question BLOB, answer BLOB)"
+            )
+            self._file.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", list(self._kept.items()))
+            self._past.extend(self._file.execute("SELECT place, question FROM recent ORDER BY place"))
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{path}: expected a file of answers that can be written, got '{error}'; "
+                "free space, or delete it to ask everything since the last checkpoint again"
+            ) from error
+
+    def keep(self, frames: Tensor, ask: Ask) -> Any:
+        """The answer to ``frames [B, T, 3, H, W]``, asked once in the life of the run."""
+        question = _digest(frames)
+        if (known := self._known(question)) is not None:
+            return unpacked(known, frames)
+        found = ask(frames)
+        if self._file is None:
+            self._kept[question] = packed(found)
+        else:
+            self._write("INSERT INTO kept VALUES (?, ?)", question, found)
+        return found
+
+    def _known(self, question: bytes) -> bytes | None:
+        if self._file is None:
+            return self._kept.get(question)
+        row = self._file.execute("SELECT answer FROM kept WHERE question = ?", [question]).fetchone()
+        return None if row is None else row[0]
+
+    def note(self, frames: Tensor, ask: Ask) -> Any:
+        """The answer to ``frames [B, T, 3, H, W]``, to be there until the next checkpoint."""
+        if self._file is None:
+            return ask(frames)
+        question = _digest(frames)
+        if self._past:
+            place, asked = self._past.popleft()
+            if asked == question:
+                (answer,) = self._file.execute("SELECT answer FROM recent WHERE place = ?", [place]).fetchone()
+                return unpacked(answer, frames)
+            # These led to the checkpoint, which was written just before the run was killed.
+            self._file.execute("DELETE FROM recent WHERE place >= ?", [place])
+            self._past.clear()
+        found = ask(frames)
+        self._write("INSERT INTO recent (question, answer) VALUES (?, ?)", question, found)
+        return found
+
+    def checkpoint(self) -> None:
+        """What was noted is needed no more."""
+        self._past.clear()
+        if self._file is not None:
+            self._file.execute("DELETE FROM recent")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, statement: str, question: bytes, answer: Any) -> None:
+        assert self._file is not None
+        try:
+            self._file.execute(statement, [question, packed(answer)])
+        except sqlite3.Error as error:
+            raise InputError(
+                f"{FILE}: expected room for another answer, got '{error}'; free space and resume the run"
+            ) from error
+
+
+def _digest(frames: Tensor) -> bytes:
+    digest = hashlib.sha256(str(tuple(frames.shape)).encode())
+    digest.update(frames.detach().cpu().contiguous().numpy().data)
+    return digest.digest()
+
+
+def packed(answer: Any) -> bytes:
+    """A victim's output (a tensor, or of an ensemble a tuple of outputs and None) as bytes that are data only."""
+    tensors: dict[str, Tensor] = {}
+
+    def apart(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            tensors[str(len(tensors))] = part.detach().cpu().contiguous()
+            return len(tensors) - 1
+        return None if part is None else [apart(one) for one in part]
+
+    shape = json.dumps(apart(answer))
+    return safetensors.torch.save(tensors, {"shape": shape})
+
+
+def unpacked(data: bytes, like: Tensor) -> Any:
+    """The output that :func:`packed` made ``data`` of, on the device of ``like``."""
+    length = int.from_bytes(data[:8], "little")
+    shape = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["shape"])
+    tensors = safetensors.torch.load(data)
+
+    def together(part: Any) -> Any:
+        if isinstance(part, int):
+            return tensors[str(part)].to(like.device)
+        return None if part is None else tuple(together(one) for one in part)
+
+    return together(shape)

@@ -1,0 +1,299 @@
+"""A service over HTTP as a victim, against one on this machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from patchattack.errors import InputError, VictimError
+from patchattack.victims import endpoint
+from patchattack.victims.endpoint import build_endpoint
+from patchattack.victims.victim import Victim
+
+
+class Service(ThreadingHTTPServer):
+    """Answers with the means of the channels, and before that with whatever is in ``replies``.
+
+    Attributes:
+        replies: status, headers and body, one for each request to come; None hangs up.
+        asked: the requests' content and headers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.replies: list[tuple[int, dict[str, str], str] | None] = []
+        self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
+        self.released = threading.Event()  # of a request that waits
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/classify"
+
+    @property
+    def images(self) -> list[int]:
+        """How many there were in each request."""
+        return [len(content["images"]) for content, _ in self.asked]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Service
+
+    def do_POST(self) -> None:
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((content, dict(self.headers)))
+        means = [[float(value) for value in decoded(image).mean(axis=(0, 1))] for image in content["images"]]
+        ordinary = (200, {}, json.dumps({"logits": means}))
+        reply = self.server.replies.pop(0) if self.server.replies else ordinary
+        if reply is None:
+            return
+        status, headers, body = reply
+        if "Wait" in headers:
+            self.server.released.wait(20)
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def decoded(image: Any) -> np.ndarray:
+    if isinstance(image, list):
+        return np.array(image)
+    raw = np.frombuffer(base64.b64decode(image), np.uint8)
+    found = cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with Service() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each wait between two tries would have been."""
+    waited: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", waited.append)
+    return waited
+
+
+def build(service: Service, **options: Any) -> Victim:
+    victim = build_endpoint("classification", service.url, **options)
+    service.asked.clear()  # of the trial
+    return victim
+
+
+def frames(count: int) -> Tensor:
+    values = torch.rand(count, 1, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    return (values * 255).round() / 255
+
+
+def expected(given: Tensor) -> Tensor:
+    return given[:, 0].mean(dim=(2, 3)) * 255
+
+
+@pytest.mark.parametrize("images", ["png", "lists"])
+def test_a_service_sees_every_pixel_in_batches(service: Service, images: str) -> None:
+    victim = build(service, images=images, batch=2, classes=["r", "g", "b"])
+    assert (victim.name, victim.classes, victim.differentiable) == ("127.0.0.1", ("r", "g", "b"), False)
+    given = frames(5)
+    torch.testing.assert_close(victim(given), expected(given))
+    assert service.images == [2, 2, 1]
+
+
+def test_flow_sends_both_frames(service: Service) -> None:
+    def answer(height: int, width: int) -> tuple[int, dict[str, str], str]:
+        return 200, {}, json.dumps({"flow": np.full((1, height, width, 2), [1, 2]).tolist()})
+
+    service.replies += [answer(128, 128), answer(5, 7)]
+    victim = build_endpoint("flow", service.url)
+    given = frames(2).view(1, 2, 3, 5, 7)
+    found = victim(given)
+    assert found[0, :, 4, 6].tolist() == [1, 2]
+    content, _ = service.asked[-1]
+    for key, frame in zip(("images", "next_images"), given[0], strict=True):
+        assert np.array_equal(decoded(content[key][0]), (frame * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_another_try_may_mend_is_tried_again(service: Service, waits: list[float], status: int) -> None:
+    victim = build(service)
+    service.replies += [(status, {}, "busy")] * 3
+    torch.testing.assert_close(victim(frames(2)), expected(frames(2)))
+    assert service.images == [2, 2, 2, 2]
+    assert waits == [1, 2]  # the first try again is at once
+
+
+def test_it_waits_for_as_long_as_the_service_asks(service: Service, waits: list[float]) -> None:
+    victim = build(service)
+    service.replies += [(429, {"Retry-After": "7"}, ""), (503, {"Retry-After": "900"}, "")]
+    victim(frames(1))
+    assert waits == [7, 900]
+
+
+def test_a_service_that_hangs_up_or_is_too_slow_is_asked_again(service: Service) -> None:
+    victim = build(service, timeout=1)
+    service.replies += [None, (200, {"Wait": "yes"}, "")]
+    torch.testing.assert_close(victim(frames(1)), expected(frames(1)))
+    assert not service.replies
+    assert len(service.asked) >= 3  # more where this machine is slower than the timeout
+
+
+FAILURES: dict[str, tuple[tuple[int, dict[str, str], str] | None, str]] = {
+    "busy": ((429, {}, "slow down"), r"got 429 Too Many Requests after 3 tries: slow down"),
+    "fails": ((500, {}, "<h1>\nsorry</h1>"), r"got 500 Internal Server Error after 3 tries: <h1> sorry</h1>"),
+    "hangs up": (None, "got none in 3 tries of 30 s: ConnectionError"),
+    "refuses": ((401, {}, '{"error": "no key"}'), r'got 401 Unauthorized: {"error": "no key"}'),
+    "moved": ((302, {"Location": "/"}, ""), "got 302 Found: nothing"),
+    "empty": ((200, {}, ""), "got nothing"),
+    "no JSON": ((200, {}, "<html>"), "got <html>"),
+    "another object": ((200, {}, '{"scores": [[1, 2, 3]]}'), 'got {"scores"'),
+    "a list": ((200, {}, "[[1, 2, 3]]"), r"got \[\[1, 2, 3\]\]"),
+    "too many": ((200, {}, '{"logits": [[1, 2, 3], [1, 2, 3]]}'), "got 2 of them"),
+    "none": ((200, {}, '{"logits": null}'), "got NoneType"),
+    "NaN": ((200, {}, '{"logits": [[NaN, 1, 2]]}'), "expected finite numbers, got NaN"),
+    "another shape": ((200, {}, '{"logits": [[1, 2]]}'), r"expected logits \[B, 3\], got an array \[1, 2\]"),
+    "words": ((200, {}, '{"logits": [["a", "b", "c"]]}'), "expected logits, got ValueError"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_service_that_fails_in_the_middle_of_the_work_is_one_line(service: Service, name: str) -> None:
+    reply, message = FAILURES[name]
+    victim = build(service, retries=2)
+    service.replies += [reply] * 3
+    with pytest.raises(VictimError, match=message) as caught:
+        victim(frames(1))
+    assert str(caught.value).startswith("victim 127.0.0.1: expected ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_service_that_is_too_slow_is_one_line(service: Service) -> None:
+    victim = build(service, retries=1, timeout=1)
+    service.replies += [(200, {"Wait": "yes"}, "")] * 2
+    with pytest.raises(VictimError, match=r"got none in 2 tries of 1 s: ConnectionError: .*[Tt]imed? ?out") as caught:
+        victim(frames(1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_service_that_is_not_there_is_refused_at_once(service: Service) -> None:
+    url = service.url.replace("/classify", "")
+    service.server_close()
+    with pytest.raises(InputError, match=r"got none in 1 tries .* \(asked about a grey image of 128 × 128 px\)"):
+        build_endpoint("classification", url, retries=0)
+
+
+def test_no_more_images_than_the_rate_allows(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, waited = [100.0], []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(endpoint, "monotonic", lambda: now[0])
+    monkeypatch.setattr(endpoint, "sleep", sleep)
+    victim = build(service, rate=4, batch=2)  # the trial's image has its quarter of a second
+    victim(frames(5))
+    assert waited == pytest.approx([0.25, 0.5, 0.5])
+    now[0] += 10
+    victim(frames(1))
+    assert len(waited) == 3
+
+
+def test_nothing_is_asked_twice_with_a_cache(service: Service, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch": 2, "retries": 0, "cache": str(tmp_path / "answers" / "known.sqlite")}
+    victim = build(service, **options)
+    given = frames(6)
+    service.replies += [(200, {}, json.dumps({"logits": expected(given[:2]).tolist()})), (500, {}, "")]
+    with pytest.raises(VictimError):
+        victim(given)
+    assert service.images == [2, 2]
+    again = build(service, **options)  # as a resumed run has it
+    torch.testing.assert_close(again(given), expected(given))
+    assert service.images == [2, 2]  # the last four
+    torch.testing.assert_close(again(given.flip(0)), expected(given).flip(0))
+    assert len(service.asked) == 2
+    another = build_endpoint("classification", service.url, images="lists", cache=options["cache"])
+    torch.testing.assert_close(another(given[:1]), expected(given[:1]))
+    assert len(service.asked) == 2  # how images are sent changes no answer
+
+
+def test_a_wrong_answer_is_not_remembered(service: Service, tmp_path: Path) -> None:
+    victim = build(service, cache=str(tmp_path / "known.sqlite"))
+    service.replies.append((200, {}, '{"logits": [[NaN, 1, 2]]}'))
+    with pytest.raises(VictimError):
+        victim(frames(1))
+    torch.testing.assert_close(victim(frames(1)), expected(frames(1)))
+
+
+def test_a_cache_that_is_none_is_refused(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no database, but long enough to be looked at " * 40)
+    with pytest.raises(InputError, match=r"victim\.cache: expected a file of answers that can be written"):
+        build(service, cache=str(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize(("header", "sent"), [("Authorization", "Bearer s3cret"), ("X-Api-Key", "s3cret")])
+def test_the_key_comes_from_the_environment(
+    service: Service, monkeypatch: pytest.MonkeyPatch, header: str, sent: str
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "s3cret\n")
+    victim = build(service, key_variable="SOME_KEY", key_header=header, retries=0)
+    victim(frames(1))
+    assert service.asked[-1][1][header] == sent
+    service.replies.append((403, {}, "no"))
+    with pytest.raises(VictimError) as caught:
+        victim(frames(1))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_netrc_does_not_replace_the_key(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("SOME_KEY", "s3cret")
+    build(service, key_variable="SOME_KEY")(frames(1))
+    assert service.asked[-1][1]["Authorization"] == "Bearer s3cret"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "example.org/classify"}, r"victim\.url: expected http\(s\)://HOST/PATH"),
+        ({"url": "http://me:s3cret@example.org"}, "got one with a password"),
+        ({"images": "jpeg"}, "expected png or lists, got jpeg"),
+        ({"rate": 0}, "rate > 0 images/s or null, got .*rate=0"),
+        ({"batch": 0}, "expected batch >= 1"),
+        ({"answer": "flow"}, "expected logits or probabilities or labels for classification, got flow"),
+        ({"key_variable": "NO_SUCH_KEY"}, r"environment variable NO_SUCH_KEY with the key, got none; export"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_asked(
+    service: Service, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        build_endpoint(**{"task": "classification", "url": service.url, **options})
+    assert not service.asked
+    assert "s3cret" not in str(caught.value)
