@@ -201,7 +201,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     values = {one: sign * per_scene(measured, one, attack.headline) for one in conditions}
     effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
     rivals = sorted(conditions.keys() - {"clean", "patch"}, key=lambda one: effects[one], reverse=True)
-    beaten = {one: statistics.bootstrap(values["patch"] - values[one])[1] > 0 for one in rivals}
+    beaten = {one: statistics.difference(values["patch"] - values[one], metric.rate)[1] > 0 for one in rivals}
     worked, chance = all(beaten.values()), effects["random"]
     factor = effects["patch"] / chance if chance > 0 else float("inf")
 

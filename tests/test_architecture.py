@@ -41,7 +41,19 @@ RESERVED = {"hydra": "cli", "omegaconf": "cli", "wandb": "tracking"}
 # Slow to import, or not everybody's: inside functions only.
 HEAVY = {
     *("torchvision", "kornia", "matplotlib", "reportlab", "PIL", "jinja2", "lightning", "lightning_fabric", "wandb"),
-    *("ultralytics", "transformers", "timm", "ptlflow", "onnxruntime", "onnx", "requests", "scipy", "cma", "art"),
+    *(
+        "ultralytics",
+        "transformers",
+        "timm",
+        "ptlflow",
+        "onnxruntime",
+        "onnx",
+        "requests",
+        "scipy",
+        "cma",
+        "art",
+        "polars",
+    ),
 }
 
 

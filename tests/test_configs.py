@@ -18,7 +18,7 @@ from patchattack import cli, files
 
 CONF = files.shipped("conf").resolve()
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
-STACKED = ("appearance", "camera", "defense", "regularizers")
+STACKED = ("appearance", "axes", "camera", "defense", "regularizers")
 REQUIRED = {
     **{f"data/{name}": ("data.root=x",) for name in ("depth", "frames", "images", "kitti", "yolo")},
     "data/coco": ("data.root=x", "data.annotations=y"),
@@ -70,8 +70,8 @@ def _conf() -> Iterator[None]:
         yield
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    plain = OmegaConf.to_container(compose("train", list(overrides)), resolve=True, throw_on_missing=True)
+def composed(*overrides: str, root: str = "train") -> dict[str, Any]:
+    plain = OmegaConf.to_container(compose(root, list(overrides)), resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]
 
@@ -82,7 +82,8 @@ def chosen(option: str) -> dict[str, Any]:
     group, name = option.split("/")
     choice = f"{group}=[{name}]" if group in STACKED else f"{group}={name}"
     attack = () if group in ("attack", "experiment") else ("attack=flow",)
-    return composed(*attack, choice, *REQUIRED.get(option, ()))
+    root = "evaluate" if group == "axes" else "train"
+    return composed(*attack, choice, *REQUIRED.get(option, ()), root=root)
 
 
 def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -110,6 +111,8 @@ def test_the_groups_are_those_that_a_user_is_told_of() -> None:
         "trainer",
         "print",
         "experiment",
+        "defense",
+        "axes",
     }
 
 
@@ -164,11 +167,11 @@ def test_an_attack_and_a_root_have_to_be_named() -> None:
         composed("attack=flow", "data=frames")
 
 
-@pytest.mark.parametrize("group", STACKED)
+@pytest.mark.parametrize("group", ["appearance", "camera", "defense", "regularizers"])
 def test_stacked_groups_can_be_empty(group: str) -> None:
     plain = composed("attack=flow", f"{group}=[]")
     assert plain[group] == {}
-    if group != "regularizers":
+    if group in ("appearance", "camera"):
         assert plain["renderer"][group] == {}
 
 

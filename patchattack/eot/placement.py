@@ -43,12 +43,16 @@ class Uniform:
     """A uniform place in the frame with a little scale, rotation and tilt, as in Ranjan et al. 2019, section 4.1.
 
     Args:
-        area: the mask's share of the frame's area. Exactly one of ``area`` and ``side`` is given.
+        area: the mask's share of the frame's area. Exactly one of ``area``, ``side`` and ``distance`` is given.
         side: the patch's longer side as a share of the frame's shorter one.
+        distance: metres from the camera at which the patch, facing it, has its size on paper; needs intrinsics.
         scale: range of a factor on the size.
         rotation: range in degrees, counter-clockwise.
         tilt: largest turn out of the image plane about either axis, degrees, as seen by a camera that is as far
             away as the frame is wide.
+        yaw: range of the turn about the vertical axis, degrees, instead of ``tilt``; positive brings the right edge
+            nearer.
+        pitch: likewise about the horizontal axis; positive brings the top edge nearer.
         x: range of the place between the leftmost (0) and the rightmost (1) that keeps the patch inside the frame.
         y: likewise from top (0) to bottom (1).
         motion: ``static`` leaves the corners alone between the frames (the paper's white-box set-up); ``scene`` puts
@@ -64,27 +68,35 @@ class Uniform:
         self,
         area: float | None = None,
         side: float | None = None,
+        distance: float | None = None,
         scale: Sequence[float] = (0.95, 1.05),
         rotation: Sequence[float] = (-10, 10),
         tilt: float = 0.0,
+        yaw: Sequence[float] | None = None,
+        pitch: Sequence[float] | None = None,
         x: Sequence[float] = (0, 1),
         y: Sequence[float] = (0, 1),
         motion: str = "static",
         speed: float = 0.05,
     ) -> None:
-        if (area is None) == (side is None):
+        if [area, side, distance].count(None) != 2:
             raise InputError(
-                f"placement: expected one of area and side, the other null, got area={area} and side={side}"
+                "placement: expected one of area, side and distance, the others null, "
+                f"got area={area}, side={side} and distance={distance}"
             )
         for key, value in (("area", area), ("side", side)):
             if value is not None and not 0 < value <= 1:
                 raise InputError(f"placement.{key}: expected a share of the frame in (0, 1], got {value}")
+        if distance is not None and not 0 < distance < math.inf:
+            raise InputError(f"placement.distance: expected metres above 0, got {distance}")
         if motion not in MOTIONS:
             raise InputError(f"placement.motion: expected one of {', '.join(MOTIONS)}, got {motion}")
-        self.area, self.side, self.motion = area, side, motion
+        self.area, self.side, self.distance, self.motion = area, side, distance, motion
         self.scale = checked_range("placement.scale", scale, 0.01)
         self.rotation = checked_range("placement.rotation", rotation, -180, 180)
-        self.tilt = checked_range("placement.tilt", (-tilt, tilt), -80, 80)
+        either = checked_range("placement.tilt", (-tilt, tilt), -80, 80)
+        self.yaw = either if yaw is None else checked_range("placement.yaw", yaw, -80, 80)
+        self.pitch = either if pitch is None else checked_range("placement.pitch", pitch, -80, 80)
         self.x, self.y = checked_range("placement.x", x, 0, 1), checked_range("placement.y", y, 0, 1)
         self.speed = checked_range("placement.speed", (-speed, speed), -1, 1)
 
@@ -96,13 +108,12 @@ class Uniform:
             return next(columns) * (high - low) + low
 
         scale, turn = take(*self.scale), take(*self.rotation)
-        tilts = torch.stack([take(*self.tilt), take(*self.tilt), torch.zeros_like(scale)], dim=-1)
+        tilts = torch.stack([take(*self.pitch), take(*self.yaw), torch.zeros_like(scale)], dim=-1)
         place = torch.stack([take(*self.x), take(*self.y)], dim=-1)
         if scene.surface is not None and self.on_surface(scene):
             return on_plane(scene.surface, scale, turn, torch.full_like(place, 0.5), patch.size_mm)
-        width, height = self._size(scene.size, patch)
+        board = SQUARE * self._size(scene, patch).unsqueeze(1)  # [B, 4, 2] pixels about the patch's centre
         frame = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
-        board = SQUARE * torch.tensor([width, height], dtype=torch.float64)  # [4, 2] pixels about the patch's centre
         distance = frame[0]
         spin = torch.stack([torch.zeros_like(turn), torch.zeros_like(turn), -turn], dim=-1)
         solid = torch.nn.functional.pad(board, (0, 1)) @ (geometry.rotation(tilts) @ geometry.rotation(spin)).mT
@@ -121,22 +132,33 @@ class Uniform:
             corners[1] = _carried(first, centre, scene)
         return torch.stack(corners, dim=1)
 
-    def _size(self, frame: tuple[int, int], patch: Patch) -> tuple[float, float]:
-        """Width and height in pixels before any draw."""
+    def _size(self, scene: Scene, patch: Patch) -> Tensor:
+        """``[B, 2]`` width and height in pixels before any draw."""
+        rows, columns = scene.size
         proportion = patch.size_mm[0] / patch.size_mm[1]
-        if self.area is not None:
-            height = math.sqrt(self.area * frame[0] * frame[1] / proportion / patch.filled)
+        if self.distance is not None:
+            if scene.intrinsics is None:
+                raise InputError(
+                    "placement.distance: expected data with the camera's intrinsics, got none; "
+                    "give placement.area or placement.side instead"
+                )
+            focal = scene.intrinsics.double().diagonal(dim1=1, dim2=2)[:, :2]
+            sizes = focal * torch.tensor(patch.size_mm, dtype=torch.float64) / 1000 / self.distance
         else:
-            assert self.side is not None
-            height = self.side * min(frame) / max(proportion, 1)
-        width = height * proportion
-        if width > frame[1] or height > frame[0]:
+            if self.area is not None:
+                height = math.sqrt(self.area * rows * columns / proportion / patch.filled)
+            else:
+                assert self.side is not None
+                height = self.side * min(rows, columns) / max(proportion, 1)
+            sizes = torch.tensor([[height * proportion, height]], dtype=torch.float64).expand(len(scene), 2)
+        width, height = sizes.amax(dim=0).tolist()
+        if width > columns or height > rows:
             raise InputError(
-                f"placement: expected a patch that fits into the frame of {frame[1]}×{frame[0]} px, "
+                f"placement: expected a patch that fits into the frame of {columns}×{rows} px, "
                 f"got {width:.0f}×{height:.0f} px; "
-                "lower placement.area or placement.side"
+                "lower placement.area or placement.side, or raise placement.distance"
             )
-        return width, height
+        return sizes
 
     def on_surface(self, scene: Scene) -> bool:
         """With ``motion=scene``, where there is a surface."""

@@ -87,7 +87,7 @@ class Renderer:
         )
 
     def __call__(self, texture: Tensor, mask: Tensor, scene: Scene, draw: Draw) -> View:
-        """Render ``texture [3, h, w]`` under ``mask [1, h, w]`` into ``scene`` (on the texture's device).
+        """Render ``texture [3, h, w]``, or one for each scene, under ``mask [1, h, w]`` into ``scene`` (on its device).
 
         Returns:
             The view, differentiable with respect to the texture.

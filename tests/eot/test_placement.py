@@ -117,6 +117,46 @@ def test_tilt_shortens_one_side_as_perspective_does() -> None:
     torch.testing.assert_close(place(Uniform(side=0.5, tilt=0.0, **EXACT), scenes(200))[:, 0], flat)
 
 
+def sides(corners: Tensor) -> Tensor:
+    """``[B, 4]`` lengths of the top, right, bottom and left of ``corners [B, 4, 2]``."""
+    return (corners.roll(-1, dims=1) - corners).norm(dim=-1)
+
+
+def test_yaw_and_pitch_each_turn_about_their_own_axis() -> None:
+    """Brought nearer, an edge is longer than the one opposite, as much as the camera's distance says."""
+    top, right, bottom, left = sides(place(Uniform(side=0.5, yaw=(40, 40), **EXACT), scenes(20))[:, 0]).unbind(-1)
+    reach = 24 * math.sin(math.radians(40))  # half a side, towards the camera 160 px away
+    torch.testing.assert_close(right, torch.full_like(right, 48 * 160 / (160 - reach)))
+    torch.testing.assert_close(left, torch.full_like(left, 48 * 160 / (160 + reach)))
+    torch.testing.assert_close(top, bottom)
+    top, right, bottom, left = sides(place(Uniform(side=0.5, pitch=(40, 40), **EXACT), scenes(20))[:, 0]).unbind(-1)
+    torch.testing.assert_close(top, torch.full_like(top, 48 * 160 / (160 - reach)))
+    torch.testing.assert_close(bottom, torch.full_like(bottom, 48 * 160 / (160 + reach)))
+    torch.testing.assert_close(left, right)
+
+
+def test_yaw_and_pitch_take_the_place_of_the_tilt_and_of_nothing_else() -> None:
+    tilted = place(Uniform(side=0.3, tilt=20), scenes(20))
+    assert torch.equal(place(Uniform(side=0.3, yaw=(-20, 20), pitch=(-20, 20)), scenes(20)), tilted)
+    assert torch.equal(place(Uniform(side=0.3, tilt=20, yaw=(-20, 20)), scenes(20)), tilted)
+    upright = place(Uniform(side=0.3, tilt=20, pitch=(0, 0), yaw=(0, 0)), scenes(20))
+    assert torch.equal(upright, place(Uniform(side=0.3), scenes(20)))
+
+
+def test_at_a_distance_a_patch_is_as_large_as_its_paper() -> None:
+    """150 mm × 100 mm at 2 m, seen with a focal length of 80 px (90° over 160 px), are 6 px × 4 px."""
+    scene = dataclasses.replace(scenes(3), intrinsics=geometry.camera_matrix(SIZE, 90.0).repeat(3, 1, 1))
+    assert scene.intrinsics is not None
+    scene.intrinsics[1, 0, 0] *= 2  # each scene has a camera of its own
+    corners = place(Uniform(distance=2, **EXACT), scene, size_mm=(150.0, 100.0))[:, 0]
+    expected = torch.tensor([[6.0, 4.0], [12.0, 4.0], [6.0, 4.0]]).double()
+    torch.testing.assert_close(sides(corners)[:, :2], expected)
+    with pytest.raises(InputError, match=r"placement\.distance: expected data with the camera's intrinsics, got none"):
+        place(Uniform(distance=2), scenes())
+    with pytest.raises(InputError, match=r"expected a patch that fits .* raise placement\.distance"):
+        place(Uniform(distance=0.05), scene)
+
+
 def test_static_motion_leaves_the_corners_alone() -> None:
     corners = place(Uniform(side=0.4, tilt=20), scenes(5))
     assert torch.equal(corners[:, 0], corners[:, 1])
@@ -224,8 +264,16 @@ def test_where_no_depth_is_known_only_the_cameras_turn_moves_the_board() -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "placement: expected one of area and side, the other null, got area=None and side=None"),
-        ({"area": 0.1, "side": 0.2}, "placement: expected one of area and side, the other null, got area=0.1 and"),
+        ({}, "placement: expected one of area, side and distance, the others null, got area=None, side=None and"),
+        (
+            {"area": 0.1, "side": 0.2},
+            "placement: expected one of area, side and distance, .* got area=0.1, side=0.2 and",
+        ),
+        ({"area": 0.1, "distance": 2}, "placement: expected one of area, side and distance, .* and distance=2"),
+        ({"distance": 0}, r"placement\.distance: expected metres above 0, got 0"),
+        ({"distance": math.inf}, r"placement\.distance: expected metres above 0, got inf"),
+        ({"side": 0.5, "yaw": (-85, 0)}, r"placement\.yaw: expected"),
+        ({"side": 0.5, "pitch": (20, 10)}, r"placement\.pitch: expected"),
         ({"area": 0}, r"placement\.area: expected a share of the frame in \(0, 1\], got 0"),
         ({"side": 1.2}, r"placement\.side: expected a share of the frame in \(0, 1\], got 1.2"),
         ({"side": 0.5, "scale": (1.1, 0.9)}, r"placement\.scale: expected \[low, high\] with .* got \[1.1, 0.9\]"),
