@@ -34,8 +34,8 @@ class DepthAttack(Attack):
     into a number comes from the clean prediction and is reused for the attacked one: fitted anew, a changed scale
     would vanish.
 
-    What is left of the way to the target decides, as ``gap``. ``success`` is harder: the region's mean is at the
-    target, within the tolerance, or beyond it. A scene whose clean prediction is there already can show no success
+    What is left of the way to the target decides, as ``gap``; beyond it nothing is left. ``success`` is harder: the
+    region's mean is at the target, within the tolerance, or beyond it. A scene whose clean prediction is there already can show no success
     and is left out of it (NaN).
 
     Args:
@@ -102,7 +102,7 @@ class DepthAttack(Attack):
         slack = f"{100 * self.tolerance:g} %" + ("" if self.metric else " of the clean range")
         unit = "m" if self.metric else "share of the clean range of inverse depth"
         self.metrics_known = {
-            "gap": Metric(f"mean distance to {target} ({unit})", "lower"),
+            "gap": Metric(f"mean distance left to {target} ({unit})", "lower"),
             "success": Metric(f"share of scenes whose mean is {target} or {beyond} (± {slack})", "higher", rate=True),
             "reached": Metric(f"share of pixels that are at {target} or {beyond} (± {slack})", "higher"),
             "error": Metric(f"mean change against the clean prediction ({unit})", "higher"),
@@ -144,7 +144,7 @@ class DepthAttack(Attack):
         before, after = (average(values, attacked).view(-1, 1, 1, 1) for values in (clean, hit))
         success = torch.where(there(before) | before.isnan(), torch.nan, there(after).float())
         found = {
-            ("gap", self.attacked): average((hit - goal).abs() / unit, attacked),
+            ("gap", self.attacked): average((self.direction * (goal - hit)).clamp(min=0) / unit, attacked),
             ("success", self.attacked): success.flatten(),
             ("reached", self.attacked): average(there(hit).float(), attacked),
         }

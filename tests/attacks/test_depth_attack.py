@@ -153,6 +153,15 @@ def test_a_relative_target_is_reached_within_a_tenth_of_the_range_or_beyond(goal
     assert {name for name, _ in metrics} == {"gap", "success", "reached", "error"}
 
 
+@pytest.mark.parametrize(
+    ("goal", "hit", "left"), [("near", 7.0, 4.0), ("near", 1.0, 0.0), ("far", 110.0, 40.0), ("far", 900.0, 0.0)]
+)
+def test_beyond_the_target_nothing_is_left_of_the_way(goal: str, hit: float, left: float) -> None:
+    clean = constant(20)
+    metrics = bound(True, goal=goal).metrics(on_patch(clean, hit), clean, scene(), view())
+    assert metrics["gap", "patch"].item() == left
+
+
 def test_success_is_of_the_mean_and_reached_of_the_pixels() -> None:
     hit = on_patch(constant(20), 1)
     hit[..., 1, 3:7] = 8
