@@ -1,0 +1,55 @@
+"""The attacks of the lectures on single images, and what print and photograph leave of them, beside a run's patch.
+
+python scripts/baselines.py images=50
+python scripts/baselines.py run=outputs/classification/A attacks=[fgsm,bim,pgd]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from patchattack import cli
+
+
+def main() -> None:
+    """Compose the config from the command line and attack."""
+    cli.command("baselines", run, of_run="run")
+
+
+def run(parts: dict[str, Any]) -> None:
+    """Attack, write the table and print it."""
+    from tqdm import tqdm
+
+    from patchattack import pipeline
+    from patchattack.patch import Patch
+    from patchattack.per_image import baselines_report, baselines_trial, subject
+
+    attack, settings = parts["attack"], parts["trainer"]
+    subject.check_victim(parts["victim"])
+    trial = baselines_trial.Trial(
+        victim=parts["victim"],
+        goal=subject.Goal.of(attack),
+        source=parts["data"],
+        settings=settings,
+        images=parts["images"],
+        attacks=parts["attacks"],
+        limits=parts["limits"],
+        photograph=baselines_trial.Photograph(parts["printed"], parts["photographed"]),
+        draws=parts["draws"],
+        batch=parts["batch"],
+        seed=parts["seed"],
+        placement=parts["placement"],
+        patch=None if parts["run"] is None else Patch.load(Path(str(parts["run"])) / "patch.png"),
+    )
+    parts["victim"].to(pipeline.start_fabric(settings).device)
+    folder = cli.new_folder(parts["output"], "baselines")
+    rows = baselines_trial.measure(trial, lambda work: tqdm(work, desc="attacking", unit="attack", dynamic_ncols=True))
+    command = cli.command_line("scripts/baselines.py")
+    print(baselines_report.publish(trial, rows, folder, command, pipeline.versions()))
+    for name, file in (("report", "report.html"), ("numbers", "results.csv")):
+        print(f"  {name:9} {folder / file}")
+
+
+if __name__ == "__main__":
+    main()
