@@ -35,8 +35,8 @@ class DepthAttack(Attack):
     would vanish.
 
     What is left of the way to the target decides, as ``gap``; beyond it nothing is left. ``success`` is harder: the
-    region's mean is at the target, within the tolerance, or beyond it. A scene whose clean prediction is there already can show no success
-    and is left out of it (NaN).
+    region's mean is at the target, within the tolerance, or beyond it. A scene whose clean prediction is there already
+    can show no success and is left out of it (NaN).
 
     Args:
         goal: ``near`` or ``far``.
