@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -52,21 +53,45 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         return
     optimizer = job.optimizer.state_dict()
     tensors = {"free": job.patch.free.detach(), "best": progress.best}
-    for row, values in optimizer["state"].items():
-        tensors |= {f"optimizer.{row}.{name}": value for name, value in values.items() if isinstance(value, Tensor)}
+    values = {row: _apart(value, f"optimizer.{row}", tensors) for row, value in optimizer["state"].items()}
     state = {
         "step": progress.step,
         "best_step": progress.best_step,
         "best_score": progress.best_score,
         "best_loss": progress.best_loss,
         "random_score": progress.random_score,
+        "queries": job.queries,
         "optimizer": optimizer["param_groups"],
+        "optimizer_state": values,
         "schedule": job.schedule.state_dict(),
     }
     text = json.dumps(state, indent=2)
     whole = safetensors.torch.save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"state": text})
     files.write(folder / "checkpoint.safetensors", whole)
     files.write(folder / "state.json", text + "\n")
+    if job.journal is not None:
+        job.journal.checkpoint()
+
+
+def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """``value`` as JSON has it, its tensors by their names, which begin with ``name``, in ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {key: _apart(one, f"{name}.{key}", tensors) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_apart(one, f"{name}.{place}", tensors) for place, one in enumerate(value)]
+    return value
+
+
+def _together(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    """What :func:`_apart` took apart."""
+    if isinstance(plain, dict):
+        if plain.keys() == {"tensor"}:
+            return tensors[plain["tensor"]]
+        return {key: _together(one, tensors) for key, one in plain.items()}
+    return [_together(one, tensors) for one in plain] if isinstance(plain, list) else plain
 
 
 def resume(job: Job, folder: Path) -> Progress:
@@ -79,18 +104,16 @@ def resume(job: Job, folder: Path) -> Progress:
     try:
         with safetensors.safe_open(path, "pt", device=str(job.fabric.device)) as file:
             state = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: sums of what lies at odd addresses may differ in the last digit.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        values = {int(row): _together(value, tensors) for row, value in state["optimizer_state"].items()}
+        job.queries = state["queries"]
         with torch.no_grad():
             job.patch.free.copy_(tensors["free"])
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path}: expected the checkpoint of a run, got {error!r}; start anew without resume"
         ) from error
-    values: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, row, key = name.split(".", 2)
-            values.setdefault(int(row), {})[key] = tensor
     job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
     job.schedule.load_state_dict(state["schedule"])
     numbers = {name: state[name] for name in ("step", "best_step", "best_score", "best_loss", "random_score")}

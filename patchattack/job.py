@@ -13,13 +13,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from patchattack.attacks.attack import Attack
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError, one_line
 from patchattack.evaluation import Evaluator, References
 from patchattack.patch import Patch
 from patchattack.scene import Source
+from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
-ORDER, TRAINING, VALIDATION, TEST, VICTIM = range(5)  # what a generator is for, beside the seed
+ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH = range(6)  # what a generator is for, beside the seed
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Settings:
         batch: scenes per update, over all processes.
         draws: EoT draws of each scene in a batch.
         accumulate: batches whose gradients make one update.
+        max_queries: the run stops before the step after which the victim would have answered about more views and
+            clean scenes than these, validation included; None knows no limit. The final measurement comes on top.
         log_every: steps between two rows of the metrics.
         validate_every: steps between two comparisons with the random patch on held-out scenes.
         checkpoint_every: steps between two checkpoints.
@@ -53,6 +56,7 @@ class Settings:
     batch: int
     draws: int = 1
     accumulate: int = 1
+    max_queries: int | None = None
     log_every: int = 10
     validate_every: int = 50
     checkpoint_every: int = 50
@@ -83,6 +87,8 @@ class Settings:
                 "trainer.split: expected three positive shares [training, validation, test] of at most 1 in all, "
                 f"got {list(self.split)}"
             )
+        if self.max_queries is not None and self.max_queries < 1:
+            raise InputError(f"trainer.max_queries: expected at least 1, or null, got {self.max_queries}")
         if self.workers < 0 or self.memory_gb < 0:
             raise InputError(
                 f"trainer: expected workers and memory_gb of 0 or more, got {self.workers} and {self.memory_gb}"
@@ -135,6 +141,9 @@ class Job:
         settings: how to train.
         seed: of every draw.
         fabric: device and processes.
+        queries: views of a frame or a pair that the victim has answered about, in this run, over all processes; on
+            clean scenes not counted. The whole count is :func:`patchattack.training.queries`.
+        journal: of the answers of a victim without gradient; None for any other.
     """
 
     patch: Patch
@@ -148,21 +157,50 @@ class Job:
     settings: Settings
     seed: int
     fabric: Fabric
+    queries: int = 0
     references: References = field(init=False)
+    journal: Journal | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.references = References(self.predict, self.settings.memory_gb * 1e9)
+        self.references = References(self._clean, self.settings.memory_gb * 1e9)
+        self.journal = None if self.victim.differentiable else Journal()
 
     def predict(self, frames: Tensor) -> Any:
-        """The victim's output in the run's precision, for frames on any device."""
+        """The victim's output in the run's precision, for frames on any device; each counts as a query.
+
+        Raises:
+            VictimError: a victim that only answers did not, or not with finite numbers.
+        """
+        self.queries += len(frames)
+        return self._ask(frames) if self.journal is None else self.journal.note(frames, self._ask)
+
+    def predict_once(self, frames: Tensor) -> Any:
+        """The same, before the run has a folder: a victim that only answers is not asked again when it is resumed."""
+        self.queries += len(frames)
+        return self._clean(frames)
+
+    def _clean(self, frames: Tensor) -> Any:
+        return self._ask(frames) if self.journal is None else self.journal.keep(frames, self._ask)
+
+    def _ask(self, frames: Tensor) -> Any:
         with self.fabric.autocast():
-            return self.victim(frames.to(self.fabric.device))
+            if self.victim.differentiable:
+                return self.victim(frames.to(self.fabric.device))
+            try:
+                answer = self.victim(frames.to(self.fabric.device))
+            except (InputError, VictimError):
+                raise
+            except Exception as error:  # of somebody else's code
+                raise VictimError(f"victim {self.victim.name}: expected an answer, got '{one_line(error)}'") from error
+        if not _finite(answer):
+            raise VictimError(f"victim {self.victim.name}: expected finite numbers, got NaN or infinite ones")
+        return answer
 
     @property
     def columns(self) -> list[str]:
         """Names of the scalars that the loop logs."""
         losses = ["loss", "attack", *self.regularizers]
-        return [*losses, "learning_rate", "validation/loss", "validation/patch", "validation/random"]
+        return [*losses, "learning_rate", "queries", "validation/loss", "validation/patch", "validation/random"]
 
     def evaluator(self, purpose: int) -> Evaluator:
         """Measures on fixed draws of their own for each purpose."""
@@ -176,6 +214,13 @@ class Job:
             self.fabric.device,
             (self.seed, purpose),
         )
+
+
+def _finite(output: Any) -> bool:
+    """Of a tensor, or of an ensemble's tuple with None where a member was not asked."""
+    if isinstance(output, Tensor):
+        return bool(output.isfinite().all())
+    return output is None or all(map(_finite, output))
 
 
 def _spread(numbers: list[int], most: int) -> list[int]:

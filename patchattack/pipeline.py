@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 from patchattack.evaluation import Row, Verdict
 from patchattack.job import TEST, TRAINING, Job, Settings
+from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import save_layouts
 from patchattack.printing.sheet import Sheet
@@ -36,6 +38,7 @@ from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import Victim
 
 EXAMPLES = 4  # scenes that the report shows
+GRADIENT_FREE = ("random_search", "evolution", "nes", "spsa", "zoo")  # options of the group optimizer
 
 
 @dataclass
@@ -120,8 +123,13 @@ def start_fabric(settings: Settings) -> Any:
     return fabric
 
 
-def assemble(parts: Parts, fabric: Any) -> Job:
+def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     """Put the parts on the device and try one scene, so that what does not fit is said before the work starts.
+
+    Args:
+        parts: what a config describes.
+        fabric: from :func:`start_fabric`.
+        resumed: folder of the run that is to go on, whose victim is not asked again what it has answered.
 
     Raises:
         InputError: the parts do not fit together.
@@ -135,6 +143,11 @@ def assemble(parts: Parts, fabric: Any) -> Job:
     if isinstance(victim, Ensemble):
         attack = EnsembleAttack(attack, victim.members, victim.combine)
     attack.bind(victim, parts.source)
+    if not victim.differentiable and settings.devices > 1:
+        raise InputError(
+            f"trainer.devices: expected 1 for {victim.name}, which only answers, got {settings.devices}; "
+            "a run asks it in one process"
+        )
     victim.to(fabric.device)
     patch.to(fabric.device)
     try:
@@ -142,6 +155,11 @@ def assemble(parts: Parts, fabric: Any) -> Job:
         schedule = parts.schedule(optimizer)
     except ValueError as error:  # torch has limits of its own
         raise InputError(f"optimizer and schedule: expected values that torch accepts, got '{error}'") from error
+    if not victim.differentiable and not isinstance(optimizer, GradientFree):
+        raise InputError(
+            f"optimizer: expected one that needs no gradient for {victim.name}, which only answers, got "
+            f"{type(optimizer).__name__}; choose optimizer={', '.join(GRADIENT_FREE[:-1])} or {GRADIENT_FREE[-1]}"
+        )
     job = Job(
         patch=patch,
         victim=victim,
@@ -155,9 +173,16 @@ def assemble(parts: Parts, fabric: Any) -> Job:
         seed=parts.seed,
         fabric=fabric,
     )
-    job.source = attack.scenes(job.source, job.predict)
-    numbers = settings.parts(len(job.source))[0][:1]
-    list(job.evaluator(TRAINING).views({"patch": lambda _: patch().detach()}, numbers, 0))
+    if job.journal is not None and resumed is not None:
+        job.journal.open(resumed)
+    try:
+        job.source = attack.scenes(job.source, job.predict_once)
+        numbers = settings.parts(len(job.source))[0][:1]
+        training.check_budget(job)
+        trial = replace(job.evaluator(TRAINING), victim=job.predict_once)
+        list(trial.views({"patch": lambda _: patch().detach()}, numbers, 0))
+    except VictimError as error:
+        raise InputError(f"{error}, before the work started") from error
     parts.sheet.check(patch.size_mm)
     return job
 
@@ -170,10 +195,15 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
 
     Raises:
         DivergedError: after the last good patch was saved.
+        InputError: the victim failed; the same, and the run can be resumed.
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
     is_first = job.fabric.global_rank == 0
+    if job.journal is not None:
+        job.journal.open(folder)
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
+    if job.journal is not None and not resumes:
+        checkpoint.save(job, folder, progress)  # whatever happens from here on, the run can be resumed
     tracker: Tracker
     if is_first:
         tracker = _Trackers(parts, job, folder, origin, progress.step if resumes else None)
@@ -185,13 +215,23 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
             return None
         verdict, rows = _export(parts, job, folder, origin, progress)
         tracker.finish(rows, [folder / "patch.png", folder / "patch.json"])
+        if job.journal is not None:
+            job.journal.checkpoint()
         return verdict
     except DivergedError:
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
         raise
+    except VictimError as error:
+        _save_patch(parts, job, folder, origin, progress)
+        raise InputError(
+            f"{error}, after step {progress.step} of {job.settings.steps}; nothing that it answered is lost, "
+            f"go on with: python train.py resume={shlex.quote(str(folder))}"
+        ) from error
     finally:
         tracker.close()
+        if job.journal is not None:
+            job.journal.close()
 
 
 class _Trackers:
@@ -250,6 +290,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     sheets = [parts.sheet.layout(best.size_mm, parts.sheet.number + extra) for extra in (0, 1)]
     save_layouts(folder / "print" / "layout.json", sheets)
 
+    asked, before = training.queries(job, progress.step), job.queries
     numbers = settings.parts(len(job.source))[2]
     texture = progress.best
     textures = {**controls(best), **attack.controls(job.source, best), "patch": lambda _: texture}
@@ -269,6 +310,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     height, width = job.source[numbers[0]].size
     corners = next(evaluator.views({"grey": textures["grey"]}, numbers[:1], 0))[4].corners
     side = float((corners[0, 0] - corners[0, 0].roll(1, 0)).norm(dim=-1).mean())
+    limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
     report = Report(
         title=title[0].upper() + title[1:],
         verdict=verdict.sentence,
@@ -279,7 +321,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
         arrows={name: metric.stronger for name, metric in attack.metrics_known.items()} | {"loss": "lower"},
         headline=attack.headline,
         history=[
-            {name: value for name, value in row.items() if name != "learning_rate"}
+            {name: value for name, value in row.items() if name not in ("learning_rate", "queries")}
             for row in MetricsCsv.read(folder / "metrics.csv")
         ],
         examples=examples,
@@ -296,6 +338,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
                 "Chosen",
                 f"step {progress.best_step}, the best on validation scenes, used for nothing else",
             ),
+            ("Queries", f"{asked:,}{limit}, and {job.queries - before + len(numbers):,} for this report"),
             ("Config", origin.digest),
         ],
         command=origin.command,

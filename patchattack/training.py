@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,9 +17,14 @@ from tqdm import tqdm
 from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
 from patchattack.controls import controls
-from patchattack.job import ORDER, TRAINING, VALIDATION, VICTIM, Fabric, Job
+from patchattack.eot.renderer import Draw
+from patchattack.errors import InputError
+from patchattack.job import ORDER, SEARCH, TRAINING, VALIDATION, VICTIM, Fabric, Job
+from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.scene import Scene
 from patchattack.tracking import Tracker
+
+_REPETITIONS = 2  # EoT draws of each validation scene
 
 
 class DivergedError(RuntimeError):
@@ -45,53 +51,52 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
         DivergedError: the loss became NaN or infinite; ``progress.best`` is the last good patch.
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
-    settings, patch, fabric = job.settings, job.patch, job.fabric
+    settings, patch, fabric, optimizer = job.settings, job.patch, job.fabric, job.optimizer
     training, validation, _ = settings.parts(len(job.source))
     share = settings.batch // fabric.world_size
     loader = _loader(job, training, progress.step, share)
     failed = torch.zeros((), dtype=torch.bool, device=fabric.device)
     log = _Log(job, tracker, progress.step)
     with log.bar, _Interrupt() as interrupt:
-        if progress.step == 0 and math.isnan(progress.random_score):  # else resumed from the checkpoint of step 0
+        if progress.step == 0 and progress.best_loss == math.inf:  # else resumed from the checkpoint of step 0
             _validate(job, validation, progress, log, {})
             checkpoint.save(job, folder, progress)
         for step in range(progress.step, settings.steps):
-            job.optimizer.zero_grad()
-            sums: dict[str, Tensor] = {}
+            if not _affords(job, step):
+                break
+            batches = []
             for part in range(settings.accumulate):
-                scene = next(loader)
                 first = part * settings.batch + fabric.global_rank * share  # place among all scenes of the update
                 generators = [
                     seeding.generator(job.seed, TRAINING, step, place, draw)
                     for place in range(first, first + share)
                     for draw in range(settings.draws)
                 ]
-                losses = _losses(job, scene, generators, seeding.generator(job.seed, VICTIM, step))
-                total = torch.stack(list(losses.values())).sum() / settings.accumulate
-                total.backward()
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0) + value.detach() / settings.accumulate
-            gradient = patch.free.grad
-            assert gradient is not None
-            if fabric.world_size > 1:
-                gradient.copy_(fabric.all_reduce(gradient, reduce_op="mean"))
-            failed |= ~(gradient.isfinite().all() & torch.stack(list(sums.values())).isfinite().all())
-            rate = job.optimizer.param_groups[0]["lr"]
-            job.optimizer.step()
+                batches.append(_batch(job, next(loader), generators))
+            update = _Update(job, step, batches)
+            if isinstance(optimizer, GradientFree):
+                optimizer.draw(seeding.generator(job.seed, SEARCH, step))
+            rate = optimizer.param_groups[0]["lr"]
+            optimizer.step(update)  # type: ignore[arg-type]  # torch's closures return tensors too
             job.schedule.step()
             patch.project_()
+            failed |= update.failed
             progress.step = step + 1
             log.bar.update()
 
-            last = progress.step == settings.steps
+            last = progress.step == settings.steps or not _affords(job, progress.step)
             validates = last or progress.step % settings.validate_every == 0
-            saves = last or progress.step % settings.checkpoint_every == 0
+            # A step that asks a victim many times is dear, and a checkpoint is cheap.
+            saves = last or progress.step % settings.checkpoint_every == 0 or job.journal is not None
             # Ctrl-C reaches several processes in different steps: they stop at the next one where all report.
             asked = interrupt.asked and fabric.world_size == 1
             reports = validates or saves or progress.step % settings.log_every == 0
             if reports or asked:
+                losses = update.losses()
                 # The step's only wait for the device.
-                values = _reduced(fabric, {"loss": torch.stack(list(sums.values())).sum(), **sums, "failed": failed})
+                values = _reduced(
+                    fabric, {"loss": torch.stack(list(losses.values())).sum(), **losses, "failed": failed}
+                )
                 if values.pop("failed"):
                     raise DivergedError(f"the loss became NaN or infinite by step {progress.step}")
                 values["learning_rate"] = rate
@@ -104,14 +109,75 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                     checkpoint.save(job, folder, progress)
                 if stops:
                     raise InterruptedRunError(f"interrupted after step {progress.step} of {settings.steps}")
+    if progress.step < settings.steps and not log.silent:
+        print(
+            f"stopped after step {progress.step} of {settings.steps} and {queries(job, progress.step):,} queries: "
+            f"another step would exceed trainer.max_queries={settings.max_queries}"
+        )
     return progress
+
+
+def queries(job: Job, steps: int) -> int:
+    """How much the victim was asked by the end of ``steps`` steps, over all processes.
+
+    A query is one view of a frame, or of a pair, that it answered about: patched ones in validation and in training,
+    and the clean frames of each scene that the steps showed and of the validation scenes, once. What it took to choose
+    the scenes and to try one before the work is part of it; the final measurement is not.
+    """
+    settings = job.settings
+    training, validation, _ = settings.parts(len(job.source))
+    shown = steps * settings.accumulate * settings.batch
+    clean = len(training)
+    if shown < clean:
+        clean = len({0, *_order(job, 0, clean)[:shown].tolist()})  # the first scene was tried before the work
+    return job.queries + clean + len(validation)
+
+
+def check_budget(job: Job) -> None:
+    """Before the work, of which the trial of one view is still to come.
+
+    Raises:
+        InputError: ``trainer.max_queries`` is too few for a single step and the validation around it.
+    """
+    settings = job.settings
+    if settings.max_queries is None:
+        return
+    _, validation, _ = settings.parts(len(job.source))
+    before = queries(job, 1) + 1 + 2 * len(validation) * _REPETITIONS  # the patch and a random one
+    step, after = _most_of_a_step(job), len(validation) * _REPETITIONS
+    if before + step + after > settings.max_queries:
+        raise InputError(
+            f"trainer.max_queries: expected at least {before + step + after} ({before} for clean scenes and the first "
+            f"validation, {step} for one step, {after} for the last validation), got {settings.max_queries}; raise it, "
+            "or lower trainer.batch, trainer.draws, trainer.validation_scenes or what the optimizer tries in a step"
+        )
+
+
+def _most_of_a_step(job: Job) -> int:
+    """Views that one step asks about at most."""
+    optimizer, settings = job.optimizer, job.settings
+    if isinstance(optimizer, GradientFree):
+        calls = optimizer.evaluations
+    else:  # torch's L-BFGS is the only other that asks more than once; its line search may end 25 calls later
+        group = optimizer.param_groups[0]
+        calls = group.get("max_eval", 1) + (25 if group.get("line_search_fn") else 0)
+    return calls * settings.accumulate * settings.batch * settings.draws
+
+
+def _affords(job: Job, step: int) -> bool:
+    """Whether the budget has room for this step and a validation after it."""
+    if job.settings.max_queries is None:
+        return True
+    _, validation, _ = job.settings.parts(len(job.source))
+    after = len(validation) * _REPETITIONS
+    return queries(job, step + 1) + _most_of_a_step(job) + after <= job.settings.max_queries
 
 
 class _Log:
     """Numbers and pictures for the tracker, and the progress bar; silent in every process but the first."""
 
     def __init__(self, job: Job, tracker: Tracker, step: int) -> None:
-        self.tracker, self.headline = tracker, job.attack.headline[0]
+        self.job, self.tracker, self.headline = job, tracker, job.attack.headline[0]
         self.silent = job.fabric.global_rank > 0
         self.shown: dict[str, float] = {}
         self.bar = tqdm(
@@ -126,6 +192,7 @@ class _Log:
     def __call__(self, step: int, values: dict[str, float], images: dict[str, Tensor] | None = None) -> None:
         if self.silent:
             return
+        values = values | {"queries": queries(self.job, step)}
         self.tracker.log(step, values, images)
         names = {
             "loss": "loss",
@@ -136,19 +203,90 @@ class _Log:
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.shown.items()})
 
 
-def _losses(job: Job, scene: Scene, generators: list[torch.Generator], of_victim: torch.Generator) -> dict[str, Tensor]:
-    """One batch: the mean attack loss over all views, and every regulariser with its weight."""
+@dataclass(frozen=True)
+class _Batch:
+    """Scenes, once for each of their draws, with what stays the same whatever the patch is."""
+
+    scene: Scene
+    clean: Any
+    draw: Draw
+
+
+def _batch(job: Job, scene: Scene, generators: list[torch.Generator]) -> _Batch:
+    """A batch as its source gave it, drawn; one generator for each draw of each scene."""
     scene = scene.to(job.fabric.device)
     if job.settings.draws > 1:
         scene = scene.select(torch.arange(len(scene)).repeat_interleave(job.settings.draws))
-    clean = job.references(scene)
-    draw = job.renderer.draw(scene, job.patch, generators)
+    return _Batch(scene, job.references(scene), job.renderer.draw(scene, job.patch, generators))
+
+
+class _Update:
+    """The closure that a step hands its optimiser: the loss of what the patch is now, on the step's own batches.
+
+    It may be called several times; batches and draws are the same each time, so that the losses can be compared.
+
+    Args:
+        job: what trains.
+        step: number of the step.
+        batches: of this process, all that make the update.
+    """
+
+    def __init__(self, job: Job, step: int, batches: list[_Batch]) -> None:
+        self.job, self.step, self.batches = job, step, batches
+        self.failed = torch.zeros((), dtype=torch.bool, device=job.fabric.device)
+        self._sums: dict[str, Tensor] = {}
+        self._calls = 0
+
+    def losses(self) -> dict[str, Tensor]:
+        """Each loss with its weight, the mean over all calls."""
+        return {name: value / self._calls for name, value in self._sums.items()}
+
+    def __call__(self) -> Tensor:
+        """The loss over all processes; and, for an optimiser that needs it, its gradient in the patch.
+
+        Raises:
+            DivergedError: it is not finite, and the optimiser has nothing else to go by.
+        """
+        job, fabric = self.job, self.job.fabric
+        needs_gradient = not isinstance(job.optimizer, GradientFree)
+        job.patch.project_()  # what the optimiser tries may lie outside of what can be printed
+        job.optimizer.zero_grad()
+        found: dict[str, Tensor] = {}
+        with torch.set_grad_enabled(needs_gradient):
+            for batch in self.batches:
+                losses = _losses(job, batch, seeding.generator(job.seed, VICTIM, self.step))
+                total = torch.stack(list(losses.values())).sum() / len(self.batches)
+                if needs_gradient:
+                    total.backward()
+                for name, value in losses.items():
+                    found[name] = found.get(name, 0) + value.detach() / len(self.batches)
+        for name, value in found.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._calls += 1
+        loss = torch.stack(list(found.values())).sum()
+        if fabric.world_size > 1:
+            loss = fabric.all_reduce(loss, reduce_op="mean")
+        if not needs_gradient:
+            if not loss.isfinite():
+                raise DivergedError(f"the loss became NaN or infinite in step {self.step + 1}")
+            return loss
+        gradient = job.patch.free.grad
+        assert gradient is not None
+        if fabric.world_size > 1:
+            gradient.copy_(fabric.all_reduce(gradient, reduce_op="mean"))
+        self.failed |= ~(gradient.isfinite().all() & loss.isfinite())
+        return loss
+
+
+def _losses(job: Job, batch: _Batch, of_victim: torch.Generator) -> dict[str, Tensor]:
+    """One batch: the mean attack loss over all views, and every regulariser with its weight."""
     texture = job.patch()
-    view = job.renderer(texture, job.patch.mask, scene, draw)
+    view = job.renderer(texture, job.patch.mask, batch.scene, batch.draw)
     job.victim.draw(of_victim)
     hit = job.predict(view.frames)
     job.victim.draw(None)  # the references and the validation are of all that it can do
-    losses = {"attack": job.attack.loss(hit, clean, scene, view).mean()}
+    job.queries += (job.fabric.world_size - 1) * len(batch.scene)  # of the other processes
+    losses = {"attack": job.attack.loss(hit, batch.clean, batch.scene, view).mean()}
     for name, regularizer in job.regularizers.items():
         losses[name] = regularizer.weight * regularizer(texture, job.patch.mask)
     return losses
@@ -164,9 +302,8 @@ def _loader(job: Job, numbers: list[int], done: int, share: int) -> Any:
         for slot in range(share):
             epoch, place = divmod(number * settings.batch + rank * share + slot, len(numbers))
             if epoch not in epochs:
-                generator = seeding.generator(job.seed, ORDER, epoch)
                 epochs = {epoch - 1: epochs[epoch - 1]} if epoch - 1 in epochs else {}
-                epochs[epoch] = torch.randperm(len(numbers), generator=generator)
+                epochs[epoch] = _order(job, epoch, len(numbers))
             batch.append(numbers[epochs[epoch][place]])
         batches.append(batch)
     loader: Any = DataLoader(
@@ -176,6 +313,11 @@ def _loader(job: Job, numbers: list[int], done: int, share: int) -> Any:
         num_workers=settings.workers,
     )
     return iter(loader)
+
+
+def _order(job: Job, epoch: int, count: int) -> Tensor:
+    """``[count]`` places of the training scenes, in the order in which an epoch shows them."""
+    return torch.randperm(count, generator=seeding.generator(job.seed, ORDER, epoch))
 
 
 def _whole(scene: Scene) -> Scene:
@@ -189,9 +331,9 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     evaluator = job.evaluator(VALIDATION)
     texture = patch().detach().clone()
     textures: dict[str, evaluation.Textures] = {"patch": lambda _: texture}
-    if math.isnan(progress.random_score):
+    if progress.best_loss == math.inf:
         textures["random"] = controls(patch)["random"]
-    measured = evaluator.measure(textures, numbers, repetitions=2)
+    measured = evaluator.measure(textures, numbers, repetitions=_REPETITIONS)
     sign = 1.0 if attack.metrics_known[attack.headline[0]].stronger == "lower" else -1.0
 
     def mean(condition: str, metric: tuple[str, str]) -> float:
@@ -213,7 +355,8 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     }
     images = {"patch": texture}
     if job.fabric.global_rank == 0:
-        view = next(evaluator.views({"patch": textures["patch"]}, numbers[:1], 0))[4]
+        unasked = replace(evaluator, victim=lambda _: None)  # a picture needs no answer
+        view = next(unasked.views({"patch": textures["patch"]}, numbers[:1], 0))[4]
         images |= {f"view/{t}": frame for t, frame in enumerate(view.frames[0])}
     log(progress.step, values, images)
 

@@ -30,7 +30,7 @@ LAYERS = (
     ("checkpoint",),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("pipeline",),
-    ("transfer", "rehearsal", "defense_table", "per_image", "substitute", "sweep"),
+    ("transfer", "rehearsal", "ablation", "defense_table", "per_image", "substitute", "sweep"),
     ("cli",),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

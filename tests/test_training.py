@@ -109,14 +109,19 @@ def finish(job: Job, folder: Path) -> tuple[Recorded, Progress]:
 
 
 def updates(job: Job) -> list[tuple[Tensor, Tensor]]:
-    """Filled while the job trains: the free pixels and their gradient before every update."""
+    """Filled while the job trains: the free pixels before every update, and the gradient that it went by."""
+    before: list[Tensor] = []
     found: list[tuple[Tensor, Tensor]] = []
 
-    def note(*_: object) -> None:
-        assert job.patch.free.grad is not None
-        found.append((job.patch.free.detach().clone(), job.patch.free.grad.clone()))
+    def note_pixels(*_: object) -> None:
+        before.append(job.patch.free.detach().clone())
 
-    job.optimizer.register_step_pre_hook(note)
+    def note_gradient(*_: object) -> None:
+        assert job.patch.free.grad is not None
+        found.append((before[-1], job.patch.free.grad.clone()))
+
+    job.optimizer.register_step_pre_hook(note_pixels)
+    job.optimizer.register_step_post_hook(note_gradient)
     return found
 
 
@@ -132,7 +137,7 @@ def test_every_update_has_the_gradient_of_its_own_batch(make: Callable[..., Job]
         with torch.no_grad():
             fresh.patch.free.copy_(found[step][0])
         generators = [seeding.generator(job.seed, TRAINING, step, place, draw) for place in (0, 1) for draw in range(3)]
-        losses = training._losses(fresh, batches[step], generators, seeding.generator(0))
+        losses = training._losses(fresh, training._batch(fresh, batches[step], generators), seeding.generator(0))
         assert losses.keys() == {"attack", "tv"}
         sum(losses.values()).backward()  # type: ignore[union-attr]
         assert fresh.patch.free.grad is not None
@@ -230,6 +235,47 @@ def test_evaluation_does_not_disturb_training(make: Callable[..., Job], tmp_path
     assert torch.equal(*textures)
 
 
+def test_every_call_of_a_closure_sees_the_same_views(make: Callable[..., Job], tmp_path: Path) -> None:
+    losses: list[Tensor] = []
+
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            losses.extend(closure() for _ in range(2))
+
+    victim = SmoothFlow()
+    settings = replace(SETTINGS, steps=1, draws=2, accumulate=2)
+    job = make(settings, functools.partial(Twice, lr=1.0), victim=victim)
+    untouched = job.patch().detach().clone()
+    tracker, _ = finish(job, tmp_path)
+    views = [frames for frames in victim.seen if len(frames) == 4]
+    assert len(views) == 4  # two calls of two batches
+    assert torch.equal(torch.stack(views[:2]), torch.stack(views[2:]))
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(job.patch().detach(), untouched)
+    assert tracker.lines[-1][1]["loss"] == pytest.approx(losses[0].item(), rel=1e-6)
+
+
+def test_lbfgs_asks_several_times_a_step_and_every_query_counts(make: Callable[..., Job], tmp_path: Path) -> None:
+    victim = SmoothFlow()
+    job = make(replace(SETTINGS, steps=2, validate_every=100), OPTIMIZERS["lbfgs"], victim=victim)
+    before = job.patch().detach().clone()
+    tracker, _ = finish(job, tmp_path)
+    seen = sum(map(len, victim.seen))
+    assert tracker.lines[-1][1]["queries"] == seen == training.queries(job, 2)
+    assert tracker.lines[-1][1]["queries"] - tracker.lines[0][1]["queries"] > 2 * 2 * 2 + 3
+    assert not torch.equal(job.patch().detach(), before)
+
+
+def test_queries_are_counted_and_a_resumed_run_counts_no_clean_frame_again(
+    make: Callable[..., Job], tmp_path: Path
+) -> None:
+    victim = SmoothFlow()
+    job = make(replace(SETTINGS, draws=3), victim=victim)
+    tracker, _ = finish(job, tmp_path)
+    # 4 training and 2 validation scenes; a trial; 2 × 2 views of a random patch, and of the patch at 0, 3 and 6.
+    assert tracker.lines[-1][1]["queries"] == sum(map(len, victim.seen)) == 6 + 1 + 4 + 3 * 4 + 6 * 2 * 3
+
+
 def test_what_is_logged(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make(replace(SETTINGS, steps=7, validate_every=5, checkpoint_every=3))
     tracker, _ = finish(job, tmp_path)
@@ -238,7 +284,7 @@ def test_what_is_logged(make: Callable[..., Job], tmp_path: Path) -> None:
     validated = [step for step, scalars in tracker.lines if "validation/patch" in scalars]
     assert validated == [0, 5, 7]
     for step in (2, 3, 4, 6):
-        assert by_step[step].keys() == {"loss", "attack", "tv", "learning_rate"}
+        assert by_step[step].keys() == {"loss", "attack", "tv", "learning_rate", "queries"}
         assert by_step[step]["loss"] == pytest.approx(by_step[step]["attack"] + by_step[step]["tv"], rel=1e-5)
         assert by_step[step]["learning_rate"] == pytest.approx((1 + math.cos(math.pi * (step - 1) / 7)) / 2)
     assert by_step[5].keys() | {"step"} == set(job.columns) | {"step"}
@@ -249,6 +295,7 @@ OPTIMIZERS = {
     "adam": functools.partial(torch.optim.Adam, lr=0.02),
     "sgd": functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9),
     "sign": functools.partial(SignMomentum, lr=0.01),
+    "lbfgs": functools.partial(torch.optim.LBFGS, lr=1.0, max_iter=3, line_search_fn="strong_wolfe"),
 }
 SCHEDULES = {
     "cosine": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=6),
@@ -259,7 +306,13 @@ SCHEDULES = {
 
 @pytest.mark.parametrize(
     ("optimizer", "schedule", "variable"),
-    [("adam", "cosine", "tanh"), ("sgd", "onecycle", "pixels"), ("sign", "step", "pixels")],
+    [
+        ("adam", "cosine", "tanh"),
+        ("sgd", "onecycle", "pixels"),
+        ("sign", "step", "pixels"),
+        ("lbfgs", "cosine", "pixels"),
+        ("lbfgs", "step", "tanh"),
+    ],
 )
 def test_a_resumed_run_is_the_same_to_the_bit(
     make: Callable[..., Job], tmp_path: Path, optimizer: str, schedule: str, variable: str
@@ -272,7 +325,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(
     expected, end = finish(whole, tmp_path)
 
     stopped = fresh()
-    original = training._losses
+    original = training._batch
     count = iter(range(6))
 
     def interrupted(*arguments: Any) -> Any:
@@ -281,7 +334,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(
         return original(*arguments)
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(training, "_losses", interrupted)
+        patches.setattr(training, "_batch", interrupted)
         with pytest.raises(InterruptedRunError, match="after step 5 of 6"):
             finish(stopped, tmp_path / "stopped")
 
