@@ -29,6 +29,7 @@ from patchattack.errors import InputError, VictimError
 # A resumed run may differ in these and in nothing else: they do not change what is computed.
 FREE_TO_CHANGE = (
     *("resume", "output", "tracker", "trainer.workers", "trainer.memory_gb", "trainer.devices"),
+    "trainer.max_queries",
     *("victim.rate", "victim.retries", "victim.timeout", "victim.batch", "victim.cache"),  # how an endpoint is asked
 )
 
@@ -127,7 +128,7 @@ def run(config: DictConfig) -> None:
 
     parts = build(plain)
     fabric = pipeline.start_fabric(parts.settings)
-    job = pipeline.assemble(parts, fabric)
+    job = pipeline.assemble(parts, fabric, previous)
     folder = previous or fabric.broadcast(_made(plain["output"], parts.attack.task, fabric.global_rank))
     if isinstance(folder, InputError):
         raise folder

@@ -38,6 +38,7 @@ from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import Victim
 
 EXAMPLES = 4  # scenes that the report shows
+_NO_LOSSES = ("step", "queries", "learning_rate")  # in metrics.csv
 GRADIENT_FREE = ("random_search", "evolution", "nes", "spsa", "zoo")  # options of the group optimizer
 
 
@@ -311,6 +312,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     corners = next(evaluator.views({"grey": textures["grey"]}, numbers[:1], 0))[4].corners
     side = float((corners[0, 0] - corners[0, 0].roll(1, 0)).norm(dim=-1).mean())
     limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
+    over = "queries" if isinstance(job.optimizer, GradientFree) else "step"
     report = Report(
         title=title[0].upper() + title[1:],
         verdict=verdict.sentence,
@@ -320,8 +322,9 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
         labels={name: metric.label for name, metric in attack.metrics_known.items()} | {"loss": "attack loss"},
         arrows={name: metric.stronger for name, metric in attack.metrics_known.items()} | {"loss": "lower"},
         headline=attack.headline,
+        over=over,
         history=[
-            {name: value for name, value in row.items() if name not in ("learning_rate", "queries")}
+            {name: value for name, value in row.items() if name == over or name not in _NO_LOSSES}
             for row in MetricsCsv.read(folder / "metrics.csv")
         ],
         examples=examples,

@@ -60,8 +60,9 @@ class Report:
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
         headline: metric and region of the verdict.
-        history: the lines of metrics.csv: ``step``, losses, and "validation/patch" and "validation/random", which are
-            in the headline's metric; a scalar may be absent from a line.
+        over: "step" or "queries": what the curves are drawn over.
+        history: lines of ``over``, losses, and "validation/patch" and "validation/random", which are in the headline's
+            metric; a scalar may be absent from a line.
         examples: scenes to look at, all with the same number of frames.
         legend: ``[3, h, w]`` in [0, 1], the key to the outputs' colours.
         legend_text: how to read the outputs.
@@ -79,6 +80,7 @@ class Report:
     labels: dict[str, str]
     arrows: dict[str, str]
     headline: tuple[str, str]
+    over: str
     history: list[dict[str, float]]
     examples: list[Example]
     legend: Tensor | None
@@ -114,7 +116,7 @@ def write_report(path: Path, report: Report) -> None:
             table=by_metric(report.rows),
             example_order=in_order({condition for example in report.examples for condition in example.panels}),
             effect=_effect(report),
-            losses=_losses(report.history),
+            losses=_losses(report),
             validation=_validation(report),
         )
 
@@ -130,21 +132,21 @@ def _effect(report: Report) -> str:
     return svg(figure)
 
 
-def _losses(history: list[dict[str, float]]) -> str | None:
-    """Every loss over the steps, with its running mean."""
-    names = list(dict.fromkeys(name for line in history for name in line))
-    names = [name for name in names if name != "step" and not name.startswith("validation/")]
+def _losses(report: Report) -> str | None:
+    """Every loss over the steps or queries, with its running mean."""
+    names = list(dict.fromkeys(name for line in report.history for name in line))
+    names = [name for name in names if name != report.over and not name.startswith("validation/")]
     if not names:
         return None
     figure, axes = axes_of(height=2.5)
     for place, name in enumerate(names):
         colour = [DAY["ink"], DAY["random"], DAY["calm"], DAY["muted"]][place % 4]
-        steps, values = _series(history, name)
+        places, values = _series(report, name)
         window = max(1, len(values) // 40)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
-        axes.plot(steps[window - 1 :], smooth, color=colour, linewidth=1.6, label=name)
-    axes.set_xlabel("step")
+        axes.plot(places, values, color=colour, linewidth=0.6, alpha=0.3)
+        axes.plot(places[window - 1 :], smooth, color=colour, linewidth=1.6, label=name)
+    axes.set_xlabel(report.over)
     _legend(axes)
     return svg(figure)
 
@@ -155,17 +157,17 @@ def _validation(report: Report) -> str | None:
         return None
     figure, axes = axes_of(height=2.5)
     for condition in ("random", "patch"):
-        steps, values = _series(report.history, f"validation/{condition}")
-        axes.plot(steps, values, "o-", color=DAY[condition], linewidth=1.6, markersize=3, label=CONDITIONS[condition])
-    axes.set_xlabel("step")
+        places, values = _series(report, f"validation/{condition}")
+        axes.plot(places, values, "o-", color=DAY[condition], linewidth=1.6, markersize=3, label=CONDITIONS[condition])
+    axes.set_xlabel(report.over)
     _legend(axes)
     return svg(figure)
 
 
-def _series(history: list[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one scalar, where it was logged."""
-    lines = [line for line in history if name in line]
-    return np.array([line["step"] for line in lines]), np.array([line[name] for line in lines])
+def _series(report: Report, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where one scalar was logged, and its values."""
+    lines = [line for line in report.history if name in line]
+    return np.array([line[report.over] for line in lines]), np.array([line[name] for line in lines])
 
 
 def _legend(axes: Axes) -> None:

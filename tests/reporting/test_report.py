@@ -40,6 +40,7 @@ def some_report() -> Report:
         labels={"cosine": "cosine of <clean> flow, in $x_1$", "epe": "end-point error, px"},
         arrows={"cosine": "lower", "epe": "higher"},
         headline=("cosine", "outside"),
+        over="step",
         history=history,
         examples=[Example({"patch": panel, "clean": panel, "random": panel})],
         legend=torch.rand(3, 5, 5),
@@ -158,7 +159,7 @@ def test_verdict_has_a_state_in_words_and_colour(tmp_path: Path) -> None:
     good, bad = (page_of(tmp_path, replace(some_report(), worked=worked)) for worked in (True, False))
     assert (good.all("header")[0]["class"], bad.all("header")[0]["class"]) == ("worked", "failed")
     assert "The patch works" in good.text
-    assert "The patch does no more than the control" in bad.text
+    assert "The patch does no more than a control" in bad.text
 
 
 def test_figures_follow_the_page_in_size_and_colour(tmp_path: Path) -> None:
@@ -190,3 +191,10 @@ def test_same_report_same_bytes(tmp_path: Path) -> None:
 )
 def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert page.number(value) == shown
+
+
+def test_curves_are_drawn_over_queries_where_they_are_what_is_spent(tmp_path: Path) -> None:
+    history = [{"queries": 40.0 * line, "loss": 1.0 / line} for line in range(1, 9)]
+    page = page_of(tmp_path, replace(some_report(), over="queries", history=history))
+    assert "queries" in page.text
+    assert "step" not in page.text
