@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchattack.errors import InputError, one_line
+from patchattack.victims.ultralytics_import import quietly
 from patchattack.victims.victim import ClassificationVictim, DetectionVictim
 from patchattack.victims.weights import fetch, initialised, load_weights
 
@@ -117,7 +112,7 @@ class UltralyticsClassifier(ClassificationVictim):
 
 def _built(kind: str, name: str, weights: str | Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
     """The network called ``name`` with its weights, and the names of its classes."""
-    with _quietly():
+    with quietly():
         from ultralytics.nn.tasks import ClassificationModel, DetectionModel, yaml_model_load
         from ultralytics.utils import ROOT, YAML
 
@@ -185,30 +180,3 @@ def _checkpoint(path: Path) -> Any:
         return load_checkpoint(path)[0]
     except Exception as error:  # arbitrary code ends in arbitrary errors
         raise InputError(f"{path}: expected a checkpoint of ultralytics, got '{one_line(error)}'") from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Import ultralytics within this, and the rest of the program and the user's home stay as they were.
-
-    At its import it makes a file of settings in the user's home, asks a name server whether the machine is online (if
-    so, it reports its use), talks on the terminal, and changes environment variables, warnings, OpenCV's threads and
-    ``torch.save``. Where it is loaded already, nothing is undone.
-    """
-    if "ultralytics" in sys.modules:
-        yield
-        return
-    import cv2
-
-    environment, threads, save = dict(os.environ), cv2.getNumThreads(), torch.save
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        os.environ |= {"YOLO_CONFIG_DIR": folder, "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false"}
-        os.environ |= {"YOLO_AUTOINSTALL": "false"}  # else it calls pip where a checkpoint wants a missing package
-        try:
-            yield
-        finally:
-            for key in os.environ.keys() - environment.keys():
-                del os.environ[key]
-            os.environ |= environment
-            cv2.setNumThreads(threads)
-            torch.save = save

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from patchattack import geometry
 from patchattack.victims.compact.layers import conv
+from patchattack.victims.ultralytics_import import quietly
 
 block = partial(conv, norm=True)
 
@@ -27,8 +28,9 @@ class Yolo(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        from ultralytics.cfg import get_cfg
-        from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+        with quietly():
+            from ultralytics.cfg import get_cfg
+            from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
         self.model = DetectionModel(yaml_model_load("yolo11n.yaml") | {"nc": classes}, verbose=False)
         self.model.args = get_cfg()  # weights of the terms of its loss
