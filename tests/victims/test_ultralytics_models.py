@@ -65,10 +65,7 @@ def theirs(name: str, classes: int = 80) -> Any:
     """The package's own detector, stirred; its head's two branches differ."""
     from ultralytics.nn.tasks import DetectionModel
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # boxes of some random networks are so large that float32 rounds them differently
-        network = DetectionModel(f"{name}.yaml", nc=classes, verbose=False)
-    return stirred(network).eval().requires_grad_(False)
+    return stirred(DetectionModel(f"{name}.yaml", nc=classes, verbose=False)).eval().requires_grad_(False)
 
 
 def refusal(build: Callable[..., Any], *arguments: Any, **options: Any) -> str:
@@ -91,7 +88,9 @@ def test_candidates_are_what_the_package_decodes(name: str, tmp_path: Path) -> N
     found = victim(frames)
     assert found.shape == (2, 12 * 16 + 6 * 8 + 3 * 4, 84)
     torch.testing.assert_close(found[..., 4:], expected[..., 4:])
-    torch.testing.assert_close(found[..., :4] + 0.5, expected[..., :4], rtol=1e-5, atol=1e-3)  # edges from 0 there
+    # Edges from 0 there. Boxes of a random network span up to millions of pixels, whose edges are rounded so.
+    size = expected[..., :4].abs().amax(dim=-1, keepdim=True).clamp(min=100)
+    torch.testing.assert_close((found[..., :4] + 0.5) / size, expected[..., :4] / size, rtol=0, atol=1e-5)
     assert found[..., 4:].std() > 0.01
 
 
