@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -214,6 +215,40 @@ class Job:
             self.fabric.device,
             (self.seed, purpose),
         )
+
+
+def check_tasks(attack: Attack, victims: Mapping[str, Victim]) -> None:
+    """Before any of ``victims`` is asked.
+
+    Raises:
+        InputError: one is for another task.
+    """
+    for name, victim in victims.items():
+        if victim.task != attack.task:
+            raise InputError(f"victims: expected victims for {attack.task}, got {name} for {victim.task}")
+
+
+def introduced(
+    attack: Attack, victim: Victim, source: Source, fabric: Fabric
+) -> tuple[Attack, Callable[[Tensor], Any], Source]:
+    """One of several victims of an attack, on the device.
+
+    Returns:
+        a copy of the attack that knows the victim, the victim's answers in the run's precision, and the scenes that the
+        attack can use on it.
+
+    Raises:
+        InputError: the attack does not fit the victim or the scenes.
+    """
+    attack = copy.copy(attack)
+    attack.bind(victim, source)
+    victim.to(fabric.device)
+
+    def predict(frames: Tensor) -> Any:
+        with fabric.autocast():
+            return victim(frames.to(fabric.device))
+
+    return attack, predict, attack.scenes(source, predict)
 
 
 def _finite(output: Any) -> bool:

@@ -20,7 +20,7 @@ from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
 from patchattack.evaluation import Evaluator, References, Row
-from patchattack.job import TEST, Fabric, Settings
+from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch
 from patchattack.pipeline import versions
 from patchattack.reporting.matrix import Matrix, write_matrix
@@ -78,19 +78,9 @@ def measure(trial: Trial, fabric: Fabric) -> list[Row]:
     """
     source = Memory(trial.source, trial.settings.memory_gb * 1e9)
     rows = []
+    check_tasks(trial.attack, trial.victims)
     for name, victim in trial.victims.items():
-        if victim.task != trial.attack.task:
-            raise InputError(f"victims: expected victims for {trial.attack.task}, got {name} for {victim.task}")
-    for name, victim in trial.victims.items():
-        attack = copy.copy(trial.attack)
-        attack.bind(victim, source)
-        victim.to(fabric.device)
-
-        def predict(frames: Tensor, victim: Victim = victim) -> Tensor:
-            with fabric.autocast():
-                return victim(frames.to(fabric.device))
-
-        scenes = attack.scenes(source, predict)
+        attack, predict, scenes = introduced(trial.attack, victim, source, fabric)
         numbers = trial.settings.parts(len(scenes))[2]
         references = References(predict, trial.settings.memory_gb * 1e9)
         for place, (crafted, patch) in enumerate(trial.patches.items()):

@@ -7,7 +7,6 @@ per condition, so that memory does not grow with their number and a sweep goes o
 
 from __future__ import annotations
 
-import copy
 import csv
 import hashlib
 import io
@@ -32,7 +31,7 @@ from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Draw, Renderer
 from patchattack.errors import InputError
 from patchattack.evaluation import References
-from patchattack.job import TEST, Fabric, Settings
+from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch, resize
 from patchattack.scene import Scene, Source, View
 from patchattack.sweep.axis import BASELINE, Point
@@ -171,21 +170,11 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
     Raises:
         InputError: a victim is for another task, there are fewer than two test scenes, or no scene can be measured.
     """
-    for name, victim in sweep.victims.items():
-        if victim.task != sweep.attack.task:
-            raise InputError(f"victims: expected victims for {sweep.attack.task}, got {name} for {victim.task}")
+    check_tasks(sweep.attack, sweep.victims)
     source = Memory(sweep.source, sweep.settings.memory_gb * 1e9)
     result = []
     for name, victim in sweep.victims.items():
-        attack = copy.copy(sweep.attack)
-        attack.bind(victim, source)
-        victim.to(fabric.device)
-
-        def predict(frames: Tensor, victim: Victim = victim) -> Any:
-            with fabric.autocast():
-                return victim(frames.to(fabric.device))
-
-        scenes = attack.scenes(source, predict)
+        attack, predict, scenes = introduced(sweep.attack, victim, source, fabric)
         numbers = sweep.settings.parts(len(scenes))[2]
         if len(numbers) < 2:
             raise InputError(
