@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from patchattack import checkpoint, evaluation, files, pipeline, statistics, training
 from patchattack.attacks.attack import Textures
-from patchattack.controls import CONDITIONS, controls
+from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
 from patchattack.errors import InputError, nearest
 from patchattack.evaluation import FEWEST, Row
@@ -199,7 +198,7 @@ def measure(trial: Trial, variants: Mapping[str, Variant], folder: Path, fabric:
 
     known = controls(patches[WHOLE])
     textures: dict[str, Textures] = {name: known[name] for name in CONTROLS}
-    textures |= {name: _always(patch().detach()) for name, patch in patches.items()}
+    textures |= {name: always(patch().detach()) for name, patch in patches.items()}
     rows: list[Row] = []
     for medium, renderer in renderers.items():
         measured = replace(job.evaluator(TEST), renderer=renderer).measure(
@@ -214,10 +213,6 @@ def measure(trial: Trial, variants: Mapping[str, Variant], folder: Path, fabric:
     for row, p in zip(tested, statistics.holm([row["p"] for row in tested]), strict=True):
         row["p_adjusted"] = p
     return _table(trial, variants, patches, rows, job)
-
-
-def _always(texture: Tensor) -> Textures:
-    return lambda _: texture
 
 
 def _check_measurable(job: Job, numbers: Sequence[int]) -> None:

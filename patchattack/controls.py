@@ -23,6 +23,11 @@ CONDITIONS = {
 }
 
 
+def always(texture: Tensor) -> Textures:
+    """``texture [3, h, w]`` in every repetition."""
+    return lambda _: texture
+
+
 def controls(patch: Patch) -> dict[str, Textures]:
     """Textures that a patch must beat before its pattern can be said to matter, in its resolution.
 
@@ -33,8 +38,7 @@ def controls(patch: Patch) -> dict[str, Textures]:
     height, width = inside.shape
 
     def plain(*colour: float) -> Textures:
-        card = torch.tensor(colour).view(3, 1, 1).repeat(1, height, width)
-        return lambda _: card
+        return always(torch.tensor(colour).view(3, 1, 1).repeat(1, height, width))
 
     def shuffled(repetition: int) -> Tensor:
         order = torch.randperm(int(inside.sum()), generator=torch.Generator().manual_seed(repetition))

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from tqdm import tqdm
 
 from patchattack import checkpoint, evaluation, files, pipeline, statistics, training
 from patchattack.attacks.attack import Textures
-from patchattack.controls import controls
+from patchattack.controls import always, controls
 from patchattack.errors import InputError
 from patchattack.evaluation import Row
 from patchattack.job import TEST, Job
@@ -127,8 +126,8 @@ def _measured(trial: Trial, victim: Victim, place: Path, fabric: Any) -> list[Ro
 
     textures: dict[str, Textures] = {
         "random": controls(trial.patch)["random"],
-        "transferred": _always(trial.patch().detach()),
-        "adaptive": _always(progress.best),
+        "transferred": always(trial.patch().detach()),
+        "adaptive": always(progress.best),
     }
     numbers = parts.settings.parts(len(job.source))[2]
     measured = job.evaluator(TEST).measure(
@@ -161,10 +160,6 @@ def _row(condition: str, metric: str, region: str, bounds: tuple[float, float, f
     mean, low, high = bounds
     row = {"condition": condition, "metric": metric, "region": region, "mean": mean, "low": low, "high": high}
     return row | {"n": int((~np.isnan(values)).sum())}
-
-
-def _always(texture: Tensor) -> Textures:
-    return lambda _: texture
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from patchattack import checkpoint, evaluation, files, training
 from patchattack.attacks.attack import Attack
 from patchattack.attacks.ensemble import EnsembleAttack
 from patchattack.checkpoint import Progress
-from patchattack.controls import controls
+from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError, VictimError
@@ -294,7 +294,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     asked, before = training.queries(job, progress.step), job.queries
     numbers = settings.parts(len(job.source))[2]
     texture = progress.best
-    textures = {**controls(best), **attack.controls(job.source, best), "patch": lambda _: texture}
+    textures = {**controls(best), **attack.controls(job.source, best), "patch": always(texture)}
     evaluator = job.evaluator(TEST)
     measured = evaluator.measure(
         textures,

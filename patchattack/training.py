@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
-from patchattack.controls import controls
+from patchattack.controls import always, controls
 from patchattack.eot.renderer import Draw
 from patchattack.errors import InputError
 from patchattack.job import ORDER, SEARCH, TRAINING, VALIDATION, VICTIM, Fabric, Job
@@ -330,7 +330,7 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     patch, attack = job.patch, job.attack
     evaluator = job.evaluator(VALIDATION)
     texture = patch().detach().clone()
-    textures: dict[str, evaluation.Textures] = {"patch": lambda _: texture}
+    textures: dict[str, evaluation.Textures] = {"patch": always(texture)}
     if progress.best_loss == math.inf:
         textures["random"] = controls(patch)["random"]
     measured = evaluator.measure(textures, numbers, repetitions=_REPETITIONS)

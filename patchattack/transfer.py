@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from patchattack import evaluation, files, statistics
-from patchattack.attacks.attack import Attack, Textures
-from patchattack.controls import controls
+from patchattack.attacks.attack import Attack
+from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
@@ -90,7 +89,7 @@ def measure(trial: Trial, fabric: Fabric) -> list[Row]:
             # Those that every patch shares, once.
             shared = {one: texture for one, texture in controls(patch).items() if one not in ("mean", "shuffled")}
             others = {**shared, **attack.controls(scenes, patch)} if place == 0 else {}
-            textures = {**others, crafted: _always(patch().detach())}
+            textures = {**others, crafted: always(patch().detach())}
             measured = evaluator.measure(
                 textures,
                 numbers,
@@ -106,10 +105,6 @@ def measure(trial: Trial, fabric: Fabric) -> list[Row]:
                 rows.append({"patch": condition, "victim": name} | cell)
         victim.cpu()
     return rows
-
-
-def _always(texture: Tensor) -> Textures:
-    return lambda _: texture
 
 
 def _beats(patch: Row, random: Row, stronger: str) -> bool:

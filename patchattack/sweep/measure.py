@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from patchattack import files, seeding
 from patchattack.attacks.attack import Attack, Textures
-from patchattack.controls import CONDITIONS, controls
+from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Draw, Renderer
 from patchattack.errors import InputError
@@ -190,7 +190,7 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
                 **controls(patch),
                 **attack.controls(scenes, patch),
                 "natural": pieces(scenes, numbers, patch, sweep.settings.test_draws, sweep.seed),
-                "patch": _always(patch().detach()),
+                "patch": always(patch().detach()),
             }
             result.append(
                 Bench(
@@ -228,10 +228,6 @@ def pieces(source: Source, numbers: Sequence[int], patch: Patch, draws: int, see
         return resize(frame[:, top : top + sides[0], left : left + sides[1]], height, width)
 
     return piece
-
-
-def _always(texture: Tensor) -> Textures:
-    return lambda _: texture
 
 
 def _check_measurable(bench: Bench, baseline: Renderer) -> None:
