@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -68,7 +69,9 @@ def command(
         plain = _resolved(config)
         _check_types(OmegaConf.to_container(config))
         kept = {key: plain.pop(key) for key in unbuilt}
-        work(_instantiated(plain) | kept)
+        built = _instantiated(plain)
+        _check_patch(built.get("attack"))
+        work(built | kept)
 
     _compose(name, job, of_run)
 
@@ -81,6 +84,7 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) 
     def job(config: DictConfig) -> None:
         os.environ["HYDRA_FULL_ERROR"] = full_error  # for the processes that the run starts
         try:
+            _check_added(config)
             work(config)
         except Exception as error:  # of one job of a sweep: the others go on
             failures.append(error)
@@ -126,10 +130,12 @@ def run(config: DictConfig) -> None:
     # Torch is imported late: help and errors of the command line do not wait for it.
     from patchattack import pipeline, training
 
-    parts = build(plain)
+    parts = build(plain, previous)
+    if isinstance(parts.attack, pipeline.PerImage):
+        _check_used(parts.attack.uses)
     fabric = pipeline.start_fabric(parts.settings)
     job = pipeline.assemble(parts, fabric, previous)
-    folder = previous or fabric.broadcast(_made(plain["output"], parts.attack.task, fabric.global_rank))
+    folder = previous or fabric.broadcast(_made(plain["output"], _attack(), fabric.global_rank))
     if isinstance(folder, InputError):
         raise folder
     overrides = _overrides()
@@ -138,7 +144,7 @@ def run(config: DictConfig) -> None:
         command_line("train.py"),
     )
     if fabric.global_rank == 0:
-        print(f"{parts.attack.task} attack on {parts.victim.name}, on {fabric.device}, into {folder}", flush=True)
+        print(f"{_attack()} attack on {parts.victim.name}, on {fabric.device}, into {folder}", flush=True)
         if previous is None:
             files.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
             files.write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
@@ -158,9 +164,34 @@ def run(config: DictConfig) -> None:
             ("report", "report.html"),
             ("patch", "patch.png"),
             ("to print", f"print/{parts.sheet.page}.pdf"),
+            ("pictures", "pictures"),
+            ("images", "images.csv"),
             ("numbers", "results.json"),
         ):
-            print(f"  {name:9} {folder / file}")
+            if (folder / file).exists():
+                print(f"  {name:9} {folder / file}")
+
+
+def _check_patch(attack: Any) -> None:
+    """Refuse an attack that has no patch, where patches are measured."""
+    from patchattack.pipeline import PerImage
+
+    if isinstance(attack, PerImage):
+        raise InputError(f"attack: expected one that optimises a patch, got {_attack()}; that is for train.py alone")
+
+
+def _check_used(uses: tuple[str, ...]) -> None:
+    """Refuse what an attack would not heed."""
+    if unused := [key for key in map(_key, _overrides()) if not key.startswith(uses)]:
+        raise InputError(
+            f"attack={_attack()}: expected nothing but {', '.join(uses)}, got {', '.join(unused)}, which it has no use "
+            "for; leave it out"
+        )
+
+
+def _attack() -> str:
+    """The option of the group."""
+    return str(HydraConfig.get().runtime.choices["attack"])
 
 
 def _overrides() -> list[str]:
@@ -172,18 +203,25 @@ def command_line(script: str) -> str:
     return shlex.join(["python", script, *_overrides()])
 
 
-def build(plain: dict[str, Any]) -> Any:
+def build(plain: dict[str, Any], resumed: Path | None = None) -> Any:
     """Instantiate every part of a resolved config.
+
+    Args:
+        plain: the config.
+        resumed: folder of the run that is to go on, whose victim is not asked again while it is made.
 
     Raises:
         InputError: a part refuses its arguments.
     """
     from patchattack.pipeline import Parts
+    from patchattack.victims.journal import of_run
 
+    journal = of_run(resumed)
     names = {"data": "source", "trainer": "settings", "print": "sheet"}
     keys = ("seed", "attack", "victim", "renderer", "patch", "regularizers", "optimizer", "schedule", "tracker")
-    built = _instantiated({key: plain[key] for key in (*keys, *names, "defense")})
-    return Parts(**{names.get(key, key): part for key, part in built.items()})
+    with journal.asks():
+        built = _instantiated({key: plain[key] for key in (*keys, *names, "defense")})
+    return Parts(**{names.get(key, key): part for key, part in built.items()}, journal=journal)
 
 
 def _instantiated(plain: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +234,15 @@ def _instantiated(plain: dict[str, Any]) -> dict[str, Any]:
         if "victims" in built:
             built["victims"] = {name: defended(victim, defenses) for name, victim in built["victims"].items()}
     return built
+
+
+def _check_added(config: DictConfig) -> None:
+    """Refuse ``+key=value`` where nothing has such a key: Hydra takes it for one that is new."""
+    given, groups = HydraConfig.get().overrides.task, {_key(one) for one in HydraConfig.get().runtime.choices}
+    if added := [one for one in given if one.startswith("+") and _key(one) not in groups]:
+        known = [str(key) for key in compose(HydraConfig.get().job.config_name, [o for o in given if o not in added])]
+        if unknown := [str(key) for key in config if key not in known]:
+            raise InputError(f"{unknown[0]}: expected one of {_choices(unknown[0], known)}, got {unknown[0]}")
 
 
 def _check_types(node: Any, key: str = "") -> None:
@@ -347,10 +394,10 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.rstrip("."), node
 
 
-def _made(output: str | None, task: str, rank: int) -> Path | InputError | None:
+def _made(output: str | None, attack: str, rank: int) -> Path | InputError | None:
     """The new folder, or why there is none; the first process makes it for all."""
     try:
-        return new_folder(output, task) if rank == 0 else None
+        return new_folder(output, attack) if rank == 0 else None
     except InputError as error:
         return error
 

@@ -144,7 +144,7 @@ class Job:
         fabric: device and processes.
         queries: views of a frame or a pair that the victim has answered about, in this run, over all processes; on
             clean scenes not counted. The whole count is :func:`patchattack.training.queries`.
-        journal: of the answers of a victim without gradient; None for any other.
+        journal: of the answers of a victim without gradient, begun when that was made; None for any other.
     """
 
     patch: Patch
@@ -158,13 +158,12 @@ class Job:
     settings: Settings
     seed: int
     fabric: Fabric
+    journal: Journal | None
     queries: int = 0
     references: References = field(init=False)
-    journal: Journal | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.references = References(self._clean, self.settings.memory_gb * 1e9)
-        self.journal = None if self.victim.differentiable else Journal()
 
     def predict(self, frames: Tensor) -> Any:
         """The victim's output in the run's precision, for frames on any device; each counts as a query.

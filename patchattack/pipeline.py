@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shlex
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -35,11 +37,34 @@ from patchattack.scene import Source
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
 from patchattack.training import DivergedError
 from patchattack.victims.ensemble import Ensemble
+from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
 EXAMPLES = 4  # scenes that the report shows
 _NO_LOSSES = ("step", "queries", "learning_rate")  # in metrics.csv
 GRADIENT_FREE = ("random_search", "evolution", "nes", "spsa", "zoo")  # options of the group optimizer
+_ABOVE_0 = ("step_size", "gamma", "T_max", "total_steps", "max_lr")  # of a schedule; torch does not look at all of them
+
+
+@runtime_checkable
+class PerImage(Protocol):
+    """An attack that changes single images by itself: a run trains and prints no patch, and this does all its work.
+
+    Attributes:
+        uses: keys of the config, or beginnings of them, that it has a use for.
+    """
+
+    uses: tuple[str, ...]
+
+    def check(self, victim: Victim, source: Source, settings: Settings) -> None:
+        """Before the work starts.
+
+        Raises:
+            InputError: what cannot be.
+        """
+
+    def attack_images(self, job: Job, folder: Path, origin: Origin) -> Verdict:
+        """Attack, or go on with what ``folder`` holds, and write there all that it shall hold."""
 
 
 @dataclass
@@ -53,6 +78,7 @@ class Parts:
         schedule: makes a schedule of an optimiser.
         tracker: makes a tracker of ``folder``, ``config`` and ``run_id``.
         seed: of every draw.
+        journal: under which the victim was made; None begins one.
     """
 
     attack: Attack
@@ -67,6 +93,7 @@ class Parts:
     settings: Settings
     sheet: Sheet
     seed: int
+    journal: Journal | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +168,9 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
             f"attack: expected a victim for {attack.task}, got {victim.name} for {victim.task}; "
             f"choose attack={victim.task} or another victim"
         )
-    if isinstance(victim, Ensemble):
+    if isinstance(attack, PerImage):
+        attack.check(victim, parts.source, settings)
+    elif isinstance(victim, Ensemble):
         attack = EnsembleAttack(attack, victim.members, victim.combine)
     attack.bind(victim, parts.source)
     if not victim.differentiable and settings.devices > 1:
@@ -151,12 +180,10 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
         )
     victim.to(fabric.device)
     patch.to(fabric.device)
-    try:
-        optimizer = parts.optimizer(patch.parameters())
-        schedule = parts.schedule(optimizer)
-    except ValueError as error:  # torch has limits of its own
-        raise InputError(f"optimizer and schedule: expected values that torch accepts, got '{error}'") from error
-    if not victim.differentiable and not isinstance(optimizer, GradientFree):
+    _check_schedule(parts)
+    optimizer = parts.optimizer(patch.parameters())
+    schedule = parts.schedule(optimizer)
+    if not (victim.differentiable or isinstance(optimizer, GradientFree) or isinstance(attack, PerImage)):
         raise InputError(
             f"optimizer: expected one that needs no gradient for {victim.name}, which only answers, got "
             f"{type(optimizer).__name__}; choose optimizer={', '.join(GRADIENT_FREE[:-1])} or {GRADIENT_FREE[-1]}"
@@ -173,11 +200,14 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
         settings=settings,
         seed=parts.seed,
         fabric=fabric,
+        journal=None if victim.differentiable else parts.journal or Journal(),
     )
     if job.journal is not None and resumed is not None:
         job.journal.open(resumed)
     try:
         job.source = attack.scenes(job.source, job.predict_once)
+        if isinstance(attack, PerImage):
+            return job
         numbers = settings.parts(len(job.source))[0][:1]
         training.check_budget(job)
         trial = replace(job.evaluator(TRAINING), victim=job.predict_once)
@@ -188,8 +218,29 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     return job
 
 
+def _check_schedule(parts: Parts) -> None:
+    """Go through all its steps: torch takes numbers that fail, or turn the steps around, in the middle of the work.
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+    for name, value in getattr(parts.schedule, "keywords", {}).items():
+        if name in _ABOVE_0 and isinstance(value, int | float) and value <= 0:
+            raise InputError(f"schedule.{name}: expected a number above 0, got {value}")
+    try:
+        optimizer = parts.optimizer(parts.patch.parameters())
+        schedule = parts.schedule(optimizer)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the optimizer stands still
+            for step in range(parts.settings.steps):
+                if not 0 <= (rate := optimizer.param_groups[0]["lr"]) < math.inf:
+                    raise InputError(f"schedule: expected learning rates of 0 or more, got {rate} in step {step + 1}")
+                schedule.step()
+    except (ValueError, ZeroDivisionError) as error:  # torch has limits of its own
+        raise InputError(f"optimizer and schedule: expected values that torch accepts, got '{error}'") from error
+
+
 def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> Verdict | None:
-    """Train, measure and export; everything lands in ``folder``.
+    """Train, measure and export, or leave it to an attack on single images; everything lands in ``folder``.
 
     Returns:
         The verdict, on the first process only.
@@ -202,6 +253,8 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
     is_first = job.fabric.global_rank == 0
     if job.journal is not None:
         job.journal.open(folder)
+    if isinstance(parts.attack, PerImage):
+        return _attack_images(parts.attack, job, folder, origin)
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
     if job.journal is not None and not resumes:
         checkpoint.save(job, folder, progress)  # whatever happens from here on, the run can be resumed
@@ -225,14 +278,27 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         raise
     except VictimError as error:
         _save_patch(parts, job, folder, origin, progress)
-        raise InputError(
-            f"{error}, after step {progress.step} of {job.settings.steps}; nothing that it answered is lost, "
-            f"go on with: python train.py resume={shlex.quote(str(folder))}"
-        ) from error
+        raise _to_go_on(f"{error}, after step {progress.step} of {job.settings.steps}", folder) from error
     finally:
         tracker.close()
         if job.journal is not None:
             job.journal.close()
+
+
+def _attack_images(attack: PerImage, job: Job, folder: Path, origin: Origin) -> Verdict:
+    try:
+        return attack.attack_images(job, folder, origin)
+    except VictimError as error:
+        raise _to_go_on(str(error), folder) from error
+    finally:
+        if job.journal is not None:
+            job.journal.close()
+
+
+def _to_go_on(failure: str, folder: Path) -> InputError:
+    return InputError(
+        f"{failure}; nothing that it answered is lost, go on with: python train.py resume={shlex.quote(str(folder))}"
+    )
 
 
 class _Trackers:

@@ -2,10 +2,14 @@
 
 python scripts/baselines.py images=50
 python scripts/baselines.py run=outputs/classification/A attacks=[fgsm,bim,pgd]
+
+The same command with ``output=`` the folder of an interrupted one goes on with it.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +47,19 @@ def run(parts: dict[str, Any]) -> None:
         patch=None if parts["run"] is None else Patch.load(Path(str(parts["run"])) / "patch.png"),
     )
     parts["victim"].to(pipeline.start_fabric(settings).device)
-    folder = cli.new_folder(parts["output"], "baselines")
-    rows = baselines_trial.measure(trial, lambda work: tqdm(work, desc="attacking", unit="attack", dynamic_ncols=True))
     command = cli.command_line("scripts/baselines.py")
+    asked = [one for one in shlex.split(command) if not one.startswith("output=")]
+    folder = cli.new_folder(parts["output"], "baselines")
+    baselines_trial.claim(folder, {"command": shlex.join(asked), "versions": pipeline.versions()})
+
+    def progress(left: Any) -> Any:
+        return tqdm(left, desc="attacking", unit="attack", dynamic_ncols=True)
+
+    try:
+        rows = baselines_trial.measure(trial, progress, folder / "results.json")
+    except KeyboardInterrupt:
+        print(f"interrupted. To go on: {shlex.join([*asked, f'output={folder}'])}")
+        sys.exit(130)
     print(baselines_report.publish(trial, rows, folder, command, pipeline.versions()))
     for name, file in (("report", "report.html"), ("numbers", "results.csv")):
         print(f"  {name:9} {folder / file}")

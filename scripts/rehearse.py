@@ -27,10 +27,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.patch import Patch
     from patchattack.printing.fiducials import load_layouts
     from patchattack.rehearsal import rehearse
-    from patchattack.rehearsal.street import Street
     from patchattack.rehearsal.unknown import Unknown
-    from patchattack.webcam.pose import Lens
-    from patchattack.webcam.session import Setup
     from patchattack.webcam.summary import Origin
     from patchattack.webcam.trial import contestants, lined_up
 
@@ -44,28 +41,11 @@ def run(parts: dict[str, Any]) -> None:
     sheets = load_layouts(folder / "print" / "layout.json")
     fabric = pipeline.start_fabric(parts["trainer"])
 
-    # As the victim saw the world in training, so it sees it here.
-    data = parts["data"]
-    field_of_view = data.get("field_of_view", 90.0)
     trials = lined_up(contestants(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
-    setup = Setup(
-        trials=trials[:1],
-        patch=patch,
-        sheets=sheets,
-        lens=Lens(field_of_view),
-        size=data.get("size"),
-        keep=parts["keep"],
-        independent=parts["independent"],
+    plan = rehearse.planned(
+        *(trials[0], patch, sheets, parts["print"], parts["data"], Unknown.draw(parts["printer"]), parts["seed"]),
+        **{key: parts[key] for key in ("size", "fps", "keep", "independent")},
     )
-    street = Street(
-        sheets[0],
-        parts["attack"].task,
-        rehearse.frame_size(parts["size"], setup.size),
-        field_of_view,
-        data.get("camera_height", [1.2, 2.0]),
-        parts["seed"],
-    )
-    plan = rehearse.Plan(setup, parts["print"], street, Unknown.draw(parts["printer"]), parts["fps"])
     output = cli.new_folder(parts["output"], "rehearse")
     origin = Origin(
         title=f"Rehearsal of {folder.name} without hardware",

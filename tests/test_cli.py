@@ -37,10 +37,10 @@ class DepthVictim(Victim):
 
 # Overrides, and what the line has to say. {here} is a folder with: empty/, file, matching.pt.
 BAD: dict[str, tuple[list[str], list[str]]] = {
-    "no attack": ([], ["attack", "Available options: classification depth detection flow"]),
+    "no attack": ([], ["attack", "Available options: classification depth detection flow one_pixel"]),
     "unknown attack": (
         ["attack=flwo"],
-        ["attack: expected one of classification, depth, detection, flow", "did you mean flow?", "got flwo"],
+        ["attack: expected one of classification, depth, detection, flow, one_pixel", "did you mean flow?", "got flwo"],
     ),
     "attack that is a number": (["attack=3"], ["must be a string"]),
     "unknown victim": ([FLOW, "victim=raft_smal"], ["victim: expected one of", "raft_large", "got raft_smal"]),
@@ -50,6 +50,23 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "unknown key of a part": ([FLOW, "data.root=x"], ["data.root: expected one of scenes, size", "got root"]),
     "unknown key below an unknown key": ([FLOW, "data.nope.x=3"], ["data.nope: expected one of scenes, size"]),
     "added key that nothing takes": ([FLOW, "+trainer.foo=3"], ["trainer", "foo"]),
+    "added key of no part": ([FLOW, "+trainr=3"], ["trainr: expected one of ", "(did you mean trainer?), got trainr"]),
+    "added key below no part": ([FLOW, "++foo.x=3"], ["foo: expected one of ", "got foo"]),
+    "drops without a step between": (
+        [FLOW, "schedule=step", "schedule.step_size=0"],
+        ["schedule.step_size: expected a number above 0, got 0"],
+    ),
+    "drops that turn around": ([FLOW, "schedule=step", "schedule.gamma=-0.5"], ["schedule.gamma: expected", "-0.5"]),
+    "a cosine of no length": ([FLOW, "schedule.T_max=-5"], ["schedule.T_max: expected a number above 0, got -5"]),
+    "learning rates that turn around": (
+        [FLOW, "schedule.eta_min=-1"],
+        ["schedule: expected learning rates of 0 or more, got -0.", "in step 2"],
+    ),
+    "a schedule that is too short": (
+        [FLOW, "schedule=onecycle", "schedule.total_steps=2"],
+        ["optimizer and schedule: expected values that torch accepts, got 'Tried to step 3 times"],
+    ),
+    "a factor above 1": ([FLOW, "schedule=constant", "schedule.factor=2"], ["expected values that torch accepts"]),
     "unknown option of a stacked group": ([FLOW, "camera=[jpeg,jpg]"], ["camera: expected one of defocus", "got jpg"]),
     "option that is not chosen": ([FLOW, "camera.jpeg.range=[9,10]"], ["camera.jpeg: expected one of sensor_noise"]),
     "malformed override": ([FLOW, "trainer.steps"], ["'trainer.steps'", "EQUAL"]),
@@ -91,6 +108,10 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         [FLOW, "victim.weights={here}/matching.pt"],
         ["{here}/matching.pt: expected the weights of EncoderDecoder", "missing: ", "unexpected: "],
     ),
+    "weights that run code": (
+        [FLOW, "victim.weights={here}/code.pt"],
+        ["which is refused; where you trust its author, convert its weights to safetensors"],
+    ),
     "missing palette": (
         [FLOW, "regularizers.nps.palette={here}/no.csv"],
         ["{here}/no.csv: expected a palette", "'default'"],
@@ -118,6 +139,7 @@ def here(tmp_path: Path) -> Path:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("not a folder")
     torch.save(CompactFlow("matching", "random").network.state_dict(), tmp_path / "matching.pt")
+    torch.save(nn.Identity(), tmp_path / "code.pt")
     return tmp_path
 
 
@@ -252,9 +274,8 @@ def test_train_py_is_an_entry(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert (
-        result.stderr
-        == "patchattack: attack: expected one of classification, depth, detection, flow (did you mean flow?), "
-        "got flwo\n"
+        result.stderr == "patchattack: attack: expected one of classification, depth, detection, flow, one_pixel "
+        "(did you mean flow?), got flwo\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -84,7 +84,7 @@ class Subject:
         if not victim.differentiable:
             raise InputError(
                 f"victim: expected one with a gradient, got {victim.name}, which only answers; "
-                "these attacks follow gradients, scripts/one_pixel.py does not"
+                "these attacks follow gradients, attack=one_pixel does not"
             )
         try:
             from art.estimators.classification import PyTorchClassifier

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +23,7 @@ COLUMNS = ("Attack", "digital success", "left after print and photograph", "dest
 
 
 def publish(trial: Trial, rows: Sequence[Row], folder: Path, command: str, versions: dict[str, str]) -> str:
-    """Write ``results.json``, ``results.csv`` and ``report.html``; return the table as markdown."""
-    files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    """Write ``results.csv`` and ``report.html``; return the table as markdown."""
     files.write(folder / "results.csv", _csv(rows))
     limits = trial.limits
     lines = [(_name(trial, row) + _paper(row), _cells(row)) for row in rows]

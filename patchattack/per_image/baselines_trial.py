@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from patchattack import seeding, statistics
+from patchattack import files, seeding, statistics
 from patchattack.eot.placement import Placement
 from patchattack.eot.renderer import Renderer
 from patchattack.eot.transform import Transform, saturate
@@ -125,8 +127,40 @@ class Trial:
         return found
 
 
-def measure(trial: Trial, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter) -> list[Row]:
+def claim(folder: Path, origin: dict[str, Any]) -> None:
+    """Note in ``folder/run.json`` what makes its rows; of a folder that has one, see that it is the same.
+
+    Raises:
+        InputError: its rows were made by another command or with other versions.
+    """
+    note = folder / "run.json"
+    if not note.exists():
+        files.write(note, json.dumps(origin, indent=1) + "\n")
+        return
+    before = _read(note)
+    if before != origin:
+        raise InputError(
+            f"output={folder}: expected the run that it was begun with, {json.dumps(before)}, got "
+            f"{json.dumps(origin)}; repeat that one, or name another output"
+        )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected what a run has written, got {error!r}; name another output") from error
+
+
+def measure(
+    trial: Trial, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter, path: Path | None = None
+) -> list[Row]:
     """Every attack with every goal that it has, on images that the victim gets right without it.
+
+    Args:
+        trial: what is tested on what.
+        progress: wraps the attacks and goals that are left.
+        path: of a JSON file of the rows, written after each; those that it holds are not measured again.
 
     Returns:
         Rows of attack, goal and n (images that count), and where there are any the rates of :data:`RATES` with
@@ -135,7 +169,7 @@ def measure(trial: Trial, progress: Callable[[Iterable[Any]], Iterable[Any]] = i
         :func:`destroyed`.
 
     Raises:
-        InputError: as :class:`Subject`; or there is no image that counts.
+        InputError: as :class:`Subject`; there is no image that counts; or the file cannot be read.
     """
     numbers = chosen(trial.settings, len(trial.source), trial.images)
     scene = trial.source.__getitems__(numbers).to("cpu")
@@ -153,8 +187,9 @@ def measure(trial: Trial, progress: Callable[[Iterable[Any]], Iterable[Any]] = i
         *((name, aimed) for name in trial.attacks for aimed in goals if aimed in BASELINES[name].goals),
         *((name, trial.goal.goal) for name in PATCHES if trial.patch is not None),
     ]
-    rows = []
-    for name, aimed in progress(wanted):
+    rows: list[Row] = [] if path is None or not path.exists() else _read(path)
+    done = {(row["attack"], row["goal"]) for row in rows}
+    for name, aimed in progress([one for one in wanted if one not in done]):
         goal = goals[aimed]
         counted = goal.winnable(clean, scene).nonzero().squeeze(1)
         row: Row = {"attack": name, "goal": aimed, "n": len(counted)}
@@ -169,6 +204,8 @@ def measure(trial: Trial, progress: Callable[[Iterable[Any]], Iterable[Any]] = i
                 changed = craft(name, subject, part.frames[:, 0], aim, aimed != "untargeted")
             row |= _measured(trial, subject, goal, part, changed, outputs.argmax(dim=1), aim)
         rows.append(row)
+        if path is not None:
+            files.write(path, json.dumps(rows, indent=1) + "\n")
     return rows
 
 

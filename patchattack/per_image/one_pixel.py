@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +35,7 @@ class OnePixel(Goal):
 
     Args:
         pixels: d, how many pixels may change.
+        images: how many images of the test part are attacked.
         goal: ``untargeted``, ``targeted`` or ``least_likely``, as of the classification patch.
         target: name or number of a class of the victim, for ``targeted`` alone.
         children: candidates of each generation.
@@ -51,6 +51,7 @@ class OnePixel(Goal):
     def __init__(
         self,
         pixels: int = 1,
+        images: int = 100,
         goal: str = "untargeted",
         target: str | int | None = None,
         children: int = 400,
@@ -66,7 +67,8 @@ class OnePixel(Goal):
                 raise InputError(f"{name}: expected a whole number from {least[name]} on, got {value}")
         if stop not in STOPS:
             raise InputError(f"stop: expected {' or '.join(STOPS)}, got {stop}")
-        self.pixels, self.children, self.generations, self.stop, self.batch = pixels, children, generations, stop, batch
+        self.pixels, self.images, self.children, self.generations = pixels, images, children, generations
+        self.stop, self.batch = stop, batch
 
     def enough(self) -> float:
         """The score from which on a won image is done."""
@@ -284,27 +286,6 @@ def attack_images(
         results[place] = _attack_image(attack, victim, predict or victim, source, place, seed)
         files.write(path, _table(results.values()))
     return [results[place] for place in numbers]
-
-
-def claim(folder: Path, origin: dict[str, Any]) -> None:
-    """Note in ``folder/run.json`` what made its images; of a folder that has one, see that it is the same.
-
-    Raises:
-        InputError: its images were made by another command or with other versions.
-    """
-    note = folder / "run.json"
-    if not note.exists():
-        files.write(note, json.dumps(origin, indent=1) + "\n")
-        return
-    try:
-        before = json.loads(note.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{note}: expected what a run has noted, got {error!r}; name another output") from error
-    if before != origin:
-        raise InputError(
-            f"output={folder}: expected the run that it was begun with, {json.dumps(before)}, got "
-            f"{json.dumps(origin)}; repeat that one, or name another output"
-        )
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from patchattack import files, statistics
+from patchattack.evaluation import Verdict
 from patchattack.per_image.before_after import Side, before_after
 from patchattack.per_image.one_pixel import OnePixel, Result, with_pixels
 from patchattack.reporting.per_image import Cell, Dot, Page, Picture, Table, write_per_image
@@ -78,7 +79,7 @@ def publish(
     folder: Path,
     command: str,
     versions: dict[str, str],
-) -> str:
+) -> Verdict:
     """Write ``results.json``, ``report.html`` and a picture of each image attacked; return the verdict."""
     rows = summarise(results)
     files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
@@ -93,12 +94,12 @@ def publish(
         "targeted": f"into the class {attack.target}",
         "least_likely": "into the least likely class",
     }[attack.goal]
-    verdict = (
+    sentence = (
         f"{count} of their own {'takes' if attack.pixels == 1 else 'take'} {_percent(won)} of {won['n']} images "
         f"{goal}; as many random tries take {_percent(random)}."
     )
     if not won["n"]:
-        verdict = "There was no image to attack: the victim gets none right that is not of the target class already."
+        sentence = "There was no image to attack: the victim gets none right that is not of the target class already."
     spent, to_win = found["evolution", "queries"], found["evolution", "queries_to_win"]
     wins = f", {to_win['mean']:,.0f} to the first win where there was one" if to_win["n"] else ""
     more = (
@@ -124,7 +125,7 @@ def publish(
         folder / "report.html",
         Page(
             title=f"{count} of an image against {victim.name}",
-            verdict=verdict,
+            verdict=sentence,
             facts=facts,
             dots=[
                 Dot(name, *_interval(found[condition, "success"]), role)
@@ -148,7 +149,8 @@ def publish(
             versions=versions,
         ),
     )
-    return f"{verdict}\n{facts}"
+    factor = won["mean"] / random["mean"] if random["mean"] else math.nan
+    return Verdict(excess["low"] > 0, sentence, facts, factor)
 
 
 def _interval(row: dict[str, Any]) -> tuple[float, float, float]:

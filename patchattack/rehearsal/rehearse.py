@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from patchattack.rehearsal.street import DriveBy, Lab, Street
 from patchattack.rehearsal.unknown import Unknown
 from patchattack.webcam.capture import open_source
 from patchattack.webcam.evaluator import evaluate
+from patchattack.webcam.pose import Lens
 from patchattack.webcam.records import read
 from patchattack.webcam.screen import Nowhere
 from patchattack.webcam.session import Setup
 from patchattack.webcam.summary import Origin
+from patchattack.webcam.trial import Trial
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -62,6 +64,58 @@ class Plan:
             )
         if not 0 < self.fps <= 240:
             raise InputError(f"fps: expected frames a second above 0, up to 240, got {self.fps}")
+
+
+def planned(
+    trial: Trial,
+    patch: Patch,
+    sheets: Sequence[Layout],
+    printer: Sheet,
+    data: Mapping[str, Any],
+    unknown: Unknown,
+    seed: int,
+    *,
+    size: Sequence[int],
+    fps: float,
+    keep: int,
+    independent: float,
+) -> Plan:
+    """A plan in which the victim sees the world as it saw its data: frames, field of view and height of the camera.
+
+    Args:
+        trial: of the victim.
+        patch: on the first of the sheets.
+        sheets: of the run.
+        printer: of the sheets.
+        data: config of the run's scenes.
+        unknown: printer and camera.
+        seed: of the world and of the camera's way.
+        size: ``(h, w)`` within which the videos are as large as the proportions of the victim's frames allow.
+        fps: frames a second of the videos.
+        keep, independent: as of :class:`Setup`.
+
+    Raises:
+        InputError: as of :class:`Plan`, :class:`Setup` and :func:`frame_size`.
+    """
+    field_of_view = data.get("field_of_view", 90.0)
+    setup = Setup(
+        trials=[trial],
+        patch=patch,
+        sheets=sheets,
+        lens=Lens(field_of_view),
+        size=data.get("size"),
+        keep=keep,
+        independent=independent,
+    )
+    street = Street(
+        sheets[0],
+        trial.attack.task,
+        frame_size(size, setup.size),
+        field_of_view,
+        data.get("camera_height", [1.2, 2.0]),
+        seed,
+    )
+    return Plan(setup, printer, street, unknown, fps)
 
 
 def frame_size(most: Sequence[int], victim: Sequence[int] | None) -> tuple[int, int]:
@@ -113,6 +167,7 @@ def rehearse(
 
     Raises:
         InputError: a file cannot be written, or the sheet is found in no frame.
+        KeyboardInterrupt: Ctrl-C, also while a video is measured.
     """
     sheet = plan.setup.sheets[0]
     paper = printed(folder / "sheet.png", plan.printer, sheet, plan.setup.patch, plan.unknown)
@@ -128,6 +183,8 @@ def rehearse(
         facts = [*origin.setup, ("Video", f"{video}, made by the rehearsal"), ("World", world(plan.street))]
         about = replace(origin, title=f"{origin.title}: {name.replace('_', '-')}", setup=facts)
         outcome = evaluate(plan.setup, capture, Nowhere(), own, about, progress)
+        if outcome.counts["frames"] < len(truths):  # Ctrl-C ends a measurement, as it should before a camera
+            raise KeyboardInterrupt
         records = read(own / "frames.csv")
         poses, takes = compare(records, truths, frames), by_take(records, truths)
         found[name] = {"verdict": outcome.verdict, "counts": outcome.counts, "poses": poses, "takes": takes}

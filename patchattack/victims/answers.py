@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError, VictimError
+from patchattack.victims import journal
 from patchattack.victims.own import Output, read_classes, said
 from patchattack.victims.victim import Victim
 
@@ -48,14 +49,12 @@ class Memory:
 
     Args:
         path: of an SQLite database, made where there is none.
-        about: what else the answers depend on.
 
     Raises:
         InputError: the file cannot be written or is something else.
     """
 
-    def __init__(self, path: Path, about: str) -> None:
-        self.about = about
+    def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = sqlite3.connect(path, isolation_level=None)  # every answer is written at once
@@ -65,22 +64,14 @@ class Memory:
                 f"victim.cache: expected a file of answers that can be written, got {path}: {said(error)}"
             ) from error
 
-    def recall(self, query: Sequence[Tensor]) -> np.ndarray | None:
+    def recall(self, question: bytes) -> bytes | None:
         """What was answered, or None."""
-        row = self.file.execute("SELECT answer FROM answers WHERE query = ?", [self._digest(query)]).fetchone()
-        return None if row is None else np.load(io.BytesIO(row[0]), allow_pickle=False)
+        row = self.file.execute("SELECT answer FROM answers WHERE query = ?", [question]).fetchone()
+        return None if row is None else row[0]
 
-    def keep(self, query: Sequence[Tensor], answer: np.ndarray) -> None:
-        """Remember the answer to images ``[3, h, w]``."""
-        data = io.BytesIO()
-        np.save(data, answer, allow_pickle=False)
-        self.file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", [self._digest(query), data.getvalue()])
-
-    def _digest(self, query: Sequence[Tensor]) -> bytes:
-        digest = hashlib.sha256(f"{self.about} {list(query[0].shape)}".encode())
-        for image in query:
-            digest.update(image.numpy().tobytes())
-        return digest.digest()
+    def remember(self, question: bytes, answer: bytes) -> None:
+        """Write the answer down."""
+        self.file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", [question, answer])
 
 
 class Answers(nn.Module):
@@ -88,17 +79,19 @@ class Answers(nn.Module):
 
     Args:
         ask: gets images ``[B, 3, h, w]`` float32 on the host (flow: two of them) and says what ``kind`` names.
+        about: what its answers depend on beside the images.
         task: of the victim.
         kind: of answer, as in :data:`KINDS`.
         name: of the victim, for messages.
         classes: names that answers go by; None where they are not known.
         batch: most images to ask about at once; None takes them all.
-        memory: of answers.
+        memory: of answers, beside the journal of a run that asks.
     """
 
     def __init__(
         self,
         ask: Ask,
+        about: str,
         task: str,
         kind: str,
         name: str,
@@ -107,7 +100,7 @@ class Answers(nn.Module):
         memory: Memory | None = None,
     ) -> None:
         super().__init__()
-        self.ask, self.task, self.kind, self.name, self.classes = ask, task, kind, name, classes
+        self.ask, self.about, self.task, self.kind, self.name, self.classes = ask, about, task, kind, name, classes
         self.batch, self.memory = batch, memory
 
     @torch.no_grad()
@@ -118,18 +111,29 @@ class Answers(nn.Module):
             VictimError: the victim failed, or said something else than ``kind``, or what is not finite.
         """
         given = [image.float().cpu() for image in images]
-        queries = list(zip(*given, strict=True))
-        known = [None if self.memory is None else self.memory.recall(query) for query in queries]
-        rows = {number: row for number, row in enumerate(known) if row is not None}
-        missing = [number for number, row in enumerate(known) if row is None]
-        group = self.batch or len(queries)
+        memories = [one for one in (journal.current(), self.memory) if one is not None]
+        questions = [self._digest(query) if memories else b"" for query in zip(*given, strict=True)]
+        rows: dict[int, np.ndarray] = {}
+        for number, question in enumerate(questions):
+            if known := next(filter(None, (memory.recall(question) for memory in memories)), None):
+                rows[number] = np.load(io.BytesIO(known), allow_pickle=False)
+        missing = [number for number in range(len(questions)) if number not in rows]
+        group = self.batch or len(questions)
         for first in range(0, len(missing), group):
             numbers = missing[first : first + group]
             for number, row in zip(numbers, self._asked(*(one[numbers] for one in given)), strict=True):
-                rows[number] = row
-                if self.memory is not None:
-                    self.memory.keep(queries[number], row)
-        return torch.tensor(np.stack([rows[number] for number in range(len(queries))]), device=images[0].device)
+                rows[number], data = row, io.BytesIO()
+                np.save(data, row, allow_pickle=False)
+                for memory in memories:
+                    memory.remember(questions[number], data.getvalue())
+        return torch.tensor(np.stack([rows[number] for number in range(len(questions))]), device=images[0].device)
+
+    def _digest(self, query: Sequence[Tensor]) -> bytes:
+        """Of one image ``[3, h, w]``, or two."""
+        digest = hashlib.sha256(f"{self.about} {list(query[0].shape)}".encode())
+        for image in query:
+            digest.update(image.numpy().tobytes())
+        return digest.digest()
 
     def _asked(self, *images: Tensor) -> np.ndarray:
         first = images[0]
@@ -229,17 +233,20 @@ def answering(
     kind: str | None,
     name: str,
     ask: Ask,
+    about: str,
     around: Callable[[nn.Module], nn.Module] = lambda answers: answers,
     batch: int | None = None,
     memory: Memory | None = None,
 ) -> Victim:
     """A victim of what ``ask`` says. It is asked once, about a grey image, so that what does not fit shows at once.
 
+    A run that goes on knows the answer to that too.
+
     Args:
         output: of the task.
         kind: of answer, as in :data:`KINDS`; None is the first of the task.
         name: of the victim.
-        ask, batch, memory: as of :class:`Answers`.
+        ask, about, batch, memory: as of :class:`Answers`.
         around: what makes of the module of answers one that takes images in [0, 1].
 
     Raises:
@@ -253,11 +260,12 @@ def answering(
     classes = read_classes(output.classes)
     if classes is None and kind in ("labels", "boxes"):
         raise InputError(f"victim.classes: expected the names that answer={kind} chooses among, got none")
-    answers = Answers(ask, task, kind, name, classes, batch, memory)
+    answers = Answers(ask, about, task, kind, name, classes, batch, memory)
     network = around(answers)
     images = [torch.full((1, 3, *output.trial_size), 0.5) for _ in range(2 if task == "flow" else 1)]
+    run = journal.current()
     try:
-        found = network(*images)
+        found = network(*images) if run is None else run.keep(images[0], lambda _: network(*images), about)
     except VictimError as error:
         raise InputError(
             f"{error} (asked about a grey image of {images[0].shape[-2]} × {images[0].shape[-1]} px)"

@@ -70,4 +70,4 @@ def build_callable(
         return predict(*arrays)
 
     name = function.replace(":", ".").rpartition(".")[2]
-    return answering(output, answer, name, ask)
+    return answering(output, answer, name, ask, about=f"{function} {task} {answer} {images} {classes}")

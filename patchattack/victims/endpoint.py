@@ -13,7 +13,9 @@ response is JSON too, an object that has the answers, one for each image in thei
 speaks otherwise is wrapped in a Python function: see :mod:`patchattack.victims.callable`.
 
 A request that finds nobody, gets no answer in time, or a status of 429, 500, 502, 503 or 504 is sent again: after as
-long as the service asks for by ``Retry-After``, or after half a second, one, two, and so on.
+long as the service asks for by ``Retry-After``, or after half a second, one, two, and so on. The answers of a request
+are written to the run's journal before the next is sent. A request whose answer never arrived, as one that was on its
+way when the run was killed, is sent again too: the service may have seen it twice, and nobody here can know.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ def build_endpoint(
         )
     kind = KINDS[task][0] if answer is None else answer
     service = _Service(parts.hostname, url, kind, retries, timeout, _key(key_variable, key_header))
-    memory = None if cache is None else Memory(Path(cache).expanduser(), f"{url} {task} {kind} {classes}")
+    memory = None if cache is None else Memory(Path(cache).expanduser())
     pace = _Pace(rate)
 
     def ask(*given: Tensor) -> list[Any]:
@@ -107,7 +109,8 @@ def build_endpoint(
         written = ([_written(image, images) for image in as_bytes(one)] for one in given)
         return service.post(dict(zip(("images", "next_images"), written, strict=False)))
 
-    return answering(output, kind, parts.hostname, ask, batch=batch, memory=memory)
+    about = f"{url} {task} {kind} {classes}"
+    return answering(output, kind, parts.hostname, ask, about, batch=batch, memory=memory)
 
 
 def _key(variable: str | None, header: str) -> dict[str, str]:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import sqlite3
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ from patchattack.errors import InputError
 
 FILE = "answers.sqlite"
 Ask = Callable[[Tensor], Any]
+_open: ContextVar[Journal | None] = ContextVar("journal", default=None)
+
+
+def current() -> Journal | None:
+    """That of the run that asks now, which a victim tells what it hears, piece by piece; None where no run asks."""
+    return _open.get()
 
 
 class Journal:
@@ -24,9 +32,12 @@ class Journal:
 
     Between two checkpoints a run is the same every time: what is asked after a checkpoint was asked in this order
     before, and is answered from the journal until that ends. Answers that a run needs again and again, those on clean
-    frames, are kept for good. A kill at any moment costs no more than the batch that the victim is just asked about.
+    frames, are kept for good. What a victim hears in pieces, request by request, is written piece by piece, and each is
+    there until the answer that it is part of is whole.
 
-    Until :meth:`open`, before a run has a folder, the journal is in memory.
+    What cannot be known is a request whose answer had not arrived, and had not been written, when the run was killed:
+    it is sent again, whether the victim had seen it or not. Until :meth:`open`, before a run has a folder, the journal
+    is in memory, and whoever ends the run then begins anew.
     """
 
     def __init__(self) -> None:
@@ -52,6 +63,7 @@ class Journal:
             self._file.execute(
                 "CREATE TABLE IF NOT EXISTS recent (place INTEGER PRIMARY KEY, question BLOB, answer BLOB)"
             )
+            self._file.execute("CREATE TABLE IF NOT EXISTS pieces (question BLOB PRIMARY KEY, answer BLOB)")
             self._file.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", list(self._kept.items()))
             self._past.extend(self._file.execute("SELECT place, question FROM recent ORDER BY place"))
         except sqlite3.Error as error:
@@ -60,16 +72,33 @@ class Journal:
                 "free space, or delete it to ask everything since the last checkpoint again"
             ) from error
 
-    def keep(self, frames: Tensor, ask: Ask) -> Any:
-        """The answer to ``frames [B, T, 3, H, W]``, asked once in the life of the run."""
-        question = _digest(frames)
+    @contextmanager
+    def asks(self) -> Iterator[None]:
+        """The run asks: this is the :func:`current` journal inside."""
+        token = _open.set(self)
+        try:
+            yield
+        finally:
+            _open.reset(token)
+
+    def keep(self, frames: Tensor, ask: Ask, about: str = "") -> Any:
+        """The answer to ``frames [B, T, 3, H, W]``, asked once in the life of the run.
+
+        Args:
+            frames: or whatever else tensor ``ask`` takes.
+            ask: the victim.
+            about: which one it is, where several are asked the same.
+        """
+        question = _digest(frames, about)
         if (known := self._known(question)) is not None:
             return unpacked(known, frames)
-        found = ask(frames)
+        with self.asks():
+            found = ask(frames)
         if self._file is None:
             self._kept[question] = packed(found)
         else:
-            self._write("INSERT INTO kept VALUES (?, ?)", question, found)
+            self._write("INSERT INTO kept VALUES (?, ?)", question, packed(found))
+            self._forget_pieces()
         return found
 
     def _known(self, question: bytes) -> bytes | None:
@@ -82,7 +111,7 @@ class Journal:
         """The answer to ``frames [B, T, 3, H, W]``, to be there until the next checkpoint."""
         if self._file is None:
             return ask(frames)
-        question = _digest(frames)
+        question = _digest(frames, "")
         if self._past:
             place, asked = self._past.popleft()
             if asked == question:
@@ -91,9 +120,27 @@ class Journal:
             # These led to the checkpoint, which was written just before the run was killed.
             self._file.execute("DELETE FROM recent WHERE place >= ?", [place])
             self._past.clear()
-        found = ask(frames)
-        self._write("INSERT INTO recent (question, answer) VALUES (?, ?)", question, found)
+        with self.asks():
+            found = ask(frames)
+        self._write("INSERT INTO recent (question, answer) VALUES (?, ?)", question, packed(found))
+        self._forget_pieces()
         return found
+
+    def recall(self, question: bytes) -> bytes | None:
+        """The answer to a piece of what is asked now, or None."""
+        if self._file is None:
+            return None
+        row = self._file.execute("SELECT answer FROM pieces WHERE question = ?", [question]).fetchone()
+        return None if row is None else row[0]
+
+    def remember(self, question: bytes, answer: bytes) -> None:
+        """Write down the answer to a piece of what is asked now."""
+        if self._file is not None:
+            self._write("INSERT OR REPLACE INTO pieces VALUES (?, ?)", question, answer)
+
+    def _forget_pieces(self) -> None:
+        assert self._file is not None
+        self._file.execute("DELETE FROM pieces")
 
     def checkpoint(self) -> None:
         """What was noted is needed no more."""
@@ -106,18 +153,26 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def _write(self, statement: str, question: bytes, answer: Any) -> None:
+    def _write(self, statement: str, question: bytes, answer: bytes) -> None:
         assert self._file is not None
         try:
-            self._file.execute(statement, [question, packed(answer)])
+            self._file.execute(statement, [question, answer])
         except sqlite3.Error as error:
             raise InputError(
                 f"{FILE}: expected room for another answer, got '{error}'; free space and resume the run"
             ) from error
 
 
-def _digest(frames: Tensor) -> bytes:
-    digest = hashlib.sha256(str(tuple(frames.shape)).encode())
+def of_run(folder: Path | None) -> Journal:
+    """The journal that the run ``folder`` has begun; a new one without."""
+    journal = Journal()
+    if folder is not None and (folder / FILE).exists():
+        journal.open(folder)
+    return journal
+
+
+def _digest(frames: Tensor, about: str) -> bytes:
+    digest = hashlib.sha256(f"{about}{tuple(frames.shape)}".encode())
     digest.update(frames.detach().cpu().contiguous().numpy().data)
     return digest.digest()
 

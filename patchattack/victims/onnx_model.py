@@ -97,7 +97,8 @@ def build_onnx(
     def around(answers: nn.Module) -> nn.Module:
         return Prepared(answers, bgr, ends, mean, std)
 
-    return answering(meant, answer, Path(file).stem, ask, around)
+    about = f"{file} {output} {task} {answer} {centres} {classes}"
+    return answering(meant, answer, Path(file).stem, ask, about, around, batch=model.batch)
 
 
 def _session(path: Path, providers: Sequence[str] | None) -> Any:
@@ -129,6 +130,7 @@ class _Model:
     """A session, from images ``[B, 3, h, w]`` of its own range to the array that is meant.
 
     Attributes:
+        batch: images that it takes at once; None where any number will do.
         size: ``(h, w)`` of the images; None where any will do.
         dtype: numpy's, of the images.
     """
@@ -159,15 +161,11 @@ class _Model:
         self.dtype = NUMBERS[inputs[0].type]
 
     def __call__(self, *images: Tensor) -> np.ndarray:
-        """Images in groups of the size that the file wants; the last image fills the last group."""
+        """What it says of at most ``batch`` images; the last one fills what is missing."""
         many = len(images[0])
-        group = self.batch or many
-        parts = []
-        for first in range(0, many, group):
-            rows = torch.arange(first, first + group).clamp(max=many - 1)
-            given = {name: self._array(one[rows]) for name, one in zip(self.inputs, images, strict=True)}
-            parts.append(self.session.run([self.output], given)[0])
-        return np.concatenate(parts)[:many]
+        rows = torch.arange(self.batch or many).clamp(max=many - 1)
+        given = {name: self._array(one[rows]) for name, one in zip(self.inputs, images, strict=True)}
+        return self.session.run([self.output], given)[0][:many]
 
     def _array(self, images: Tensor) -> np.ndarray:
         array = (images.permute(0, 2, 3, 1) if self.channels_last else images).contiguous().numpy()

@@ -33,7 +33,7 @@ def initialised(build: Callable[[], Network]) -> Network:
 
 
 def load_weights(
-    network: nn.Module, path: str | Path, trust: bool = False, rename: Callable[[str], str] | None = None
+    network: nn.Module, path: str | Path, trust: bool | None = None, rename: Callable[[str], str] | None = None
 ) -> None:
     """Load a local file of weights into ``network``, cast to the network's precision.
 
@@ -42,7 +42,8 @@ def load_weights(
         path: ``.safetensors``, or a state dict saved by ``torch.save``, bare or under "state_dict" or "model", its
             keys with or without ``module.`` in front.
         trust: also read what runs code when it is read: a whole network, or a dict with one under "ema" (which goes
-            first: the averaged weights are those that its trainer deploys), "state_dict" or "model".
+            first: the averaged weights are those that its trainer deploys), "state_dict" or "model". None is no, of a
+            victim that has no such option.
         rename: from a key of the file to the network's.
 
     Raises:
@@ -124,7 +125,7 @@ def _unreachable(source: str, error: Exception) -> InputError:
     )
 
 
-def _read(path: Path, trust: bool) -> Any:
+def _read(path: Path, trust: bool | None) -> Any:
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
@@ -139,10 +140,10 @@ def _read(path: Path, trust: bool) -> Any:
             raise InputError(
                 f"{path}: expected a checkpoint, got '{one_line(error)}'; where a module is missing, install it"
             ) from error
+        remedy = "" if trust is None else "give victim.trust_checkpoint=true, or "
         raise InputError(
             f"{path}: expected a state dict of plain tensors, got a damaged file or one that runs code when it is "
-            "read, which is refused; where you trust its author, give victim.trust_checkpoint=true, or convert its "
-            "weights to safetensors"
+            f"read, which is refused; where you trust its author, {remedy}convert its weights to safetensors"
         ) from error
 
 

@@ -26,7 +26,7 @@ from patchattack.job import Settings
 from patchattack.patch import Patch
 from patchattack.per_image.baselines import BASELINES, Limits, Subject, craft, second
 from patchattack.per_image.baselines_report import publish
-from patchattack.per_image.baselines_trial import Photograph, Trial, destroyed, measure
+from patchattack.per_image.baselines_trial import Photograph, Trial, claim, destroyed, measure
 from patchattack.per_image.subject import Goal
 from patchattack.scene import Scene, Source
 from patchattack.victims.victim import ClassificationVictim
@@ -275,7 +275,7 @@ def test_the_least_likely_class_is_that_of_the_clean_image() -> None:
 
 def test_it_is_published_as_files_and_as_text(tmp_path: Path) -> None:
     shown = trial(patch=Patch.create(resolution=8))
-    rows = measure(shown)
+    rows = measure(shown, path=tmp_path / "results.json")
     text = publish(shown, rows, tmp_path, "python scripts/baselines.py", {"torch": "2"})
     assert "| FGSM, to blue (Goodfellow et al. 2015) |" in text
     assert len(text.splitlines()) == 2 + len(rows)
@@ -284,6 +284,36 @@ def test_it_is_published_as_files_and_as_text(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert "random patch (control)" in page
+
+
+# Going on
+
+
+def test_rows_that_are_there_are_not_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    whole = json.dumps(measure(trial(), path=path))
+    path.write_text(json.dumps(json.loads(path.read_text())[:2]))  # interrupted after two of them
+    left: list[tuple[str, str]] = []
+
+    def progress(work: Any) -> Any:
+        left.extend(work)
+        return work
+
+    assert json.dumps(measure(trial(), progress, path)) == whole
+    assert left == [("fgsm", "untargeted"), ("fgsm", "targeted"), ("least_likely", "least_likely")]
+    path.write_text("[")
+    with pytest.raises(InputError, match=r"results\.json: expected what a run has written"):
+        measure(trial(), path=path)
+
+
+def test_another_command_does_not_go_on_with_a_table(tmp_path: Path) -> None:
+    claim(tmp_path, {"command": "a"})
+    claim(tmp_path, {"command": "a"})
+    with pytest.raises(InputError, match=r'expected the run that it was begun with, \{"command": "a"\}, got'):
+        claim(tmp_path, {"command": "b"})
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match=r"run\.json: expected what a run has written"):
+        claim(tmp_path, {"command": "a"})
 
 
 # Bad input

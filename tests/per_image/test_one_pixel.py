@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from patchattack import cli, pipeline
+from patchattack.eot.placement import Uniform
+from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
 from patchattack.job import Settings
-from patchattack.per_image.one_pixel import (
-    OnePixel,
-    Result,
-    attack_images,
-    claim,
-    read_results,
-    whole,
-    with_pixels,
-)
+from patchattack.patch import Patch
+from patchattack.per_image.one_pixel import OnePixel, Result, attack_images, read_results, whole, with_pixels
 from patchattack.per_image.one_pixel_report import summarise
+from patchattack.per_image.one_pixel_run import OnePixelRun
 from patchattack.per_image.subject import chosen
+from patchattack.printing.sheet import Sheet
 from patchattack.scene import Scene, Source
+from patchattack.tracking import Nothing
 from patchattack.victims.victim import ClassificationVictim, FlowVictim
 
-PROJECT = Path(__file__).parents[2]
 SIZE = (6, 8)
 SPOT = (5, 2)  # x, y
 
@@ -233,14 +231,58 @@ def test_what_is_done_is_kept_when_the_victim_fails(tmp_path: Path) -> None:
     assert [result.number for result in read_results(tmp_path / "images.csv")] == [0]
 
 
-def test_another_command_does_not_go_on_with_a_table(tmp_path: Path) -> None:
-    claim(tmp_path, {"command": "a"})
-    claim(tmp_path, {"command": "a"})
-    with pytest.raises(InputError, match=r'expected the run that it was begun with, \{"command": "a"\}, got'):
-        claim(tmp_path, {"command": "b"})
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run\.json: expected what a run has noted"):
-        claim(tmp_path, {"command": "a"})
+def test_a_run_that_is_killed_in_the_middle_of_an_image_asks_no_frame_twice(tmp_path: Path) -> None:
+    class Remote(Counting):
+        """``trouble`` happens instead of the answer number ``at``."""
+
+        def __init__(self, asked: list[bytes], at: int = -1, trouble: BaseException | None = None) -> None:
+            super().__init__(threshold=1.1)
+            self.asked, self.at, self.trouble = asked, at, trouble
+
+        def logits(self, images: Tensor) -> Tensor:
+            self.at -= 1
+            if self.at == -1 and self.trouble is not None:
+                raise self.trouble
+            self.asked += [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
+            return super().logits(images)
+
+    def go(victim: Remote, folder: Path, resumes: bool = False) -> pipeline.Job:
+        parts = pipeline.Parts(
+            attack=OnePixelRun(pixels=2, images=2, children=10, generations=2),
+            victim=victim,
+            source=Greys(),
+            renderer=Renderer(Uniform(area=0.1)),
+            patch=Patch.create(resolution=8),
+            regularizers={},
+            optimizer=lambda parameters: torch.optim.Adam(parameters),
+            schedule=lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
+            tracker=lambda folder, config, run_id: Nothing(folder, config, run_id),
+            settings=Settings(steps=1, batch=1, split=(0.25, 0.25, 0.5), accelerator="cpu"),
+            sheet=Sheet(),
+            seed=0,
+        )
+        job = pipeline.assemble(parts, pipeline.start_fabric(parts.settings), folder if resumes else None)
+        folder.mkdir(exist_ok=True)
+        pipeline.run(parts, job, folder, pipeline.Origin({}, "python train.py"), resumes)
+        return job
+
+    class Killed(BaseException):
+        pass
+
+    everything: list[bytes] = []
+    go(Remote(everything), tmp_path / "whole")
+    asked: list[bytes] = []
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        go(Remote(asked, 2, Killed()), folder)
+    with pytest.raises(InputError, match=rf"got 'no line'; nothing .* is lost, go on with: .* resume={folder}"):
+        go(Remote(asked, 3, OSError("no line")), folder, resumes=True)
+    with pytest.raises(Killed):
+        go(Remote(asked, 1, Killed()), folder, resumes=True)
+    go(Remote(asked), folder, resumes=True)
+    assert asked == everything
+    for file in ("images.csv", "results.json"):
+        assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 # Bad input
@@ -293,20 +335,18 @@ def test_no_more_images_than_the_test_part_has() -> None:
 # The command
 
 TINY = (
-    *("data.scenes=8", "data.size=[32,32]", "data.supersampling=1", "trainer.accelerator=cpu"),
-    *("trainer.split=[0.25,0.25,0.5]", "search.children=5", "search.generations=1"),
+    *("attack=one_pixel", "data.scenes=8", "data.size=[32,32]", "data.supersampling=1", "trainer.accelerator=cpu"),
+    *("trainer.split=[0.25,0.25,0.5]", "attack.children=5", "attack.generations=1"),
 )
 
 
-def entry() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "one_pixel.py"), run_name="__main__")
-
-
-def test_the_command_writes_rows_pictures_and_a_report(tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_the_command_writes_rows_pictures_and_a_report_and_goes_on(tmp_path: Path, command: Callable[..., Any]) -> None:
     folder = tmp_path / "run"
-    arguments = ("images=3", "pixels=3", *TINY, f"output={folder}")
-    outcome = command(*arguments, entry=entry)
+    outcome = command(*TINY, "images=3", "pixels=3", f"output={folder}")
     assert outcome.status == 0, outcome.err
+    assert "3 pixels of their own take" in outcome.out
+    assert str(folder / "images.csv") in outcome.out
+    assert "patch.png" not in outcome.out
     rows = read_results(folder / "images.csv")
     assert len(rows) == 3
     counted = [row for row in rows if row.counted]
@@ -318,12 +358,13 @@ def test_the_command_writes_rows_pictures_and_a_report(tmp_path: Path, command: 
     assert page.count("<img") == len(counted)
     assert "<script" not in page
     assert "CIFAR-10" in page
-    before = (folder / "images.csv").read_bytes()
-    assert command(*arguments, entry=entry).status == 0
-    assert (folder / "images.csv").read_bytes() == before
-    refused = command(*arguments, "seed=1", entry=entry)
+    before = (folder / "images.csv").read_text()
+    (folder / "images.csv").write_text("".join(before.splitlines(keepends=True)[:2]))  # killed after the first image
+    assert command(f"resume={folder}").status == 0
+    assert (folder / "images.csv").read_text() == before
+    refused = command(f"resume={folder}", "seed=1")
     assert refused.status == 2
-    assert "expected the run that it was begun with" in refused.err
+    assert "seed was 0, is 1" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -331,12 +372,24 @@ def test_the_command_writes_rows_pictures_and_a_report(tmp_path: Path, command: 
     [
         ("pixels=0", "pixels: expected a whole number from 1 on, got 0"),
         ("images=5", "images: expected at most 4, which the test part of 8 scenes has, got 5"),
-        ("victim=flow_matching", "expected one image classifier, got flow_matching for flow"),
+        ("victim=flow_matching", "expected a victim for classification, got flow_matching for flow"),
+        ("victim=[classifier_residual,classifier_transformer]", "expected one image classifier, got the ensemble"),
+        ("optimizer=nes", "attack=one_pixel: expected nothing but attack, pixels, images"),
+        ("trainer.steps=9", "got trainer.steps, which it has no use for; leave it out"),
+        ("patch.resolution=9", "got patch.resolution, which it has no use for; leave it out"),
     ],
 )
 def test_bad_input_is_one_line(command: Callable[..., Any], tmp_path: Path, given: str, message: str) -> None:
-    outcome = command(*TINY, "images=2", given, f"output={tmp_path / 'run'}", entry=entry)
+    outcome = command(*TINY, "images=2", given, f"output={tmp_path / 'run'}")
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_scripts_that_measure_patches_refuse_it(command: Callable[..., Any]) -> None:
+    arguments = ("attack=one_pixel", "runs=[a]", "victims=[classifier_residual]", "data.scenes=8")
+    outcome = command(*arguments, entry=lambda: cli.command("transfer", lambda _: None))
+    assert outcome.err == (
+        "patchattack: attack: expected one that optimises a patch, got one_pixel; that is for train.py alone\n"
+    )

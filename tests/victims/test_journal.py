@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patchattack.errors import InputError
-from patchattack.victims.journal import Journal, packed, unpacked
+from patchattack.victims.journal import Journal, current, of_run, packed, unpacked
 
 
 def frames(seed: int, count: int = 2) -> Tensor:
@@ -87,6 +87,49 @@ def test_notes_from_before_a_checkpoint_that_a_kill_left_behind_do_no_harm(tmp_p
     third.note(frames(2), ask)
     third.note(frames(3), ask)
     assert ask.count == 8
+
+
+def test_pieces_of_an_answer_are_there_until_it_is_whole(tmp_path: Path) -> None:
+    def ask(given: Tensor, dies: bool = False) -> Tensor:
+        run = current()
+        assert run is not None
+        answers = []
+        for number, frame in enumerate(given):
+            piece = bytes([number])
+            if (known := run.recall(piece)) is None:
+                if dies and number == 1:
+                    raise KeyboardInterrupt
+                asked.append(piece)
+                known = frame.mean().numpy().tobytes()
+                run.remember(piece, known)
+            answers.append(torch.frombuffer(bytearray(known), dtype=torch.float32))
+        return torch.stack(answers)
+
+    for name in ("keep", "note"):
+        asked: list[bytes] = []
+        folder = tmp_path / name
+        folder.mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            getattr(opened(folder), name)(frames(0), lambda given: ask(given, dies=True))
+        assert current() is None
+        again = opened(folder)
+        found = getattr(again, name)(frames(0), ask)
+        assert torch.equal(found, frames(0).flatten(1).mean(dim=1, keepdim=True))
+        assert asked == [b"\0", b"\1"]
+        again.note(frames(1), ask)  # other frames: what was said of the first ones is forgotten
+        assert asked == [b"\0", b"\1"] * 2
+
+
+def test_two_victims_that_are_asked_the_same_have_their_own_answers(tmp_path: Path) -> None:
+    journal = Journal()
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        journal.keep(frames(0), lambda _, value=value: torch.tensor([value]), name)
+    journal.open(tmp_path)
+    again = of_run(tmp_path)
+    answers = [again.keep(frames(0), Asked(), name) for name in ("a", "b")]
+    assert [answer.item() for answer in answers] == [1, 2]
+    assert of_run(None).recall(b"") is None
+    assert list((tmp_path / "none").glob("*")) == []
 
 
 def test_other_frames_are_another_question() -> None:

@@ -126,7 +126,9 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path: Path, name: str,
 def test_a_whole_network_in_a_pickle_is_refused(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "network.pt")
     with pytest.raises(InputError, match=r"give victim\.trust_checkpoint=true, or convert its weights to safetensors"):
-        load_weights(network(), tmp_path / "network.pt")
+        load_weights(network(), tmp_path / "network.pt", trust=False)
+    with pytest.raises(InputError, match=r"refused; where you trust its author, convert its weights to safetensors"):
+        load_weights(network(), tmp_path / "network.pt")  # of a victim without the option
 
 
 def holding(state: dict[str, torch.Tensor]) -> nn.Module:
