@@ -16,6 +16,7 @@ from patchattack.errors import InputError
 from patchattack.webcam.paper import White
 
 _QUALITY = 95  # of JPEG
+_WITHIN = (320, 480)  # height and width that a camera's frame is reduced to; a dozen of them are a report's
 _UNKNOWN = float("nan")
 
 
@@ -72,6 +73,11 @@ class Record:
     success: float = _UNKNOWN
     grey_success: float = _UNKNOWN
 
+    @property
+    def corners(self) -> np.ndarray:
+        """``[4, 2]`` of the patch, pixels of the newest frame."""
+        return np.array([getattr(self, name) for name in CORNERS]).reshape(4, 2)
+
 
 TEXT = ("victim", "state", "kind")
 CORNERS = ("x0", "y0", "x1", "y1", "x2", "y2", "x3", "y3")
@@ -124,26 +130,43 @@ class Kept:
         corners: ``[T, 4, 2]`` of the patch in the victim's frames.
         whites: ``T``, the paper's brightness in them.
         files: of the ``T`` frames as the victim saw them.
+        photo: of the newest frame as the camera saw it, reduced.
+        outline: ``[4, 2]`` of the patch in the photo.
     """
 
     record: Record
     corners: np.ndarray
     whites: list[White]
     files: list[Path]
+    photo: Path
+    outline: np.ndarray
 
     def images(self) -> list[np.ndarray]:
-        """``T`` of ``[H, W, 3]`` uint8 RGB.
+        """``T`` of ``[H, W, 3]`` uint8 RGB, as the victim saw them.
 
         Raises:
             InputError: a file is gone.
         """
-        images = []
-        for path in self.files:
-            image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-            if image is None:
-                raise InputError(f"{path}: expected the frame that was stored there, found none; measure again")
-            images.append(image)
-        return images
+        return [_stored(path) for path in self.files]
+
+    def photograph(self) -> np.ndarray:
+        """``[h, w, 3]`` uint8 RGB, as the camera saw it, reduced.
+
+        Raises:
+            InputError: the file is gone.
+        """
+        return _stored(self.photo)
+
+
+def _stored(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise InputError(f"{path}: expected the frame that was stored there, found none; measure again")
+    return image
+
+
+def _store(path: Path, image: np.ndarray) -> None:
+    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
 
 
 @dataclass
@@ -160,15 +183,25 @@ class Store:
     _every: int = 1
     _offered: int = 0
 
-    def offer(self, record: Record, images: list[np.ndarray], corners: np.ndarray, whites: list[White]) -> None:
-        """Keep these ``T`` images ``[H, W, 3]`` uint8 RGB, if it is their turn."""
+    def offer(
+        self, record: Record, images: list[np.ndarray], corners: np.ndarray, whites: list[White], frame: np.ndarray
+    ) -> None:
+        """Keep a shot, if it is its turn.
+
+        Args:
+            record: of the shot.
+            images: ``T`` of ``[H, W, 3]`` uint8 RGB, as the victim saw them.
+            corners: ``[T, 4, 2]`` of the patch in them.
+            whites: ``T``, the paper's brightness in them.
+            frame: ``[H, W, 3]`` uint8 RGB, the newest as the camera saw it.
+        """
         turn = self._offered % self._every == 0
         self._offered += 1
         if not turn or self.most < 1:
             return
         if len(self.kept) == self.most:
             for one in self.kept[1::2]:
-                for path in one.files:
+                for path in (*one.files, one.photo):
                     path.unlink()
             self.kept, self._every = self.kept[::2], 2 * self._every
             if (self._offered - 1) % self._every:
@@ -176,5 +209,12 @@ class Store:
         self.folder.mkdir(exist_ok=True)
         files = [self.folder / f"{record.frame:07d}_{place}.jpg" for place in range(len(images))]
         for path, image in zip(files, images, strict=True):
-            cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-        self.kept.append(Kept(record, corners, whites, files))
+            _store(path, image)
+        height, width = frame.shape[:2]
+        scale = min(1.0, _WITHIN[0] / height, _WITHIN[1] / width)
+        size = round(width * scale), round(height * scale)
+        photo = self.folder / f"{record.frame:07d}_camera.jpg"
+        _store(photo, cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        factors = size[0] / width, size[1] / height
+        outline = (record.corners + 0.5) * factors - 0.5
+        self.kept.append(Kept(record, corners, whites, files, photo, outline))

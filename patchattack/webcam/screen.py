@@ -57,28 +57,40 @@ class Window:
     visible = True
 
     def __init__(self) -> None:
+        # OpenCV's Qt has no fonts and says so in pages, but the window has no text of Qt's.
+        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
         # Where there is no display, OpenCV's Qt does not fail, it ends the process: another one has to try.
         quiet = subprocess.DEVNULL
         if subprocess.run([sys.executable, "-c", _PROBE], stdout=quiet, stderr=quiet, check=False).returncode:
             shown = os.environ.get("DISPLAY") or "no DISPLAY"
             raise InputError(f"show=true: expected a display for the window, got none ({shown}); use show=false")
-        cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
-        self._sized = False
+        self._open = False
 
     def show(self, picture: np.ndarray) -> str:
         """As :class:`Screen` says."""
-        if not self._sized:
+        if not self._open:
+            # Without Qt's tools, which would scroll and zoom a picture that is gone the next moment.
+            cv2.namedWindow(_TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
             cv2.resizeWindow(_TITLE, picture.shape[1], picture.shape[0])
-            self._sized = True
+            self._open = True
         cv2.imshow(_TITLE, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         key = cv2.waitKey(1)
-        if cv2.getWindowProperty(_TITLE, cv2.WND_PROP_VISIBLE) < 1:
+        if not _visible():
             return "q"
         return chr(key & 0xFF) if key >= 0 else ""
 
     def close(self) -> None:
         """Close the window."""
-        cv2.destroyWindow(_TITLE)
+        if self._open and _visible():
+            cv2.destroyWindow(_TITLE)
+
+
+def _visible() -> bool:
+    """Whether the user has left the window open."""
+    try:
+        return cv2.getWindowProperty(_TITLE, cv2.WND_PROP_VISIBLE) >= 1
+    except cv2.error:  # what Qt's OpenCV says when its last window is closed
+        return False
 
 
 class Recorder:

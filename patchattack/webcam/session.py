@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from patchattack.webcam.capture import Capture, Shot
 from patchattack.webcam.counterfactual import Stencil, coverage, versions
 from patchattack.webcam.digital import drawn
 from patchattack.webcam.frames import to_array, to_tensor
+from patchattack.webcam.overlay import Text
 from patchattack.webcam.paper import White
 from patchattack.webcam.pose import Lens, pose
 from patchattack.webcam.records import CORNERS, Kept, Log, Record, Store
@@ -30,7 +32,6 @@ from patchattack.webcam.screen import Recorder, Screen
 from patchattack.webcam.trial import Trial
 
 VERSIONS = ("as seen", "grey card", "inpainted")  # of a frame, as the victim gets them
-KEYS = "p pause  s screenshot  r record  c counterfactual  v victim  a draw the patch (AR)  q quit"
 _WAIT = 1 / 30  # seconds between two looks at the keys while the picture stands still
 
 
@@ -107,6 +108,19 @@ class Controls:
         elif key == "v":
             self.victim += 1
 
+    @property
+    def keys(self) -> dict[str, bool]:
+        """What each key does, and whether it is on."""
+        return {
+            "p pause": self.paused,
+            "s screenshot": False,
+            "r record": self.recording,
+            "c counterfactual": self.version > 0,
+            "v victim": False,
+            "a draw the patch (AR)": self.drawing,
+            "q quit": False,
+        }
+
 
 @dataclass
 class Tally:
@@ -145,6 +159,21 @@ class _Seen:
     whites: list[White]
 
 
+@dataclass(frozen=True)
+class Step:
+    """One shot, measured.
+
+    Attributes:
+        record: what is written of it.
+        draw: makes the live picture ``[h, w, 3]`` uint8 RGB, as the controls are then.
+        seen: the sheet, where all of the patch is in sight.
+    """
+
+    record: Record
+    draw: Callable[[], np.ndarray]
+    seen: _Seen | None = None
+
+
 class Session:
     """Measures until the capture ends or the user quits; memory does not grow with time.
 
@@ -169,7 +198,7 @@ class Session:
         self._before: tuple[int, Sighting | None] = (-1, None)  # number of the last frame that was searched
         self._last: Sighting | None = None
         self._recorder: Recorder | None = None
-        self._recordings = 0
+        self._recordings = self._screenshots = 0
 
     @property
     def trial(self) -> Trial:
@@ -185,11 +214,12 @@ class Session:
         log = Log(self.folder / "frames.csv")
         try:
             for shot in self.capture.shots():
-                record, picture = self.step(shot)
-                log.write(record)
-                self.tally.add(record)
-                if picture is not None:
-                    self._present(picture, shot)
+                step = self.step(shot)
+                log.write(step.record)
+                self.tally.add(step.record)
+                self._keep(shot, step)
+                if self.screen.visible or self.controls.recording:
+                    self._present(shot, step)
                 if self.controls.quitting:
                     break
         except KeyboardInterrupt:
@@ -201,22 +231,19 @@ class Session:
             self.screen.close()
         return self.store.kept
 
-    def step(self, shot: Shot) -> tuple[Record, np.ndarray | None]:
-        """Measure one shot; its record, and the live picture where anybody sees it."""
-        trial, shows = self.trial, self.screen.visible or self.controls.recording
+    def step(self, shot: Shot) -> Step:
+        """Measure one shot."""
         sightings = self._search(shot)
         whites = [_white(image, one, self._sheet(one)) for image, one in zip(shot.images, sightings, strict=False)]
         if not sightings or None in whites:
             record = self._unmeasured(shot, sightings)
-            return record, self._picture_of_nothing(shot, record) if shows else None
+            return Step(record, partial(self._picture_of_nothing, shot, record))
         seen = self._look(shot, sightings, [one for one in whites if one is not None])
-        verdicts = trial.judge(seen.versions, seen.coverage, torch.from_numpy(seen.corners)[None])
+        verdicts = self.trial.judge(seen.versions, seen.coverage, torch.from_numpy(seen.corners)[None])
         record = seen.record
         record.patch, record.grey, record.inpainted = verdicts.values
         record.success, record.grey_success, _ = verdicts.success
-        if record.kind != "drawn":
-            self.store.offer(record, [to_array(frame) for frame in seen.versions[0]], seen.corners, seen.whites)
-        return record, self._picture(shot, seen, verdicts.outputs, sightings[-1]) if shows else None
+        return Step(record, partial(self._picture, shot, seen, verdicts.outputs), seen)
 
     def _search(self, shot: Shot) -> list[Sighting]:
         """The sheet in each frame of the shot; nothing where it is not in all of them."""
@@ -281,6 +308,13 @@ class Session:
         without = [self.stencil.replace(*one) for one in zip(images, corners, whites, strict=True)]
         return _Seen(record, versions(images, without), coverage(without), corners, whites)
 
+    def _keep(self, shot: Shot, step: Step) -> None:
+        """Offer a shot that shows the printed sheet to the store."""
+        seen = step.seen
+        if seen is not None and seen.record.kind != "drawn":
+            images = [to_array(frame) for frame in seen.versions[0]]
+            self.store.offer(seen.record, images, seen.corners, seen.whites, shot.images[-1])
+
     def _resized(self, image: np.ndarray) -> np.ndarray:
         """The frame as the victim gets it."""
         size = self.setup.size
@@ -288,54 +322,73 @@ class Session:
             return image
         return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
 
-    def _picture(self, shot: Shot, seen: _Seen, outputs: Any, sighting: Sighting) -> np.ndarray:
+    def _picture(self, shot: Shot, seen: _Seen, outputs: Any) -> np.ndarray:
         """The live picture of a shot that shows the sheet."""
         record, version = seen.record, self.controls.version
         frames = [seen.versions[row].float() / 255 for row in (2, version)]
         rows = [outputs[row : row + 1] for row in (2, version)]  # the first sets the scale
         picture = self.trial.attack.pictures(rows, frames)[1]
-        shown = shot.images[-1] if version == 0 and record.kind != "drawn" else to_array(seen.versions[version, -1])
+        shown = shot.images[-1]
+        if version > 0 or record.kind == "drawn":
+            size = shown.shape[1], shown.shape[0]
+            shown = cv2.resize(to_array(seen.versions[version, -1]), size, interpolation=cv2.INTER_NEAREST)
         state = "nothing to win" if record.success != record.success else "WON" if record.success > 0.5 else "not won"
+        measured = zip(VERSIONS, (record.patch, record.grey, record.inpainted), strict=True)
+        values = ", ".join(f"{name} {value:.3g}" for name, value in measured).replace("nan", "-")
         where = (
-            f"sheet {record.sheet} ({record.kind}), {record.distance_m:.2f} m, tilt {record.tilt:.0f} deg, "
+            f"sheet {record.sheet} ({record.kind}): {record.distance_m:.2f} m, tilt {record.tilt:.0f} deg, "
             f"{record.size_px:.0f} px, light {record.light:.2f}, sharpness {record.sharpness:.2f}"
         )
-        lines = [f"{state}   {self.tally.line(record.victim, record.kind)}", where, *self._footer()]
-        corners = sighting.corners if shown is shot.images[-1] else seen.corners[-1]
-        return overlay.compose(overlay.outlined(shown, corners), picture, lines)
+        lines = [self.tally.line(record.victim, record.kind), f"{_ascii(self.trial.metric.label)}: {values}", where]
+        return self._composed(shown, record.corners, picture, Text(state, record.success > 0.5, lines))
 
     def _picture_of_nothing(self, shot: Shot, record: Record) -> np.ndarray:
         """The live picture without the sheet."""
         images = [self._resized(image) for image in shot.images]
         frames = to_tensor(images)[None]
         picture = self.trial.attack.pictures([self.trial.outputs(frames)], [frames[0].float() / 255])[0]
-        states = {"other": f"sheet {record.sheet} is not of this run", "cut": "the patch is not all in the frame"}
-        state = states.get(record.state, "no sheet in sight")
         wanted = ", ".join(str(sheet.number) for sheet in self.setup.sheets)
-        lines = [state, f"looking for sheet {wanted}", *self._footer()]
-        return overlay.compose(shot.images[-1], picture, lines)
+        state, reason = {
+            "other": ("wrong sheet", f"sheet {record.sheet} is not of this run"),
+            "cut": ("cut off", "the patch is not all in the frame"),
+        }.get(record.state, ("no sheet", "go nearer, give more light, keep the markers in the frame and flat"))
+        lines = [self.tally.line(record.victim, "patch"), reason, f"looking for sheet {wanted}"]
+        return self._composed(shot.images[-1], None, picture, Text(state, False, lines))
 
-    def _footer(self) -> list[str]:
-        """What is shown and what runs, and the keys."""
-        running = [name for name in ("recording", "drawing") if getattr(self.controls, name)]
-        shown = f"{self.trial.name}, {VERSIONS[self.controls.version]}"
-        return [", ".join([shown, *running, f"{self.capture.dropped} frames dropped"]), KEYS]
+    def _composed(self, frame: np.ndarray, corners: np.ndarray | None, picture: Tensor, text: Text) -> np.ndarray:
+        """With what is asked, what is shown, what runs, and the keys."""
+        trials = self.setup.trials
+        about = [
+            f"victim {_ascii(self.trial.name)} ({self.controls.victim % len(trials) + 1} of {len(trials)})",
+            f"shown {VERSIONS[self.controls.version]}",
+            *(name for name in ("paused", "recording", "drawing") if getattr(self.controls, name)),
+            f"{self.capture.dropped} frames dropped",
+        ]
+        legend, _ = self.trial.attack.legend()
+        text = replace(text, lines=[*text.lines, ", ".join(about)], keys=self.controls.keys)
+        return overlay.compose(frame, corners, picture, legend, text)
 
-    def _present(self, picture: np.ndarray, shot: Shot) -> None:
-        """Show the picture, do what the keys say, and stand still while paused."""
+    def _present(self, shot: Shot, step: Step) -> None:
+        """Show the picture and do what the keys say; while paused, they act on the same shot."""
+        picture = step.draw()
         self._film(picture, shot.time)
-        self.controls.press(self.screen.show(picture))
-        self._snap(picture, shot.number)
+        key = self._hear(picture)
         while self.controls.paused and not self.controls.quitting:
+            if key:
+                picture = self.step(shot).draw()
             time.sleep(_WAIT)
-            self.controls.press(self.screen.show(picture))
-            self._snap(picture, shot.number)
+            key = self._hear(picture)
 
-    def _snap(self, picture: np.ndarray, number: int) -> None:
+    def _hear(self, picture: np.ndarray) -> str:
+        """Show the picture; the key that was pressed, after it has been obeyed."""
+        key = self.screen.show(picture)
+        self.controls.press(key)
         if self.controls.screenshot:
             self.controls.screenshot = False
-            path = self.folder / f"screenshot_{number:07d}.png"
+            self._screenshots += 1
+            path = self.folder / f"screenshot_{self._screenshots}.png"
             cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        return key
 
     def _film(self, picture: np.ndarray, moment: float) -> None:
         if not self.controls.recording:
@@ -357,3 +410,8 @@ def _white(image: np.ndarray, sighting: Sighting, sheet: Layout) -> White | None
     height, width = image.shape[:2]
     whole = ((sighting.corners >= -0.5) & (sighting.corners <= (width - 0.5, height - 0.5))).all()
     return paper.white(image, sighting, sheet) if whole else None
+
+
+def _ascii(text: str) -> str:
+    """What OpenCV can write of a text."""
+    return text.replace("°", " deg").encode("ascii", "replace").decode()

@@ -14,7 +14,7 @@ import torch
 from patchattack import files
 from patchattack.evaluation import FEWEST
 from patchattack.reporting.field import Curve, Field, Photo, Section, write_field
-from patchattack.statistics import bootstrap, wilson
+from patchattack.statistics import difference, wilson
 from patchattack.webcam import overlay
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.records import Kept, read
@@ -138,8 +138,8 @@ def _row(condition: str, series: Series) -> dict[str, Any]:
 
 
 def _difference(one: Series, other: Series) -> dict[str, float]:
-    """Mean and interval of the paired difference, resampling stretches."""
-    return _interval(bootstrap(by_stretch(one.success - other.success, one.stretch)))
+    """Mean and interval of the paired difference of two successes, stretch by stretch."""
+    return _interval(difference(by_stretch(one.success - other.success, one.stretch), rate=True))
 
 
 def _interval(values: tuple[float, float, float]) -> dict[str, float]:
@@ -184,7 +184,8 @@ def verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
     patch, grey = rows["patch"], rows["grey"]
     share = f"{percent(patch['mean'])} of the frames, a grey card in its place {percent(grey['mean'])}"
     if patch["n"] < FEWEST:
-        return False, f"Nobody can tell whether it works: {patch['n']} stretches of time are too few."
+        stretches = "stretch of time is" if patch["n"] == 1 else "stretches of time are"
+        return False, f"Nobody can tell whether it works: {patch['n']} {stretches} too few."
     if found["excess"]["low"] > 0:
         return True, f"It works on camera: the printed patch won {share}."
     return False, f"It does not work on camera: the printed patch won {share}."
@@ -287,7 +288,7 @@ def _photos(kept: Sequence[Kept], predicted: Mapping[int, Prediction], won: bool
     photos = []
     for one in (chosen[place * len(chosen) // count] for place in range(count)):
         record, guess = one.record, predicted.get(one.record.frame)
-        image = overlay.outlined(one.images()[-1], one.corners[-1])
+        image = overlay.outlined(one.photograph(), one.outline)
         caption = f"frame {record.frame}: {record.distance_m:.2f} m, {record.tilt:.0f}°, {record.size_px:.0f} px"
         if guess is not None and guess.success == guess.success:
             caption += ", predicted " + ("won" if guess.success > 0.5 else "not won")

@@ -10,6 +10,7 @@ import torch
 
 from patchattack.errors import InputError
 from patchattack.webcam import overlay
+from patchattack.webcam.overlay import Text
 from patchattack.webcam.screen import Recorder, Window
 
 
@@ -49,8 +50,40 @@ def test_the_picture_has_both_panels_and_its_text() -> None:
     frame = np.full((20, 40, 3), (255, 0, 0), np.uint8)
     picture = torch.zeros(3, 30, 30)
     picture[2] = 1
-    shown = overlay.compose(frame, picture, ["WON", "p pause"])
-    assert shown.shape == (overlay.HEIGHT + 60, 3 * overlay.HEIGHT, 3)
+    text = Text("WON", True, ["won 50% of 2 frames"], {"p pause": True, "q quit": False})
+    shown = overlay.compose(frame, None, picture, None, text)
+    height = 426  # panels of 2 : 1 and 1 : 1 that are 1278 wide
+    assert shown[:height].shape == (height, 3 * height, 3)
     assert shown[5, 5].tolist() == [255, 0, 0]
     assert shown[5, -5].tolist() == [0, 0, 255]
-    assert (shown[overlay.HEIGHT :] > 100).any()
+    below = shown[height:].astype(int)
+    orange = (below[..., 0] - below[..., 2] > 100).any(axis=1)
+    assert orange[5:25].all()  # the state's ground
+    assert orange[30:].any()  # the key that is on
+    calm = overlay.compose(frame, None, picture, None, Text("not won", False, text.lines, {"p pause": False}))
+    below = calm[height:].astype(int)
+    assert not (below[..., 0] - below[..., 2] > 100).any()
+
+
+@pytest.mark.parametrize("size", [(720, 1280), (64, 64), (1280, 720), (375, 1242), (721, 1281)])
+def test_the_picture_fits_a_laptop_s_screen_and_a_codec(size: tuple[int, int]) -> None:
+    lines = ["a line that is far too long for so narrow a picture, so that it has to be written smaller" * 2]
+    shown = overlay.compose(np.zeros((*size, 3), np.uint8), None, torch.zeros(3, *size), None, Text("", False, lines))
+    height, width = shown.shape[:2]
+    assert width <= overlay.WIDTH + 10
+    assert height <= 600
+    assert height % 2 == width % 2 == 0
+    assert (shown[-40:, -12:] == shown[-1, -1]).all()  # nothing is written across the edge
+
+
+def test_the_outline_and_the_legend_are_where_they_belong() -> None:
+    frame, corners = np.zeros((200, 200, 3), np.uint8), np.array([(20.0, 20), (180, 20), (180, 180), (20, 180)])
+    legend = torch.ones(3, 30, 40)
+    shown = overlay.compose(frame, corners, torch.zeros(3, 200, 200), legend, Text("", False, []))
+    scale = overlay.HEIGHT / 200
+    assert shown[round(20.5 * scale), overlay.HEIGHT // 2].any()
+    white = np.argwhere((shown[: overlay.HEIGHT] == 255).all(axis=2))
+    assert white.min(axis=0).tolist() == [overlay.HEIGHT - 40, 2 * overlay.HEIGHT - 50]
+    assert white.max(axis=0).tolist() == [overlay.HEIGHT - 11, 2 * overlay.HEIGHT - 11]
+    small = overlay.compose(frame[:, :20], None, torch.zeros(3, 200, 16), legend, Text("", False, []))
+    assert not (small[: overlay.HEIGHT] == 255).any()  # no room for it

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import gc
+import itertools
+import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from patchattack.attacks.classification import ClassificationAttack
 from patchattack.attacks.flow import FlowAttack
 from patchattack.errors import InputError
 from patchattack.patch import Patch
-from patchattack.printing.fiducials import Layout, layout
+from patchattack.printing import fiducials
+from patchattack.printing.fiducials import Layout, Sighting, layout
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.victim import Victim
 from patchattack.webcam.capture import Capture, Recorded, Shot
@@ -79,7 +84,9 @@ def test_the_patch_wins_and_the_grey_card_does_not(
     assert columns["yaw"][won] == pytest.approx([0, 30], abs=3)
     assert columns["light"][won] == pytest.approx([0.8, 0.8], abs=0.01)
     assert session.tally.strangers == {7: 1}
-    assert len(list((tmp_path / "frames").iterdir())) == 2
+    assert {path.name for path in (tmp_path / "frames").iterdir()} == {
+        *("0000000_0.jpg", "0000000_camera.jpg", "0000002_0.jpg", "0000002_camera.jpg")
+    }
 
 
 def test_a_control_sheet_is_told_apart(setup: Setup, photo: Callable[..., np.ndarray], tmp_path: Path) -> None:
@@ -155,12 +162,29 @@ def test_keys(setup: Setup, photo: Callable[..., np.ndarray], tmp_path: Path) ->
     assert columns["victim"].tolist() == ["coloured"] * 3 + ["again"] * 4
     assert len(screen.shown) == 9
     assert screen.closed
-    assert {path.name for path in tmp_path.glob("screenshot*")} == {"screenshot_0000001.png", "screenshot_0000005.png"}
+    assert {path.name for path in tmp_path.glob("screenshot*")} == {"screenshot_1.png", "screenshot_2.png"}
     assert session.controls.version == 1
     video = cv2.VideoCapture(str(tmp_path / "recording_1.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) > 1
     left, right = slice(0, 400), slice(320, 480)
     assert (screen.shown[0][left, right] != screen.shown[1][left, right]).any()  # the grey card instead of the patch
+
+
+def test_while_it_stands_still_the_keys_act_on_the_same_frame(
+    setup: Setup, photo: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    screen = Keyboard(["p", "", "c", "c", "c", "a", "v", "p", "q"])
+    session, columns = measured(setup, recorded([photo(), photo(yaw=30.0), photo()]), tmp_path, screen)
+    assert columns["frame"].tolist() == [0, 1]  # a frame is measured and kept once, however long one looks at it
+    assert columns["kind"].tolist() == ["patch", "drawn"]
+    assert columns["victim"].tolist() == ["coloured", "again"]
+    assert len(session.store.kept) == 1
+    running, paused, _, grey, inpainted, again, drawing, other, _ = screen.shown
+    panel = slice(0, 240)
+    for picture, same in ((paused, True), (grey, False), (inpainted, False), (again, True), (other, False)):
+        assert (picture[panel, :600] == running[panel, :600]).all() == same
+    assert (paused != running).any()  # it says so
+    assert (other != drawing).any()  # the victim's name
 
 
 def test_the_window_shows_frames_without_a_sheet_too(
@@ -180,6 +204,35 @@ def test_drawing_puts_the_digital_patch_on_the_sheet(
     assert columns["kind"].tolist() == ["patch", "drawn", "drawn"]
     assert columns["success"].tolist() == [1, 0, 0]  # the black one hides what is printed
     assert len(session.store.kept) == 1
+
+
+def test_memory_does_not_grow_with_time(
+    setup: Setup, sheet: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corners = np.array([(25.0, 17), (55, 17), (55, 47), (25, 47)])
+    sighting = Sighting(sheet.number, corners, np.array([[0.2, 0, 25], [0, 0.2, 17], [0, 0, 1]]), 6, 0.1)
+    image = np.full((64, 80, 3), 200, np.uint8)
+    few, many, held = 150, 750, []
+
+    def frames() -> Iterator[np.ndarray]:
+        for number in range(many + 1):
+            if number in (few, many):
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+            yield image
+
+    found = itertools.cycle([[sighting]] * 9 + [[]])  # looking for the markers holds nothing, and takes longest
+    monkeypatch.setattr(fiducials, "find", lambda *_: next(found))
+    lasting = replace(setup, trials=setup.trials[:1], keep=10)
+    session = Session(lasting, Recorded(frames(), 1, 10), Nowhere(), tmp_path)
+    tracemalloc.start()
+    session.run()
+    tracemalloc.stop()
+    assert session.tally.states["found"] > 0.8 * many
+    assert len(list((tmp_path / "frames").iterdir())) <= 2 * 10
+    assert len((tmp_path / "frames.csv").read_text().splitlines()) == 1 + many + 1
+    # NumPy's own store of small blocks fills slowly; a record that is held would be a thousand bytes a frame.
+    assert held[1] - held[0] < 100 * (many - few)
 
 
 def test_a_recording_needs_no_window(setup: Setup, photo: Callable[..., np.ndarray], tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import base64
 import json
+import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.paper import White
-from patchattack.webcam.records import Log, Record, Store, read
+from patchattack.webcam.records import CORNERS, Log, Record, Store, read
 from patchattack.webcam.summary import Origin, by_stretch, publish, summarise, verdict
 
 ORIGIN = Origin("The patch", [("Patch", "outputs/x")], "python scripts/webcam.py run=x source=0", {"torch": "2"})
@@ -72,6 +76,21 @@ def test_gap_and_destruction_are_of_the_frames_that_were_predicted(tmp_path: Pat
     assert row(found, "predicted")["frames"] == 10
 
 
+def test_an_hour_takes_little_memory_in_the_end(tmp_path: Path) -> None:
+    records(tmp_path, [{"time": 12.5, "success": 1.0, "distance_m": 0.5}, {"time": 12.5, "success": 0.0}])
+    header, *lines = (tmp_path / "frames.csv").read_text().splitlines()
+    hour = [line.replace(",12.5,", f",{n / 10},", 1) for n in range(36_000) for line in lines[n % 2 : n % 2 + 1]]
+    (tmp_path / "frames.csv").write_text("\n".join([header, *hour]) + "\n")
+    del hour
+    tracemalloc.start()
+    found = summarise(read(tmp_path / "frames.csv"), {}, 0.5)["v"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert row(found, "patch")["n"] == 7200
+    assert found["excess"]["low"] > 0.4
+    assert peak < 50e6
+
+
 def test_control_sheets_and_drawn_patches_stand_apart(tmp_path: Path) -> None:
     kinds = {"patch": 1.0, "control": 0.0, "drawn": 0.5}
     columns = records(tmp_path, [{"kind": kind, "success": value} for kind, value in kinds.items() for _ in range(8)])
@@ -108,9 +127,11 @@ def test_everything_is_written(tmp_path: Path) -> None:
     records(tmp_path, rows)
     store = Store(tmp_path / "frames", 20)
     corners = np.array([[(4.0, 4), (20, 4), (20, 20), (4, 20)]])
+    outline = dict(zip(CORNERS, 10 * corners.ravel(), strict=True))
+    camera = np.random.default_rng(0).integers(0, 256, (720, 1280, 3)).astype(np.uint8)  # the worst case of its bytes
     for number, one in enumerate(rows):
-        record = Record(number, number, "v", "found", kind="patch", **one)
-        store.offer(record, [np.full((32, 32, 3), 90, np.uint8)], corners, [White(np.zeros((3, 3)))])
+        record = Record(number, number, "v", "found", kind="patch", **one, **outline)
+        store.offer(record, [np.full((32, 32, 3), 90, np.uint8)], corners, [White(np.zeros((3, 3)))], camera)
     predicted = {n: Prediction(1.0, 1.0) for n in range(16)}
     sentence = publish(tmp_path, predicted, store.kept, {"frames": 16}, "success is x", "x", 1.0, ORIGIN)
     assert sentence.startswith("It works on camera: the printed patch won 50 %")
@@ -121,7 +142,12 @@ def test_everything_is_written(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert sentence in page
     assert page.count("<svg") == 2  # of distance and angle; the light never changed
-    assert page.count("<img") == 12
+    pictures = [
+        cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+        for data in re.findall(r'<img src="data:image/png;base64,([^"]*)"', page)
+    ]
+    assert [picture.shape for picture in pictures] == [(270, 480, 3)] * 12  # what the camera saw, not the victim's 32
+    assert len(page) < 7e6
     assert "predicted won" in page
 
 

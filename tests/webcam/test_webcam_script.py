@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -86,6 +89,53 @@ def test_another_sheet_is_named(start: Any, stranger: np.ndarray, film: Callable
     outcome = start(f"source={film(tmp_path / 'film.avi', [stranger] * 3)}", "show=false")
     assert outcome.status == 2
     assert "expected sheet 3, got sheet 7 in 2 of 3 frames" in outcome.err
+
+
+@pytest.fixture
+def stream(photo: Callable[..., np.ndarray]) -> Iterator[Callable[[bool], str]]:
+    """The address of a network camera that shows the sheet for a while; then it hangs up, or hangs."""
+    servers, over = [], threading.Event()
+
+    def serve(hangs: bool) -> str:
+        jpegs = [cv2.imencode(".jpg", photo(x=round(0.01 * n, 2))[..., ::-1])[1].tobytes() for n in range(4)]
+
+        class Camera(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+                self.end_headers()
+                for number in range(40):
+                    jpeg = jpegs[number % 4]
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                    self.wfile.write(head.encode() + jpeg + b"\r\n")
+                    time.sleep(0.03)
+                if hangs:
+                    over.wait()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Camera))
+        threading.Thread(target=servers[0].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[0].server_port}/camera.mjpg"
+
+    yield serve
+    over.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("hangs", "why"), [(False, "it stopped answering"), (True, "no new frame for 2 s")])
+def test_what_was_measured_is_saved_when_the_camera_goes(
+    start: Any, stream: Callable[[bool], str], hangs: bool, why: str, tmp_path: Path
+) -> None:
+    outcome = start(f"source={stream(hangs)}", "show=false", "timeout=2")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert f"The source failed midway: {why}, after" in outcome.out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["counts"]["with the sheet"] > 0
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_no_source_no_run_no_sheet(start: Any, tmp_path: Path) -> None:

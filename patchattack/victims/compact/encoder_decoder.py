@@ -17,9 +17,13 @@ class EncoderDecoder(nn.Module):
     The first frame also enters the decoder by itself, and the decoder's coarsest level sees the whole frame at once:
     what makes encoder-decoders fragile (Ranjan et al. 2019). As there, features are correlated as they are, not
     normalised: batch norm is a fixed scale once the network is trained, so a strong feature attracts every match.
+
+    Frames enter without the mean of what surrounds each pixel, as methods before networks took the texture alone (Wedel
+    et al. 2009): a plain card then shows its edges only, and what disturbs the network is a pattern.
     """
 
     multiple = 64
+    surroundings = 31  # pixels
     reach = (4, 8)  # displacements of the correlation at 1/8
 
     def __init__(self) -> None:
@@ -48,7 +52,9 @@ class EncoderDecoder(nn.Module):
     def forward(self, frames: Tensor) -> list[Tensor]:
         """``[B, 2, 3, H, W]`` in [0, 1], sides divisible by 64, to flows ``[B, 2, H, W]`` from coarse to final."""
         batch, (height, width) = len(frames), frames.shape[-2:]
-        frames = frames * 2 - 1
+        flat = frames.flatten(0, 1)
+        mean = F.avg_pool2d(flat, self.surroundings, 1, self.surroundings // 2, count_include_pad=False)
+        frames = (2 * (flat - mean)).unflatten(0, (batch, 2))
         first, second = self.matched(frames.flatten(0, 1)).unflatten(0, (batch, 2)).unbind(1)
         # Over the displacements the correlation becomes a distribution: displacements are then linear in its channels,
         # which a decoder learns many times faster than from raw correlations.
