@@ -113,10 +113,14 @@ def _begun(trial: Trial, folder: Path) -> list[Row]:
 
 
 def _measured(trial: Trial, victim: Victim, place: Path, fabric: Any) -> list[Row]:
-    """All rows of one victim behind one defence; its adaptive patch lands in ``place``."""
-    parts = replace(
-        trial.parts, victim=victim, attack=copy.copy(trial.parts.attack), patch=copy.deepcopy(trial.parts.patch)
-    )
+    """All rows of one victim behind one defence; its adaptive patch lands in ``place``.
+
+    The adaptive patch begins as the transferred one, and validation may choose that: an attack that knows a defence is
+    not weaker than one that does not (Tramèr et al., On Adaptive Attacks to Adversarial Example Defenses, 2020).
+    """
+    patch = copy.deepcopy(trial.parts.patch)
+    patch.begin_with(trial.patch().detach())
+    parts = replace(trial.parts, victim=victim, attack=copy.copy(trial.parts.attack), patch=patch)
     begun = (place / "checkpoint.safetensors").is_file()
     job = pipeline.assemble(parts, fabric, place if begun else None)
     progress = checkpoint.resume(job, place) if begun else checkpoint.begin(job)

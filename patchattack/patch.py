@@ -64,9 +64,8 @@ class Patch(nn.Module):
             raise InputError(f"patch.size_mm: expected millimetres above 0, got {list(size_mm)}")
         self.variable, self.size_mm = variable, size_mm
         self.filled = float(mask.mean())  # kept on the host: placements need it in every step
-        if variable == "tanh":
-            texture = torch.atanh((2 * texture - 1).clamp(-0.999, 0.999))
         self.free = nn.Parameter(texture.clone())
+        self.begin_with(texture)
         self.register_buffer("mask", mask.clone(), persistent=False)
         self.register_buffer("palette", torch.tensor(palette, dtype=texture.dtype), persistent=False)
 
@@ -79,6 +78,11 @@ class Patch(nn.Module):
             shown = self.palette[nearest].T.unflatten(1, self.free.shape[1:])
             return shown + (self.free - self.free.detach())
         return self.free
+
+    @torch.no_grad()
+    def begin_with(self, texture: Tensor) -> None:
+        """Become ``texture``, ``[3, h, w]`` in [0, 1], and stay as free as before."""
+        self.free.copy_(torch.atanh((2 * texture - 1).clamp(-0.999, 0.999)) if self.variable == "tanh" else texture)
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -30,6 +30,7 @@ from patchattack.errors import InputError
 from patchattack.job import Fabric, Settings
 from patchattack.pipeline import versions
 from patchattack.scene import Source
+from patchattack.victims.journal import Journal
 from patchattack.victims.substitute import NOTE, WEIGHTS, untaught
 from patchattack.victims.victim import ClassificationVictim, Victim
 
@@ -78,7 +79,7 @@ class Recipe:
 
 @dataclass
 class Notebook:
-    """What was asked and answered, in a file: nothing is asked twice, whatever ends the run.
+    """What was asked and answered, in a file.
 
     Attributes:
         path: of the file.
@@ -125,7 +126,7 @@ class Notebook:
         files.write(self.path, safetensors.torch.save(tensors, {"notebook": json.dumps(note)}))
 
     def fill(self, of: str, points: Tensor, ask: Callable[[Tensor], Tensor], batch: int) -> None:
-        """Ask about every one of ``points`` that has no answer; written down whether that ends well or not.
+        """Ask about every one of ``points`` that has no answer; they are written down before, and the answers after.
 
         Args:
             of: "answers" or "held_out".
@@ -133,12 +134,13 @@ class Notebook:
             ask: gives the logits of a few points.
             batch: how many at once.
         """
-        missing = range(len(getattr(self, of)), len(points), batch)
-        try:
-            for first in tqdm(missing, f"round {self.round}: asking", unit_scale=batch, dynamic_ncols=True):
-                setattr(self, of, torch.cat([getattr(self, of), ask(points[first : first + batch])]))
-        finally:
-            self.write()
+        self.write()
+        answers = [getattr(self, of)]
+        missing = range(len(answers[0]), len(points), batch)
+        for first in tqdm(missing, f"round {self.round}: asking", unit_scale=batch, dynamic_ncols=True):
+            answers.append(ask(points[first : first + batch]))
+        setattr(self, of, torch.cat(answers))
+        self.write()
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class Trial:
 def learn(trial: Trial, fabric: Fabric, folder: Path) -> Notebook:
     """Teach a substitute, and write it to ``folder``; where that holds answers already, they are not asked for again.
 
+    Every answer is in the journal of ``folder`` before the next question, so that a run that is killed asks none twice.
+
     Returns:
         The notebook: its rows have, for each round, the queries so far and the agreement with the victim on scenes
         that it was not taught, with its interval.
@@ -179,10 +183,16 @@ def learn(trial: Trial, fabric: Fabric, folder: Path) -> Notebook:
     training, _, test = trial.settings.parts(len(source))
 
     @torch.no_grad()
-    def ask(points: Tensor) -> Tensor:
+    def answered(points: Tensor) -> Tensor:
         with fabric.autocast():
             return victim(points.to(device).float() / 255).float().cpu()
 
+    def ask(points: Tensor) -> Tensor:
+        return journal.keep(points, answered, victim.name)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal()
+    journal.open(folder)
     held_out = source.__getitems__(test).frames
     notebook = _opened(folder / ANSWERS, trial, source, training)
     notebook.fill("held_out", held_out, ask, recipe.batch)

@@ -51,6 +51,8 @@ SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 
 # Augmentations that are said to help against patches: DeVries & Taylor 2017, Zhang et al. 2018, Yun et al. 2019.
 MIXES: dict[str, Any] = {"cutout": v2.RandomErasing, "mixup": v2.MixUp, "cutmix": v2.CutMix}
+# Two grey squares that each hide up to what a mask of defense=patch_cleanser does, as Xiang et al. 2022 train theirs.
+CUTOUT: dict[str, Any] = {"p": 0.9, "scale": (0.1, 0.18), "ratio": (1, 1), "value": 0.5}
 OPPONENT_RATE, OPPONENT_STEPS = 0.05, 250  # of full-scale colour per step; steps before another patch begins
 
 
@@ -172,7 +174,8 @@ class ClassificationRecipe(Recipe):
         """Of the smoothed labels."""
         images, labels = scene.frames[:, 0], known(scene.label)
         if self.mix == "cutout":
-            images = torch.stack([v2.RandomErasing(p=0.5)(image) for image in images])
+            hide = v2.RandomErasing(**CUTOUT)
+            images = torch.stack([hide(hide(image)) for image in images])
         elif self.mix is not None:
             images, labels = MIXES[self.mix](num_classes=len(classification.CLASSES))(images, labels)
         return F.cross_entropy(network(images), labels, label_smoothing=0.1)

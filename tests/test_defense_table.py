@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from patchattack.patch import Patch
 
 PROJECT = Path(__file__).parents[1]
 COLUMNS = ("clean", "random", "transferred", "adaptive")
@@ -91,6 +94,15 @@ def test_the_table_has_every_pair_and_goes_on_where_it_stopped(
         "| victim | defence | share of scenes that are classified as they are labelled "
         "| random | transferred | adaptive |"
     )
+
+
+def test_an_adaptive_patch_begins_as_the_transferred_one(
+    tmp_path: Path, command: Callable[..., Any], trained: Path
+) -> None:
+    outcome = command(f"run={trained}", "defenses=[jpeg]", "optimizer.lr=0", f"output={tmp_path}", entry=defenses)
+    assert outcome.status == 0, outcome.err
+    adaptive = Patch.load(tmp_path / "adaptive" / "classifier_residual-jpeg" / "patch.png")
+    assert torch.equal(adaptive(), Patch.load(trained / "patch.png")())
 
 
 def test_what_is_certified_stands_beside_it(tmp_path: Path, command: Callable[..., Any], trained: Path) -> None:

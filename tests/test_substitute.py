@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import runpy
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,30 @@ def test_what_was_answered_is_kept_and_not_asked_again(tmp_path: Path, patience:
     assert impatient.asked + victim.asked == 35
     uninterrupted = taught(Brightest(), tmp_path / "whole")
     assert torch.equal(notebook.points[:10], uninterrupted.points[:10])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process to kill")
+@pytest.mark.parametrize("answered", [4, 13, 30])
+def test_a_run_that_is_killed_asks_nothing_twice(tmp_path: Path, answered: int) -> None:
+    class Deadly(Brightest):
+        def logits(self, images: Tensor) -> Tensor:
+            if self.asked >= answered:
+                os.kill(os.getpid(), signal.SIGKILL)
+            logits = super().logits(images)
+            (tmp_path / "asked").write_text(str(self.asked))
+            return logits
+
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # torch's threads stay behind
+        child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        taught(Deadly(), tmp_path / "run")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    victim = Brightest()
+    notebook = taught(victim, tmp_path / "run")
+    assert [row["queries"] for row in notebook.rows] == [10, 20, 30]
+    assert int((tmp_path / "asked").read_text()) + victim.asked == 35
 
 
 def test_a_notebook_is_one_victims(tmp_path: Path) -> None:
