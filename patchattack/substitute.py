@@ -135,11 +135,10 @@ class Notebook:
             batch: how many at once.
         """
         self.write()
-        answers = [getattr(self, of)]
-        missing = range(len(answers[0]), len(points), batch)
-        for first in tqdm(missing, f"round {self.round}: asking", unit_scale=batch, dynamic_ncols=True):
-            answers.append(ask(points[first : first + batch]))
-        setattr(self, of, torch.cat(answers))
+        known = getattr(self, of)
+        missing = points[len(known) :].split(batch) if len(known) < len(points) else []
+        bar = tqdm(missing, f"round {self.round}: asking", unit_scale=batch, dynamic_ncols=True)
+        setattr(self, of, torch.cat([known, *map(ask, bar)]))
         self.write()
 
 
