@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import platform
 import shlex
@@ -33,7 +34,7 @@ from patchattack.patch import Patch
 from patchattack.printing.fiducials import save_layouts
 from patchattack.printing.sheet import Sheet
 from patchattack.reporting.report import Example, Panel, Report, write_report
-from patchattack.scene import Source
+from patchattack.scene import Source, View
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
 from patchattack.training import DivergedError
 from patchattack.victims.ensemble import Ensemble
@@ -41,9 +42,12 @@ from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
 EXAMPLES = 4  # scenes that the report shows
+COARSE = 1.5  # pixels in the frame along a texel from which a patch is called coarse
 _NO_LOSSES = ("step", "queries", "learning_rate")  # in metrics.csv
 GRADIENT_FREE = ("random_search", "evolution", "nes", "spsa", "zoo")  # options of the group optimizer
 _ABOVE_0 = ("step_size", "gamma", "T_max", "total_steps", "max_lr")  # of a schedule; torch does not look at all of them
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -211,11 +215,24 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
         numbers = settings.parts(len(job.source))[0][:1]
         training.check_budget(job)
         trial = replace(job.evaluator(TRAINING), victim=job.predict_once)
-        list(trial.views({"patch": lambda _: patch().detach()}, numbers, 0))
+        (*_, view), _ = trial.views({"patch": lambda _: patch().detach()}, numbers, 0)
     except VictimError as error:
         raise InputError(f"{error}, before the work started") from error
+    _compare_resolution(patch, view)
     parts.sheet.check(patch.size_mm)
     return job
+
+
+def _compare_resolution(patch: Patch, view: View) -> None:
+    """Say it where the frame shows finer detail than the patch has: a coarse patch attacks far less."""
+    texels = max(patch.mask.shape)
+    pixels = round((view.corners - view.corners.roll(1, dims=-2)).norm(dim=-1).max().item())
+    if pixels > COARSE * texels:
+        _log.warning(
+            "patch.resolution: %d texels along the patch's longer side, which is about %d px long in the frame; "
+            "patch.resolution=%d would leave more to optimise",
+            *(texels, pixels, pixels),
+        )
 
 
 def _check_schedule(parts: Parts) -> None:

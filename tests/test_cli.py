@@ -228,6 +228,18 @@ def test_a_folder_may_be_a_number(command: Callable[..., Any], tiny_training: tu
     assert "got 7" in one_line(command(FLOW, *tiny_training, "data=frames", "data.root=7"))
 
 
+@pytest.mark.parametrize(("texels", "said"), [(8, True), (12, False)])
+def test_a_coarse_patch_is_said(
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], texels: int, said: bool
+) -> None:
+    placed = ("placement.area=0.125", "placement.scale=[1,1]", "placement.rotation=[0,0]")  # 16 px of 32 × 64
+    run = (FLOW, *tiny, *placed, f"patch.resolution={texels}", "trainer.steps=1", f"output={tmp_path / 'run'}")
+    outcome = command(*run)
+    assert outcome.status == 0
+    assert (f"{texels} texels along the patch's longer side, which is about 16 px long" in outcome.out) == said
+    assert ("patch.resolution=16 would leave more" in outcome.out) == said
+
+
 def test_help_lists_the_groups_without_waiting_for_torch(tmp_path: Path) -> None:
     program = "import sys; from patchattack import cli\ntry: cli.main()\nfinally: assert 'torch' not in sys.modules"
     shown = subprocess.run(
