@@ -46,6 +46,7 @@ class Settings:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         devices: how many processes.
         precision: ``auto``, or one that Lightning Fabric knows, such as ``32-true`` and ``bf16-mixed``.
+        channels_last: the victim's convolutions take the channels last in memory: often faster, with other rounding.
         workers: processes that load scenes.
         memory_gb: of scenes and clean references to remember.
 
@@ -68,6 +69,7 @@ class Settings:
     accelerator: str = "auto"
     devices: int = 1
     precision: str = "auto"
+    channels_last: bool = False
     workers: int = 0
     memory_gb: float = 2.0
 

@@ -183,6 +183,8 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
             "a run asks it in one process"
         )
     victim.to(fabric.device)
+    if settings.channels_last:
+        victim.to(memory_format=torch.channels_last)
     patch.to(fabric.device)
     _check_schedule(parts)
     optimizer = parts.optimizer(patch.parameters())

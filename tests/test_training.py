@@ -160,6 +160,17 @@ def test_accumulated_batches_are_one_batch(make: Callable[..., Job], tmp_path: P
             assert scalars == pytest.approx(expected, abs=1e-5)
 
 
+def test_channels_may_come_last_in_memory(make: Callable[..., Job], tmp_path: Path) -> None:
+    textures = []
+    for last in (False, True):
+        job = make(replace(SETTINGS, channels_last=last))
+        layouts = {value.is_contiguous() for value in job.victim.parameters() if value.ndim == 4}
+        assert layouts == {not last}
+        finish(job, tmp_path)
+        textures.append(job.patch().detach())
+    torch.testing.assert_close(*textures, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("resolution", [16, 4])
 def test_a_scene_is_rendered_alike_in_every_batch(make: Callable[..., Job], resolution: int) -> None:
     job = make(patch=Patch.create(resolution=resolution, size_mm=60))
