@@ -16,10 +16,12 @@ from patchattack.scene import Scene, Source, View
 
 GOALS = ("near", "far")
 REGIONS = ("patch", "surface", "all")
+DISTANCES = ("absolute", "log_ratio")
 METRES = {"near": 3.0, "far": 150.0}  # the targets of Yamanaka et al.
 PERCENTILES = {"near": 95.0, "far": 5.0}  # of inverse depth
 FARTHEST = 150.0  # metres; where a fitted inverse depth says nearly zero, or less
 NEAREST = 1e-3  # metres; a depth is divided by, and its logarithm taken
+SMALLEST = 1e-9  # of the values whose ratio is taken
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +36,9 @@ class DepthAttack(Attack):
     into a number comes from the clean prediction and is reused for the attacked one: fitted anew, a changed scale
     would vanish.
 
+    With ``distance=log_ratio`` the loss is the logarithm of the factor that the region's mean lacks of the target, 0
+    beyond it: of scenes whose targets are far apart none outweighs the others, and none that is won pulls any more.
+
     What is left of the way to the target decides, as ``gap``; beyond it nothing is left. ``success`` is harder: the
     region's mean is at the target, within the tolerance, or beyond it. A scene whose clean prediction is there already
     can show no success and is left out of it (NaN).
@@ -45,8 +50,10 @@ class DepthAttack(Attack):
         region: pixels that count: those of which the ``patch`` covers more than half, those of the ``surface`` that
             carries it, or ``all``.
         tolerance: how far from the target counts as there: a share of the target's metres, or of the clean range.
-        margin: how far beyond the target the loss aims, in the same shares, so that a mean that comes to rest near
-            its aim is a success too (as the confidence of Carlini & Wagner 2017); metrics know the target alone.
+        margin: how far beyond the target the loss aims, in the same shares, or in units of the logarithm, so that a
+            mean that comes to rest near its aim is a success too (as the confidence of Carlini & Wagner 2017); metrics
+            know the target alone.
+        distance: ``absolute`` or ``log_ratio``, which needs outputs above 0: metres, or an inverse depth without shift.
 
     Raises:
         InputError: an option that does not exist or a number that cannot be.
@@ -62,18 +69,19 @@ class DepthAttack(Attack):
         region: str = "patch",
         tolerance: float = 0.1,
         margin: float = 0.0,
+        distance: str = "absolute",
     ) -> None:
-        if goal not in GOALS or region not in REGIONS:
+        if goal not in GOALS or region not in REGIONS or distance not in DISTANCES:
             raise InputError(
-                f"attack: expected goal of {', '.join(GOALS)} and region of {', '.join(REGIONS)}, "
-                f"got {goal} and {region}"
+                f"attack: expected goal of {', '.join(GOALS)}, region of {', '.join(REGIONS)} and distance of "
+                f"{', '.join(DISTANCES)}, got {goal}, {region} and {distance}"
             )
         if not 0 <= tolerance < 1:
             raise InputError(f"attack.tolerance: expected a share of 0 or more and less than 1, got {tolerance}")
         if not 0 <= margin < math.inf:
             raise InputError(f"attack.margin: expected a share of 0 or more, got {margin}")
         self.goal, self.target, self.region = goal, target, region
-        self.tolerance, self.margin = tolerance, margin
+        self.tolerance, self.margin, self.distance = tolerance, margin, distance
         self.attacked = "all" if region == "all" else "patch"
         self.headline = ("gap", self.attacked)
 
@@ -111,7 +119,9 @@ class DepthAttack(Attack):
         }
 
     def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
-        """``[B]``: the mean distance in the region to the target, or beyond it, metres or shares of the clean range.
+        """``[B]``: what the region lacks of the target and the margin beyond it; 0 of a region without a pixel.
+
+        It is the mean distance, in metres or in shares of the clean range, or the logarithm of the mean's ratio.
 
         Args:
             hit: ``[B, 1, H, W]`` of the victim on the view.
@@ -121,9 +131,14 @@ class DepthAttack(Attack):
         """
         goal, unit = self._scale(clean)
         counts = self._regions(scene, view)[self.attacked]
+        pixels = counts.sum(dim=(1, 2, 3))
+        if self.distance == "log_ratio":
+            mean = torch.where(counts, hit, 0).sum(dim=(1, 2, 3)) / pixels.clamp(min=1)
+            lacking = goal.flatten().clamp(min=SMALLEST).log() - mean.clamp(min=SMALLEST).log()
+            return (self.direction * lacking + self.margin).clamp(min=0) * (pixels > 0)
         aim = goal + self.direction * self.margin * (goal if self.metric else unit.where(unit.isfinite(), 0))
         away = torch.where(counts, (hit - aim).abs() / unit, 0)
-        return away.sum(dim=(1, 2, 3)) / counts.sum(dim=(1, 2, 3)).clamp(min=1)
+        return away.sum(dim=(1, 2, 3)) / pixels.clamp(min=1)
 
     @torch.no_grad()
     def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:

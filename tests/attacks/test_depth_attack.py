@@ -110,6 +110,41 @@ def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None
 
 
 @pytest.mark.parametrize(
+    ("metric", "goal", "hit", "margin", "expected"),
+    [
+        (False, "far", 100.0, 0.0, math.log(10)),  # the ramp's 5th percentile is 10, its 95th 190
+        (False, "far", 8.0, 0.5, 0.5 - math.log(10 / 8)),
+        (False, "far", 5.0, 0.5, 0),
+        (False, "near", 19.0, 0.0, math.log(10)),
+        (False, "near", 400.0, 0.1, 0),
+        (True, "near", 30.0, 0.0, math.log(10)),
+        (True, "near", 2.0, 0.0, 0),
+        (True, "far", 15.0, 0.1, math.log(10) + 0.1),
+        (False, "far", 0.0, 0.0, 0),
+    ],
+)
+def test_the_ratio_of_the_regions_mean_to_the_target(
+    metric: bool, goal: str, hit: float, margin: float, expected: float
+) -> None:
+    attack = bound(metric, goal=goal, margin=margin, distance="log_ratio")
+    output = on_patch(ramp(), hit).requires_grad_()
+    loss = attack.loss(output, ramp(), scene(), view())
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
+    assert gradient.isfinite().all()
+    slope = {"near": -1, "far": 1}[goal] * (-1 if metric else 1) / (hit * ON_PATCH) if expected else 0
+    torch.testing.assert_close(gradient, on_patch(torch.zeros_like(ramp()), slope))
+
+
+def test_a_region_without_a_pixel_has_no_ratio() -> None:
+    output = ramp().requires_grad_()
+    nowhere = dataclasses.replace(view(), coverage=torch.zeros_like(view().coverage))
+    loss = bound(False, distance="log_ratio").loss(output, ramp(), scene(), nowhere)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
+    assert loss.item() == gradient.abs().max().item() == 0
+
+
+@pytest.mark.parametrize(
     ("goal", "hit", "reached", "success"),
     [
         ("near", 3.0, 1, 1),
@@ -408,8 +443,9 @@ def test_a_surface_is_needed_for_its_region() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"goal": "away"}, r"attack: expected goal of near, far and region of patch, surface, all, got away and patch"),
-        ({"region": "outside"}, r"attack: expected .* got near and outside"),
+        ({"goal": "away"}, r"attack: expected goal of near, far, region of patch, surface, all and .* got away, patch"),
+        ({"region": "outside"}, r"attack: expected .* got near, outside and absolute"),
+        ({"distance": "ratio"}, r"attack: expected .* distance of absolute, log_ratio, got near, patch and ratio"),
         ({"tolerance": -0.1}, r"attack\.tolerance: expected a share of 0 or more and less than 1, got -0.1"),
         ({"tolerance": 1.0}, r"attack\.tolerance: expected .* got 1.0"),
         ({"margin": -0.1}, r"attack\.margin: expected a share of 0 or more, got -0.1"),
