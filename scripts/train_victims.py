@@ -52,7 +52,7 @@ SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 # Augmentations that are said to help against patches: DeVries & Taylor 2017, Zhang et al. 2018, Yun et al. 2019.
 MIXES: dict[str, Any] = {"cutout": v2.RandomErasing, "mixup": v2.MixUp, "cutmix": v2.CutMix}
 # Two grey squares that each hide up to what a mask of defense=patch_cleanser does, as Xiang et al. 2022 train theirs.
-CUTOUT: dict[str, Any] = {"p": 0.9, "scale": (0.1, 0.18), "ratio": (1, 1), "value": 0.5}
+CUTOUT: dict[str, Any] = {"p": 0.5, "scale": (0.02, 0.18), "ratio": (1, 1), "value": 0.5}
 OPPONENT_RATE, OPPONENT_STEPS = 0.05, 250  # of full-scale colour per step; steps before another patch begins
 
 
@@ -326,20 +326,8 @@ def share(ratio: Tensor) -> Tensor:
 
 
 def mirrored(scene: Scene, generator: torch.Generator) -> Scene:
-    """Each scene as it is or in a mirror, with its flow, depth and boxes."""
-    chosen = (torch.rand(len(scene), generator=generator) < 0.5).to(scene.frames.device)
-    values = {"frames": scene.frames.flip(-1)}
-    if scene.flow is not None:
-        values["flow"] = scene.flow.flip(-1) * scene.flow.new_tensor([-1, 1]).view(1, 2, 1, 1)
-    if scene.depth is not None:
-        values["depth"] = scene.depth.flip(-1)
-    if scene.boxes is not None:
-        left, top, right, bottom, kind = scene.boxes.unbind(-1)
-        last = scene.size[1] - 1
-        values["boxes"] = torch.stack([last - right, top, last - left, bottom, kind], dim=-1)
-    for name, value in values.items():
-        values[name] = torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), value, getattr(scene, name))
-    return replace(scene, **values)
+    """Each scene as it is or in a mirror."""
+    return scene.mirrored(torch.rand(len(scene), generator=generator) < 0.5)
 
 
 def moved(scene: Scene, generator: torch.Generator) -> Scene:
