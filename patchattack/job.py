@@ -33,8 +33,6 @@ class Settings:
         batch: scenes per update, over all processes.
         draws: EoT draws of each scene in a batch.
         accumulate: batches whose gradients make one update.
-        mirror: each scene is shown in a mirror as often as not, while the patch is trained; where scenes are few, it
-            learns less of them by heart. Not for classes that are each other's mirror images.
         max_queries: the run stops before the step after which the victim would have answered about more views and
             clean scenes than these, validation included; None knows no limit. The final measurement comes on top.
         log_every: steps between two rows of the metrics.
@@ -60,7 +58,6 @@ class Settings:
     batch: int
     draws: int = 1
     accumulate: int = 1
-    mirror: bool = False
     max_queries: int | None = None
     log_every: int = 10
     validate_every: int = 50

@@ -115,52 +115,6 @@ class Scene:
         }
         return replace(self, **taken)
 
-    def mirrored(self, chosen: Tensor) -> Scene:
-        """The scenes, those of ``chosen`` (``[B]`` bool on the host) as in a mirror; they get numbers below 0.
-
-        A surface carries the patch as printed, not its mirror image. Labels stay, which is wrong where a class is
-        another's mirror image, as of arrows.
-        """
-        last = self.size[1] - 1
-
-        def flipped(image: Tensor) -> Tensor:
-            return image.flip(-1)
-
-        def flipped_flow(flow: Tensor) -> Tensor:
-            return flow.flip(-1) * flow.new_tensor([-1, 1]).view(1, 2, 1, 1)
-
-        def flipped_boxes(boxes: Tensor) -> Tensor:
-            left, top, right, bottom, kind = boxes.unbind(-1)
-            return torch.stack([last - right, top, last - left, bottom, kind], dim=-1)
-
-        def flipped_corners(corners: Tensor) -> Tensor:
-            x, y = corners[..., [1, 0, 3, 2], :].unbind(-1)
-            return torch.stack([last - x, y], dim=-1)
-
-        def flipped_camera(camera: Tensor) -> Tensor:
-            mirror = camera.new_tensor([[-1, 0, last], [0, 1, 0], [0, 0, 1]])
-            return mirror @ camera @ camera.new_tensor([-1.0, 1, 1]).diag()
-
-        def flipped_motion(motion: Tensor) -> Tensor:
-            mirror = motion.new_tensor([-1.0, 1, 1, 1]).diag()
-            return mirror @ motion @ mirror
-
-        ways = {
-            **dict.fromkeys(("frames", "occluded", "depth", "occluder"), flipped),
-            "flow": flipped_flow,
-            "boxes": flipped_boxes,
-            "surface": flipped_corners,
-            "intrinsics": flipped_camera,
-            "motion": flipped_motion,
-            "index": lambda index: -1 - index,
-        }
-        changed = {}
-        for name, way in ways.items():
-            if (value := getattr(self, name)) is not None:
-                rows = chosen.to(value.device).view(-1, *[1] * (value.ndim - 1))
-                changed[name] = torch.where(rows, way(value), value)
-        return replace(self, **changed)
-
 
 class Source(Dataset[Scene], ABC):
     """Where scenes come from: the same index is always the same scene, and all scenes have one size and one kind.

@@ -122,8 +122,7 @@ def queries(job: Job, steps: int) -> int:
 
     A query is one view of a frame, or of a pair, that it answered about: patched ones in validation and in training,
     and the clean frames of each scene that the steps showed and of the validation scenes, once. What it took to choose
-    the scenes and to try one before the work is part of it; the final measurement is not. Mirrored scenes count as if
-    each had been shown both ways.
+    the scenes and to try one before the work is part of it; the final measurement is not.
     """
     settings = job.settings
     training, validation, _ = settings.parts(len(job.source))
@@ -131,7 +130,6 @@ def queries(job: Job, steps: int) -> int:
     clean = len(training)
     if shown < clean:
         clean = len({0, *_order(job, 0, clean)[:shown].tolist()})  # the first scene was tried before the work
-    clean *= 1 + settings.mirror
     return job.queries + clean + len(validation)
 
 
@@ -219,8 +217,6 @@ def _batch(job: Job, scene: Scene, generators: list[torch.Generator]) -> _Batch:
     scene = scene.to(job.fabric.device)
     if job.settings.draws > 1:
         scene = scene.select(torch.arange(len(scene)).repeat_interleave(job.settings.draws))
-    if job.settings.mirror:
-        scene = scene.mirrored(torch.cat([torch.rand(1, generator=generator) < 0.5 for generator in generators]))
     return _Batch(scene, job.references(scene), job.renderer.draw(scene, job.patch, generators))
 
 

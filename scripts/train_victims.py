@@ -326,8 +326,20 @@ def share(ratio: Tensor) -> Tensor:
 
 
 def mirrored(scene: Scene, generator: torch.Generator) -> Scene:
-    """Each scene as it is or in a mirror."""
-    return scene.mirrored(torch.rand(len(scene), generator=generator) < 0.5)
+    """Each scene as it is or in a mirror, with its flow, depth and boxes."""
+    chosen = (torch.rand(len(scene), generator=generator) < 0.5).to(scene.frames.device)
+    values = {"frames": scene.frames.flip(-1)}
+    if scene.flow is not None:
+        values["flow"] = scene.flow.flip(-1) * scene.flow.new_tensor([-1, 1]).view(1, 2, 1, 1)
+    if scene.depth is not None:
+        values["depth"] = scene.depth.flip(-1)
+    if scene.boxes is not None:
+        left, top, right, bottom, kind = scene.boxes.unbind(-1)
+        last = scene.size[1] - 1
+        values["boxes"] = torch.stack([last - right, top, last - left, bottom, kind], dim=-1)
+    for name, value in values.items():
+        values[name] = torch.where(chosen.view(-1, *[1] * (value.ndim - 1)), value, getattr(scene, name))
+    return replace(scene, **values)
 
 
 def moved(scene: Scene, generator: torch.Generator) -> Scene:

@@ -12,7 +12,7 @@ from patchattack import geometry, seeding
 from patchattack.attacks.flow import FlowAttack
 from patchattack.data.world import World
 from patchattack.eot.appearance import Illumination
-from patchattack.eot.placement import OnSurface, Placement, Uniform
+from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Draw, Renderer
 from patchattack.patch import Patch
 from patchattack.scene import Scene, View
@@ -149,54 +149,3 @@ def test_a_loss_is_lower_when_the_attack_is_stronger_and_comes_per_scene() -> No
     loss = FlowAttack().loss(hit, clean, scene, view)
     assert loss.shape == (3,)
     assert loss[0] > loss[1] > loss[2]
-
-
-@pytest.mark.parametrize(
-    "placement",
-    [
-        OnSurface(rotation=(0, 0)),
-        Uniform(area=0.05, rotation=(0, 0), x=(0.5, 0.5), motion="scene"),
-    ],
-    ids=["on a surface", "carried by depth and motion"],
-)
-def test_a_mirrored_scene_carries_the_patch_as_printed(placement: Placement) -> None:
-    """What is rendered into a mirrored scene is the mirror image of the mirrored texture in the scene."""
-    scene = World(scenes=2, size=(48, 95), supersampling=1).__getitems__([0, 1]).to("cpu")
-    if isinstance(placement, Uniform):
-        scene = dataclasses.replace(scene, surface=None, occluder=None)
-    mirror = scene.mirrored(torch.tensor([True, False]))
-    assert mirror.index.tolist() == [-1, 1]
-    patch = Patch.create(resolution=16, size_mm=300)
-    renderer = Renderer(placement)
-    texture, mask = patch().detach(), patch.mask
-    draw = renderer.draw(mirror, patch, [seeding.generator(0), seeding.generator(1)])
-    seen = renderer(texture, mask, mirror, draw)
-    draw = renderer.draw(scene, patch, [seeding.generator(0), seeding.generator(1)])
-    assert seen.coverage.amax() == 1
-    for row, expected in enumerate(
-        (renderer(texture.flip(-1), mask, scene, draw), renderer(texture, mask, scene, draw))
-    ):
-        frames, coverage = expected.frames[row], expected.coverage[row]
-        if row == 0:
-            frames, coverage = frames.flip(-1), coverage.flip(-1)
-        torch.testing.assert_close(seen.frames[row], frames, rtol=0, atol=1e-3)
-        torch.testing.assert_close(seen.coverage[row], coverage, rtol=0, atol=1e-3)
-
-
-def test_truth_is_mirrored_with_the_frames() -> None:
-    scene = World(scenes=1, size=(24, 48), subject="vehicle", supersampling=1)[0].to("cpu")
-    mirror, chosen = scene.mirrored(torch.tensor([True])), torch.tensor([True])
-    assert scene.boxes is not None
-    assert mirror.boxes is not None
-    assert scene.flow is not None
-    assert mirror.flow is not None
-    left, top, right, bottom, kind = scene.boxes[0, 0].tolist()
-    assert mirror.boxes[0, 0].tolist() == pytest.approx([47 - right, top, 47 - left, bottom, kind])
-    assert torch.equal(mirror.flow[0, 0], -scene.flow[0, 0].flip(-1))
-    assert torch.equal(mirror.flow[0, 1], scene.flow[0, 1].flip(-1))
-    again = mirror.mirrored(chosen)
-    for field in dataclasses.fields(scene):
-        value = getattr(scene, field.name)
-        assert (value is None) == (getattr(again, field.name) is None)
-        if value is not None:
-            torch.testing.assert_close(getattr(again, field.name), value, equal_nan=True)

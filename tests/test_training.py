@@ -160,20 +160,6 @@ def test_accumulated_batches_are_one_batch(make: Callable[..., Job], tmp_path: P
             assert scalars == pytest.approx(expected, abs=1e-5)
 
 
-def test_scenes_are_trained_on_in_a_mirror_too(make: Callable[..., Job], tmp_path: Path) -> None:
-    job = make(replace(SETTINGS, mirror=True, draws=4))
-    scene = job.source.__getitems__(job.settings.parts(8)[0][:2])  # type: ignore[attr-defined]
-    batch = training._batch(job, scene, [seeding.generator(number) for number in range(8)])
-    mirrored = batch.scene.index < 0
-    assert 0 < mirrored.sum() < 8
-    whole = scene.to("cpu").select(torch.arange(2).repeat_interleave(4))
-    expected = torch.where(mirrored.view(-1, 1, 1, 1, 1), whole.frames.flip(-1), whole.frames)
-    assert torch.equal(batch.scene.frames, expected)
-    torch.testing.assert_close(batch.clean, job.victim(expected))  # the references are of what is shown
-    finish(job, tmp_path)
-    assert training.queries(job, 6) - job.queries == 2 * 4 + 2
-
-
 def test_channels_may_come_last_in_memory(make: Callable[..., Job], tmp_path: Path) -> None:
     textures = []
     for last in (False, True):
