@@ -10,6 +10,7 @@ takes its step, and the victim is asked about what comes of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -174,9 +175,19 @@ def learn(trial: Trial, fabric: Fabric, folder: Path) -> Notebook:
         InputError: the victim is no classifier, or the folder holds another's answers.
         VictimError: the victim gave no usable answer; the answers so far are in the folder.
     """
-    victim, recipe, device = trial.victim, trial.recipe, fabric.device
+    victim = trial.victim
     if victim.task != "classification":
         raise InputError(f"victim: expected a classifier to be substituted, got {victim.name} for {victim.task}")
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal()
+    journal.open(folder)
+    with contextlib.closing(journal):
+        return _learned(trial, fabric, folder, journal)
+
+
+def _learned(trial: Trial, fabric: Fabric, folder: Path, journal: Journal) -> Notebook:
+    """See :func:`learn`."""
+    victim, recipe, device = trial.victim, trial.recipe, fabric.device
     victim.to(device)
     source = Memory(trial.source, trial.settings.memory_gb * 1e9)
     training, _, test = trial.settings.parts(len(source))
@@ -189,9 +200,6 @@ def learn(trial: Trial, fabric: Fabric, folder: Path) -> Notebook:
     def ask(points: Tensor) -> Tensor:
         return journal.keep(points, answered, victim.name)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    journal = Journal()
-    journal.open(folder)
     held_out = source.__getitems__(test).frames
     notebook = _opened(folder / ANSWERS, trial, source, training)
     notebook.fill("held_out", held_out, ask, recipe.batch)
