@@ -51,7 +51,7 @@ SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 
 # Augmentations that are said to help against patches: DeVries & Taylor 2017, Zhang et al. 2018, Yun et al. 2019.
 MIXES: dict[str, Any] = {"cutout": v2.RandomErasing, "mixup": v2.MixUp, "cutmix": v2.CutMix}
-# Two grey squares that each hide up to what a mask of defense=patch_cleanser does, as Xiang et al. 2022 train theirs.
+# Two grey squares, each at most as large as a mask of defense=patch_cleanser by default (after Xiang et al. 2022).
 CUTOUT: dict[str, Any] = {"p": 0.5, "scale": (0.02, 0.18), "ratio": (1, 1), "value": 0.5}
 OPPONENT_RATE, OPPONENT_STEPS = 0.05, 250  # of full-scale colour per step; steps before another patch begins
 
