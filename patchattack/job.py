@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Settings:
         steps: updates of the patch.
         batch: scenes per update, over all processes.
         draws: EoT draws of each scene in a batch.
+        zoom: training scenes are enlarged by a random factor of up to this one, as :func:`patchattack.eot.zoom.zoomed`.
         accumulate: batches whose gradients make one update.
         max_queries: the run stops before the step after which the victim would have answered about more views and
             clean scenes than these, validation included; None knows no limit. The final measurement comes on top.
@@ -57,6 +59,7 @@ class Settings:
     steps: int
     batch: int
     draws: int = 1
+    zoom: float = 1.0
     accumulate: int = 1
     max_queries: int | None = None
     log_every: int = 10
@@ -92,6 +95,8 @@ class Settings:
             )
         if self.max_queries is not None and self.max_queries < 1:
             raise InputError(f"trainer.max_queries: expected at least 1, or null, got {self.max_queries}")
+        if not 1 <= self.zoom < math.inf:
+            raise InputError(f"trainer.zoom: expected a factor of 1 or more, got {self.zoom:g}")
         if self.workers < 0 or self.memory_gb < 0:
             raise InputError(
                 f"trainer: expected workers and memory_gb of 0 or more, got {self.workers} and {self.memory_gb}"
@@ -165,7 +170,7 @@ class Job:
     references: References = field(init=False)
 
     def __post_init__(self) -> None:
-        self.references = References(self._clean, self.settings.memory_gb * 1e9)
+        self.references = References(self.clean, self.settings.memory_gb * 1e9)
 
     def predict(self, frames: Tensor) -> Any:
         """The victim's output in the run's precision, for frames on any device; each counts as a query.
@@ -179,9 +184,10 @@ class Job:
     def predict_once(self, frames: Tensor) -> Any:
         """The same, before the run has a folder: a victim that only answers is not asked again when it is resumed."""
         self.queries += len(frames)
-        return self._clean(frames)
+        return self.clean(frames)
 
-    def _clean(self, frames: Tensor) -> Any:
+    def clean(self, frames: Tensor) -> Any:
+        """The output on clean frames, which :attr:`queries` leaves out."""
         return self._ask(frames) if self.journal is None else self.journal.keep(frames, self._ask)
 
     def _ask(self, frames: Tensor) -> Any:

@@ -18,6 +18,7 @@ from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
 from patchattack.controls import always, controls
 from patchattack.eot.renderer import Draw
+from patchattack.eot.zoom import zoomed
 from patchattack.errors import InputError
 from patchattack.job import ORDER, SEARCH, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.optimizers.gradient_free import GradientFree
@@ -128,7 +129,9 @@ def queries(job: Job, steps: int) -> int:
     training, validation, _ = settings.parts(len(job.source))
     shown = steps * settings.accumulate * settings.batch
     clean = len(training)
-    if shown < clean:
+    if settings.zoom > 1:  # no scene is seen twice
+        clean = 1 + shown * settings.draws
+    elif shown < clean:
         clean = len({0, *_order(job, 0, clean)[:shown].tolist()})  # the first scene was tried before the work
     return job.queries + clean + len(validation)
 
@@ -212,12 +215,18 @@ class _Batch:
     draw: Draw
 
 
+@torch.no_grad()
 def _batch(job: Job, scene: Scene, generators: list[torch.Generator]) -> _Batch:
     """A batch as its source gave it, drawn; one generator for each draw of each scene."""
-    scene = scene.to(job.fabric.device)
-    if job.settings.draws > 1:
-        scene = scene.select(torch.arange(len(scene)).repeat_interleave(job.settings.draws))
-    return _Batch(scene, job.references(scene), job.renderer.draw(scene, job.patch, generators))
+    settings, device = job.settings, job.fabric.device
+    rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
+    if settings.zoom > 1:
+        scene = zoomed(scene.select(rows), settings.zoom, generators, device)
+        clean = job.clean(scene.frames)
+    else:
+        scene = scene.to(device).select(rows)
+        clean = job.references(scene)
+    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, generators))
 
 
 class _Update:

@@ -287,6 +287,16 @@ def test_queries_are_counted_and_a_resumed_run_counts_no_clean_frame_again(
     assert tracker.lines[-1][1]["queries"] == sum(map(len, victim.seen)) == 6 + 1 + 4 + 3 * 4 + 6 * 2 * 3
 
 
+def test_an_enlarged_scene_has_an_answer_of_its_own(make: Callable[..., Job], tmp_path: Path) -> None:
+    victim = SmoothFlow()
+    job = make(replace(SETTINGS, draws=3, zoom=2.0), victim=victim)
+    tracker, _ = finish(job, tmp_path)
+    # As above, but for the training scenes: each of 6 × 2 × 3 views has its clean frames, and no two are the same.
+    assert tracker.lines[-1][1]["queries"] == sum(map(len, victim.seen)) == 1 + 2 + 1 + 4 + 3 * 4 + 2 * (6 * 2 * 3)
+    seen = {frames[row].numpy().tobytes() for frames in victim.seen for row in range(len(frames))}
+    assert len(seen) == 1 + 2 + 1 + 4 + 3 * 4 + 2 * (6 * 2 * 3)
+
+
 def test_what_is_logged(make: Callable[..., Job], tmp_path: Path) -> None:
     job = make(replace(SETTINGS, steps=7, validate_every=5, checkpoint_every=3))
     tracker, _ = finish(job, tmp_path)
@@ -316,21 +326,23 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "schedule", "variable"),
+    ("optimizer", "schedule", "variable", "zoom"),
     [
-        ("adam", "cosine", "tanh"),
-        ("sgd", "onecycle", "pixels"),
-        ("sign", "step", "pixels"),
-        ("lbfgs", "cosine", "pixels"),
-        ("lbfgs", "step", "tanh"),
+        ("adam", "cosine", "tanh", 1.0),
+        ("sgd", "onecycle", "pixels", 1.0),
+        ("sign", "step", "pixels", 2.0),
+        ("lbfgs", "cosine", "pixels", 1.0),
+        ("lbfgs", "step", "tanh", 1.0),
     ],
 )
 def test_a_resumed_run_is_the_same_to_the_bit(
-    make: Callable[..., Job], tmp_path: Path, optimizer: str, schedule: str, variable: str
+    make: Callable[..., Job], tmp_path: Path, optimizer: str, schedule: str, variable: str, zoom: float
 ) -> None:
     def fresh() -> Job:
         patch = Patch.create(resolution=16, size_mm=60, variable=variable)
-        return make(optimizer=OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], patch=patch)
+        return make(
+            replace(SETTINGS, zoom=zoom), optimizer=OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], patch=patch
+        )
 
     whole = fresh()
     expected, end = finish(whole, tmp_path)
@@ -441,6 +453,7 @@ def test_a_patch_that_no_page_takes_is_refused(make: Callable[..., Job]) -> None
         ({"split": (0.5, 0.5)}, r"trainer\.split: expected three positive shares"),
         ({"split": (0.6, 0.0, 0.4)}, r"trainer\.split: expected three positive shares"),
         ({"split": (0.6, 0.3, 0.2)}, r"of at most 1 in all, got \[0\.6, 0\.3, 0\.2\]"),
+        ({"zoom": 0.5}, r"trainer\.zoom: expected a factor of 1 or more, got 0\.5"),
         ({"workers": -1}, "expected workers and memory_gb of 0 or more, got -1"),
         ({"memory_gb": -0.5}, r"got 0 and -0\.5"),
     ],
