@@ -10,11 +10,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from patchattack import files
 from patchattack.errors import InputError
+from patchattack.hand_drawn import HandDrawn
 from patchattack.job import Job
 
 
@@ -29,6 +29,7 @@ class Progress:
         best_score: its headline metric on the validation scenes, signed so that lower is stronger.
         best_loss: its attack loss there, which decides between patches of the same score.
         random_score: the random patch's.
+        hand_drawn: the best hand-drawn texture among the starts, if any was tried.
     """
 
     step: int
@@ -37,6 +38,7 @@ class Progress:
     best_score: float = math.inf
     best_loss: float = math.inf
     random_score: float = math.nan
+    hand_drawn: HandDrawn | None = None
 
 
 def begin(job: Job) -> Progress:
@@ -60,6 +62,7 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         "best_score": progress.best_score,
         "best_loss": progress.best_loss,
         "random_score": progress.random_score,
+        "hand_drawn": None if progress.hand_drawn is None else progress.hand_drawn.facts(),
         "queries": job.queries,
         "optimizer": optimizer["param_groups"],
         "optimizer_state": values,
@@ -108,8 +111,8 @@ def resume(job: Job, folder: Path) -> Progress:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         values = {int(row): _together(value, tensors) for row, value in state["optimizer_state"].items()}
         job.queries = state["queries"]
-        with torch.no_grad():
-            job.patch.free.copy_(tensors["free"])
+        job.patch.hold(tensors["free"])
+        hand_drawn = None if state["hand_drawn"] is None else HandDrawn.read(state["hand_drawn"])
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{path}: expected the checkpoint of a run, got {error!r}; start anew without resume"
@@ -117,4 +120,4 @@ def resume(job: Job, folder: Path) -> Progress:
     job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
     job.schedule.load_state_dict(state["schedule"])
     numbers = {name: state[name] for name in ("step", "best_step", "best_score", "best_loss", "random_score")}
-    return Progress(best=tensors["best"], **numbers)
+    return Progress(best=tensors["best"], hand_drawn=hand_drawn, **numbers)
