@@ -63,9 +63,9 @@ class Settings:
     draws: int = 1
     zoom: float = 1.0
     accumulate: int = 1
-    starts: int | None = 0
-    candidates: int | None = 1
-    stages: int | None = 1
+    starts: int | None = None
+    candidates: int | None = None
+    stages: int | None = None
     max_queries: int | None = None
     log_every: int = 10
     validate_every: int = 50

@@ -26,7 +26,8 @@ class FlowAttack(Attack):
     Args:
         target: null moves away from the clean flow; ``zero`` stops it; ``[u, v]`` is a flow in pixels.
         distance: ``cosine`` of the angle, ``epe`` (end-point error, px) or ``l1`` (px).
-        region: pixels that count in the loss: ``all``, those ``outside`` the patch, or those of the ``patch``.
+        region: pixels that count in the loss: those ``outside`` the patch, ``all``, as in the paper, or those of the
+            ``patch``.
         still: pixels whose clean flow is shorter than this (px) have no direction and do not count in a cosine.
 
     Raises:
@@ -46,7 +47,7 @@ class FlowAttack(Attack):
         self,
         target: str | Sequence[float] | None = None,
         distance: str = "cosine",
-        region: str = "all",
+        region: str = "outside",
         still: float = 0.25,
     ) -> None:
         if distance not in DISTANCES or region not in REGIONS:

@@ -133,14 +133,14 @@ def test_still_pixels_have_no_direction_and_do_not_count() -> None:
     clean[..., :6] = torch.tensor([0.1, 0.1]).view(2, 1, 1)  # shorter than a quarter of a pixel
     hit = constant(2, 0)
     hit[..., :6] = -5
-    assert FlowAttack().loss(hit, clean, scene(), view()).item() == pytest.approx(1)
+    assert FlowAttack(region="all").loss(hit, clean, scene(), view()).item() == pytest.approx(1)
     metrics = FlowAttack().metrics(hit, clean, scene(), view())
     assert metrics["cosine", "all"].item() == pytest.approx(1)
     assert metrics["turned", "all"].item() == 0
     assert metrics["epe_clean", "all"].item() == pytest.approx(math.hypot(5.1, 5.1) / 2, abs=1e-5)
-    everything = FlowAttack(still=0.01).loss(hit, clean, scene(), view())
+    everything = FlowAttack(region="all", still=0.01).loss(hit, clean, scene(), view())
     assert everything.item() == pytest.approx(0, abs=1e-6)
-    epe = FlowAttack(distance="epe").loss(hit, clean, scene(), view())
+    epe = FlowAttack(region="all", distance="epe").loss(hit, clean, scene(), view())
     assert epe.item() == pytest.approx(-math.hypot(5.1, 5.1) / 2, abs=1e-3)
 
 
@@ -179,13 +179,13 @@ def test_a_zero_flow_has_a_finite_gradient(distance: str) -> None:
 
 def test_a_zero_flow_can_be_driven_away_from_the_clean_one() -> None:
     hit = constant(0, 0).requires_grad_()
-    (gradient,) = torch.autograd.grad(FlowAttack().loss(hit, constant(2, 0), scene(), view()).sum(), hit)
+    (gradient,) = torch.autograd.grad(FlowAttack(region="all").loss(hit, constant(2, 0), scene(), view()).sum(), hit)
     assert (gradient[:, 0] > 0).all()  # a step down the loss goes to the left
 
 
 def test_the_cosine_has_no_length() -> None:
     clean, hit = random(0), random(1)
-    attack = FlowAttack()
+    attack = FlowAttack(region="all")
     expected = attack.loss(hit, clean, scene(2), view(2))
     torch.testing.assert_close(attack.loss(hit * 1e3, clean, scene(2), view(2)), expected)
     similarity = torch.nn.functional.cosine_similarity(hit, clean, dim=1)
