@@ -222,29 +222,33 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         patch, other = (size.shown(statistics.mean(sizes[one])) for one in ("patch", control))
         return f"{size.words.format(patch)} ({CONDITIONS.get(control, control)}: {other})."
 
+    # A ratio to nearly nothing says little.
+    times = "" if chance <= 0 else f"{factor:.1f} times" if factor < 20 else "far more than"
     if scenes < FEWEST:
         outcome, sentence = Outcome.INCONCLUSIVE, statistics.too_few(scenes, "held-out scenes")
     elif unbeaten:
         outcome, rival = Outcome.FAILS, unbeaten[0]
-        sentence = f"The patch does not work: {called(rival)} does as much."
         if size is not None and sizes:
             rate = attack.metrics_known[size.metric[0]].rate
             beyond = {one: statistics.difference(sizes["patch"] - sizes[one], rate)[2] for one in unbeaten}
-            if matched := [one for one in unbeaten if beyond[one] < size.small]:
-                rival = matched[0]
-                sentence = f"The patch does not work: {called(rival)} does as much."
-            else:
-                outcome = Outcome.INCONCLUSIVE
-                sentence = f"Inconclusive: {scenes} held-out scenes cannot tell the patch from {called(rival)}."
-            sentence = f"{sentence} It {told(rival)}"
-    elif size is not None and sizes:
-        outcome = Outcome.WORKS
-        strongest = max(rivals, key=lambda one: statistics.mean(sizes[one]))
-        excess = statistics.mean(sizes["patch"]) - statistics.mean(sizes[strongest])
-        sentence = f"The patch works{', but its effect is small' if excess < size.small else ''}: it {told(strongest)}"
+            rival = next((one for one in unbeaten if beyond[one] < size.small), rival)
+            outcome = Outcome.FAILS if beyond[rival] < size.small else Outcome.INCONCLUSIVE
+        sentence = (
+            f"The patch does not work: {called(rival)} does as much."
+            if outcome is Outcome.FAILS
+            else f"Inconclusive: {scenes} held-out scenes cannot tell the patch from {called(rival)}."
+        )
+        sentence += f" It {told(rival)}" if sizes else ""
+    elif sizes:
+        outcome, strongest = Outcome.WORKS, max(rivals, key=lambda one: statistics.mean(sizes[one]))
+        assert size is not None
+        little = statistics.mean(sizes["patch"]) - statistics.mean(sizes[strongest]) < size.small
+        sentence = f"The patch works{', but its effect is small' if little else ''}: it {told(strongest)}"
     else:
         outcome = Outcome.WORKS
-        sentence = "The patch works: it beats a random patch and every other control."
+        sentence = f"The patch works: it has {times} the effect of a random patch of its size."
+        if not times:
+            sentence = "The patch works, and a random patch of its size has no effect."
 
     def shown(one: str) -> str:
         mean, *bounds = statistics.interval(sign * values[one], metric.rate)
@@ -254,13 +258,11 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     if {known for _, known in measured[0].metrics} == {"all"}:  # of a task whose outputs have no pixels
         where = ""
     best = "" if rivals[0] == "random" else f"{shown(rivals[0])} with {called(rivals[0])}, "
-    # A ratio to nearly nothing says little.
-    times = f"{factor:.1f} times" if factor < 20 else "far more than"
     facts = (
         f"{metric.label[0].upper()}{metric.label[1:]}{where}: {shown('clean')} without a patch, {best}"
         f"{shown('random')} with a random patch, {shown('patch')} with the optimised patch "
         f"({scenes} held-out scenes, 95 % intervals)"
-        + (f", {times} the random patch's effect." if chance > 0 and factor > 0 else ".")
+        + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
     return Verdict(outcome, sentence, facts, factor, _rule(attack))
 

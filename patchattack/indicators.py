@@ -101,7 +101,7 @@ def no_gradient(share: float) -> Indicator:
         "try another attack.distance, a smaller patch.resolution, or optimizer=nes, which needs no gradient; a victim "
         "that rounds or thresholds its input needs a differentiable stand-in (BPDA)"
     )
-    found = f"{share:.0%} of the texels have no gradient."
+    found = f"{100 * share:.0f} % of the texels have no gradient."
     return Indicator(name, not share <= DEAD, found, advice)
 
 
@@ -113,7 +113,7 @@ def saturated(best: Tensor, start: Tensor, mask: Tensor) -> Indicator:
         return float(((values <= AT_END) | (values >= 1 - AT_END)).mean())
 
     stuck = share(best)
-    found = f"{stuck:.0%} of the colour values are at 0 or 1."
+    found = f"{100 * stuck:.0f} % of the colour values are at 0 or 1."
     advice = "lower optimizer.lr, or try patch.variable=tanh"
     return Indicator("Room to move", stuck > STUCK and share(start) <= STUCK, found, advice)
 
