@@ -150,7 +150,7 @@ class FlowAttack(Attack):
         wheel = flow_to_image((place * inside)[None])[0].float() / 255
         text = (
             "Colours and arrows point where things move, the stronger and longer the farther. One scale per scene: the "
-            f"{SATURATED:.0%} quantile of the flow without a patch is full. Dots stand still."
+            f"{100 * SATURATED:.0f} % quantile of the flow without a patch is full. Dots stand still."
         )
         return torch.where(inside, wheel, 1.0), text
 
