@@ -220,7 +220,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         """The size of the effect beside that of a control, as a sentence whose subject is lacking."""
         assert size is not None
         patch, other = (size.shown(statistics.mean(sizes[one])) for one in ("patch", control))
-        return f"{size.words.format(patch)} ({CONDITIONS.get(control, control)}: {other})."
+        return f"{size.words.replace('{}', patch)} ({CONDITIONS.get(control, control)}: {other})."
 
     # A ratio to nearly nothing says little.
     times = "" if chance <= 0 else f"{factor:.1f} times" if factor < 20 else "far more than"

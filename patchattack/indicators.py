@@ -27,7 +27,7 @@ class Indicator:
     """One way in which an attack may have failed.
 
     Attributes:
-        name: in a word or two.
+        name: what was looked at, in a word.
         raised: it may have; None where it could not be checked.
         sentence: what was found.
         advice: what to try where it is raised.
@@ -73,7 +73,7 @@ def still_falling(history: History) -> Indicator:
     It counts beyond noise, which is twice the standard error of the difference, and beyond :data:`FALLING` of the fall
     from the first quarter to the last.
     """
-    name, advice = "Converged", "train longer: raise trainer.steps"
+    name, advice = "Convergence", "train longer: raise trainer.steps"
     losses = _series(history, "attack")
     if len(losses) < ROWS:
         return Indicator(name, None, _too_short(len(losses)), advice)
@@ -88,7 +88,7 @@ def still_falling(history: History) -> Indicator:
 
 def best_last(best_step: int, steps: int) -> Indicator:
     """Whether the best patch is the last one."""
-    name, advice = "Long enough", "train longer: raise trainer.steps"
+    name, advice = "Length", "train longer: raise trainer.steps"
     if best_step >= steps > 0:
         return Indicator(name, True, f"The last step, {steps}, is the best.", advice)
     return Indicator(name, False, f"Step {best_step} of {steps} is the best.", advice)
@@ -115,12 +115,12 @@ def saturated(best: Tensor, start: Tensor, mask: Tensor) -> Indicator:
     stuck = share(best)
     found = f"{100 * stuck:.0f} % of the colour values are at 0 or 1."
     advice = "lower optimizer.lr, or try patch.variable=tanh"
-    return Indicator("Room to move", stuck > STUCK and share(start) <= STUCK, found, advice)
+    return Indicator("Saturation", stuck > STUCK and share(start) <= STUCK, found, advice)
 
 
 def start_kept(best: Tensor, start: Tensor, mask: Tensor, best_step: int) -> Indicator:
     """Whether the best patch is, but for little, the one that the run began with."""
-    name = "Left the start"
+    name = "Start"
     advice = "raise optimizer.lr, or try another optimizer or patch.start"
     moved = float(np.abs(_printed(best, mask) - _printed(start, mask)).mean())
     if best_step == 0:
@@ -131,7 +131,7 @@ def start_kept(best: Tensor, start: Tensor, mask: Tensor, best_step: int) -> Ind
 
 def parted(history: History) -> Indicator:
     """Whether the training loss falls without the validation loss, from the first to the last third of the rows."""
-    name = "Generalises"
+    name = "Overfitting"
     advice = "use more scenes, or more trainer.draws and wider placement, appearance and camera ranges"
     if (rows := len(_series(history, "attack"))) < ROWS:
         return Indicator(name, None, _too_short(rows), advice)

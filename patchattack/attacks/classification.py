@@ -76,12 +76,6 @@ class ClassificationAttack(Attack):
         if not 0 <= confidence < math.inf:
             raise InputError(f"attack.confidence: expected a margin of logits of 0 or more, got {confidence}")
         self.goal, self.target, self.distance, self.confidence = goal, target, distance, confidence
-        words = {
-            "targeted": f"makes the victim see {target} in {{}} of the images",
-            "untargeted": "makes the victim wrong on {} of the images",
-            "least_likely": "makes the victim see the least likely class in {} of the images",
-        }[goal]
-        self.size = Size(("success", "all"), words, small=0.1)
         self.photo = None if photo is None else read_image(photo, "attack.photo")[:3]
         self._classes: tuple[str, ...] = ()
         self._number: int | None = None  # of the target among the victim's classes
@@ -105,6 +99,12 @@ class ClassificationAttack(Attack):
         if self.goal == "targeted":
             assert self.target is not None
             self._number = number_of("attack.target", self.target, classes, victim.name)
+        words = {
+            "targeted": f"makes the victim see {classes[self._number or 0]} in {{}} of the images",
+            "untargeted": "makes the victim wrong on {} of the images",
+            "least_likely": "makes the victim see the least likely class in {} of the images",
+        }[self.goal]
+        self.size = Size(("success", "all"), words, small=0.1)
         self._numbers = self._matched(victim.name, source) if source.classes else None
 
     def _matched(self, victim: str, source: Source) -> Tensor:

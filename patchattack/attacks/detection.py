@@ -98,12 +98,6 @@ class DetectionAttack(Attack):
         self.goal, self.cls, self.boxes, self.smallest = goal, cls, boxes, smallest
         self.confidence, self.iou, self.overlap = confidence, iou, overlap
         self.headline = ("success" if goal == "appear" else "recall", "all")
-        words = {
-            "hide": "hides {} of the objects that are found without it",
-            "hide_class": f"hides {{}} of all objects of class {cls} that are found without it",
-            "appear": f"makes {cls} appear in {{}} of the scenes",
-        }[goal]
-        self.size = Size(("success", "all"), words, small=0.1)
 
     def bind(self, victim: Any, source: Source) -> None:
         """Find the class among the victim's, and the victim's class for each of the data's.
@@ -116,6 +110,13 @@ class DetectionAttack(Attack):
         """
         self._names = tuple(victim.classes)
         self._cls = None if self.cls is None else number_of("attack.cls", self.cls, self._names, victim.name)
+        called = "" if self._cls is None else self._names[self._cls]
+        words = {
+            "hide": "hides {} of the objects that are found without it",
+            "hide_class": f"hides {{}} of all objects of class {called} that are found without it",
+            "appear": f"makes an object of class {called} appear in {{}} of the scenes",
+        }[self.goal]
+        self.size = Size(("success", "all"), words, small=0.1)
         if self.goal == "appear":
             return
         labelled = source[0].boxes is not None

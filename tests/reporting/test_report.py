@@ -54,9 +54,9 @@ def some_report() -> Report:
         legend_text="Colour is direction.",
         changes_legend=(torch.rand(3, 5, 20), "Red is reversed."),
         indicators=[
-            Indicator("Converged", True, "The loss still fell.", "train longer"),
+            Indicator("Convergence", True, "The loss still fell.", "train longer"),
             Indicator("Gradient", False, "0 % of the texels have no gradient.", "another loss"),
-            Indicator("Generalises", None, "2 losses are too few.", "more scenes"),
+            Indicator("Overfitting", None, "2 losses are too few.", "more scenes"),
         ],
         patch=torch.rand(4, 6, 6),
         setup=[("Victim", "compact <b>bold</b>")],
@@ -192,7 +192,7 @@ def test_each_indicator_has_a_line_and_advice_where_it_is_raised(tmp_path: Path)
     shown = page_of(tmp_path, some_report())
     assert [one["class"] for one in shown.all("li")] == ["warn", "ok", "unknown"]
     text = " ".join(shown.text)
-    assert "Converged The loss still fell. To try: train longer." in text
+    assert "Convergence The loss still fell. To try: train longer." in text
     assert "another loss" not in text
     bare = page_of(tmp_path, replace(some_report(), indicators=[]))
     assert "Did the attack itself fail?" not in bare.text
