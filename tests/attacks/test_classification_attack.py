@@ -421,6 +421,20 @@ def test_bars_show_probabilities_and_the_target_in_orange() -> None:
     assert "orange" not in attack("untargeted").legend()[1]
 
 
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ("targeted", "makes the victim see stop in {} of the images"),
+        ("untargeted", "makes the victim wrong on {} of the images"),
+        ("least_likely", "makes the victim see the least likely class in {} of the images"),
+    ],
+)
+def test_a_verdict_speaks_of_the_goal(goal: str, words: str) -> None:
+    size = attack(goal, STOP).size  # by its number
+    assert size is not None
+    assert (size.metric, size.words) == (("success", "all"), words)
+
+
 def test_changes_show_a_bar_without_the_patch_above_one_with_it() -> None:
     """Classes are those that are likeliest in either."""
     pale, orange = (0xD5, 0xD9, 0xDE), (0xC2, 0x41, 0x0C)

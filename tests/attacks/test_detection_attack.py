@@ -468,6 +468,20 @@ def test_changes_tell_what_is_lost_from_what_is_kept_and_what_is_new() -> None:
     assert share(nothing[0], KEPT) == 0
 
 
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ("hide", "hides {} of the objects that are found without it"),
+        ("hide_class", "hides {} of all objects of class car that are found without it"),
+        ("appear", "makes an object of class car appear in {} of the scenes"),
+    ],
+)
+def test_a_verdict_speaks_of_the_goal(goal: str, words: str) -> None:
+    size = bound(goal=goal, cls=CAR).size
+    assert size is not None
+    assert (size.metric, size.words) == (("success", "all"), words)
+
+
 # What is refused.
 
 
