@@ -30,8 +30,9 @@ def over(frame: Tensor, colours: Tensor) -> Tensor:
 def enlarged(picture: Tensor, height: int) -> Tensor:
     """``picture [3, H, W]`` by the least whole factor that makes it at least ``height`` pixels high."""
     factor = max(1, -(-height // picture.shape[1]))
-    smooth = F.interpolate(picture[None], scale_factor=factor, mode="bilinear", align_corners=False)[0]
-    return smooth if factor > 1 else picture
+    if factor == 1:
+        return picture
+    return F.interpolate(picture[None], scale_factor=factor, mode="bilinear", align_corners=False)[0]
 
 
 def bar(name: str, labels: Sequence[str]) -> Tensor:
