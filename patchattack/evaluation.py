@@ -287,6 +287,6 @@ def _rule(attack: Attack) -> str:
     label, small = attack.metrics_known[attack.size.metric[0]].label, attack.size.shown(attack.size.small)
     return (
         f"{works} Its effect is called small where it exceeds the strongest control's by less than {small} ({label}). "
-        "A patch does not work where, by that interval, it exceeds some control's effect by less than this at most; "
-        f"else it is inconclusive. {few}"
+        "A patch does not work where its effect exceeds some control's by less than that at the upper end of the "
+        f"interval; anything else is inconclusive. {few}"
     )

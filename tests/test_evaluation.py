@@ -334,7 +334,7 @@ def flows(scenes: int = 20, **conditions: Flow) -> list[Measured]:
             {"random": (0.9, 0, 0.03), "patch": (-0.2, 0, 0.62)},
             Outcome.WORKS,
             "The patch works: it turns the motion of 62 % of the moving pixels outside it by more than 90° "
-            "(random patch: 3 %).",
+            "(random patch: 3.0 %).",
         ),
         (  # every control counts, not the random patch alone
             {"random": (0.9, 0, 0.03), "stripes": (0.3, 0, 0.55), "patch": (0.2, 0, 0.62)},
@@ -345,8 +345,8 @@ def flows(scenes: int = 20, **conditions: Flow) -> list[Measured]:
         (
             {"random": (0.9, 0, 0.03), "white": (0.8, 0, 0.07), "patch": (0.8, 0, 0.06)},
             Outcome.FAILS,
-            "The patch does not work: a white card does as much. It turns the motion of 6 % of the moving pixels "
-            "outside it by more than 90° (white card: 7 %).",
+            "The patch does not work: a white card does as much. It turns the motion of 6.0 % of the moving pixels "
+            "outside it by more than 90° (white card: 7.0 %).",
         ),
         (  # what it may do beyond chance is no small thing
             {"random": (0.8, 0, 0.1), "patch": (0.7, 0.5, 0.2)},
@@ -377,7 +377,7 @@ def test_of_few_scenes_nothing_is_concluded() -> None:
 @pytest.mark.parametrize(
     ("goal", "metric", "sentence"),
     [
-        ("near", True, "The patch works: it makes its place look 12.0 m nearer (random patch: 5.0 m)."),
+        ("near", True, "The patch works: it makes its place look 12 m nearer (random patch: 5.0 m)."),
         ("far", False, "it makes its place look farther by 1200 % of the scene's range (random patch: 500 %)."),
     ],
 )

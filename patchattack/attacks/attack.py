@@ -48,8 +48,8 @@ class Size:
 
     def shown(self, effect: float) -> str:
         """An effect with its unit."""
-        number = f"{100 * effect:.0f}" if self.unit == "%" else f"{effect:.1f}"
-        return f"{number} {self.unit}".replace("-", "−")
+        number = 100 * effect if self.unit == "%" else effect
+        return f"{number:.{1 if abs(number) < 9.95 else 0}f} {self.unit}".replace("-", "−")
 
 
 class Attack(ABC):
