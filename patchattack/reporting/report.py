@@ -63,8 +63,8 @@ def example(attack: Attack, names: Sequence[str], frames: list[Tensor], outputs:
         outputs: of the victim under each, with a batch of one.
     """
     pictures = attack.pictures(outputs, frames)
-    changes = attack.changes(outputs[1:], outputs[0], frames[1:]) or [None] * len(names[1:])
-    panels = zip(names, frames, pictures, [None, *changes], strict=True)
+    changes: list[Tensor | None] = [*attack.changes(outputs[1:], outputs[0], frames[1:])]
+    panels = zip(names, frames, pictures, [None, *(changes or [None] * len(names[1:]))], strict=True)
     return Example({name: Panel(frame[0], picture, change) for name, frame, picture, change in panels})
 
 
