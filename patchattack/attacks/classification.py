@@ -99,8 +99,9 @@ class ClassificationAttack(Attack):
         if self.goal == "targeted":
             assert self.target is not None
             self._number = number_of("attack.target", self.target, classes, victim.name)
+        called = "" if self._number is None else classes[self._number]
         words = {
-            "targeted": f"makes the victim see {classes[self._number or 0]} in {{}} of the images",
+            "targeted": f"makes the victim see {called} in {{}} of the images",
             "untargeted": "makes the victim wrong on {} of the images",
             "least_likely": "makes the victim see the least likely class in {} of the images",
         }[self.goal]
