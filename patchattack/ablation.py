@@ -22,11 +22,12 @@ from patchattack.attacks.attack import Textures
 from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
 from patchattack.errors import InputError, nearest
-from patchattack.evaluation import FEWEST, Row
+from patchattack.evaluation import Row
 from patchattack.job import TEST, Job
 from patchattack.patch import Patch
 from patchattack.pipeline import Parts
 from patchattack.reporting.ablation import MEDIA, Line, Table, probability, write_table
+from patchattack.statistics import FEWEST
 from patchattack.tracking import Nothing
 from patchattack.training import DivergedError
 
@@ -336,10 +337,7 @@ def verdict(lines: Sequence[Line]) -> str:
     (again,) = (line for line in lines if line.role == "again")
     ablations = [line for line in lines if line.role == "ablation"]
     if (scenes := again.cells["digital"]["n"]) < FEWEST:
-        return (
-            f"Nobody can tell what an ingredient is worth: {scenes} held-out scenes are too few, "
-            f"give at least {FEWEST}."
-        )
+        return statistics.too_few(scenes, "held-out scenes")
     sentences = []
     for medium, words in MEDIA.items():
         luck = abs(again.cells[medium]["difference"])

@@ -24,6 +24,13 @@ CONDITIONS = {
 }
 
 
+def called(condition: str) -> str:
+    """A condition with its article, in the middle of a sentence."""
+    name = CONDITIONS.get(condition, condition)
+    article = "" if name.startswith("no ") else "the " if name.startswith("best ") or condition == "patch" else "a "
+    return f"{article}{name}"
+
+
 def always(texture: Tensor) -> Textures:
     """``texture [3, h, w]`` in every repetition."""
     return lambda _: texture

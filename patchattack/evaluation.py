@@ -12,13 +12,13 @@ from torch import Tensor
 
 from patchattack import hand_drawn, seeding, statistics
 from patchattack.attacks.attack import Attack, Textures
-from patchattack.controls import CONDITIONS, always
+from patchattack.controls import CONDITIONS, always, called
 from patchattack.eot.renderer import Renderer
 from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
+from patchattack.statistics import FEWEST, Outcome
 
-FEWEST = 6  # scenes: of fewer, all may lie on one side by chance more often than once in twenty
 Row = dict[str, Any]
 
 
@@ -193,22 +193,31 @@ class Verdict:
     """Did it work?
 
     Attributes:
-        worked: the patch beats every control: of each paired difference, the interval excludes zero.
+        outcome: it works where the patch beats every control: of each paired difference, the interval excludes zero.
         sentence: the answer in words.
         facts: the numbers behind it, in words.
         factor: effect of the patch over that of the random patch, each against the clean frames.
+        rule: from where on an effect is called small, in words; empty where the attack does not say.
     """
 
-    worked: bool
+    outcome: Outcome
     sentence: str
     facts: str
     factor: float
+    rule: str = ""
+
+    @property
+    def worked(self) -> bool:
+        """The patch beats every control."""
+        return self.outcome is Outcome.WORKS
 
 
 def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     """Compare the patch with each control on the attack's headline metric, paired by scene.
 
     To beat all of them at 95 % each is at least as hard as to beat the strongest: no correction is due (Berger 1982).
+    Where a control is not beaten, the patch does not work if what it may do beyond it is small at most, by the interval
+    in the metric of :attr:`Attack.size`; else the scenes are too few, or too unlike, to tell.
     """
     name, region = attack.headline
     metric = attack.metrics_known[name]
@@ -217,9 +226,45 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     values = {one: sign * per_scene(measured, one, attack.headline) for one in conditions}
     effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
     rivals = sorted(conditions.keys() - {"clean", "patch"}, key=lambda one: effects[one], reverse=True)
-    beaten = {one: statistics.difference(values["patch"] - values[one], metric.rate)[1] > 0 for one in rivals}
-    worked, chance = all(beaten.values()), effects["random"]
+    unbeaten = [one for one in rivals if not statistics.difference(values["patch"] - values[one], metric.rate)[1] > 0]
+    unbeaten.sort(key=lambda one: one != "random")  # is named first
+    chance, scenes = effects["random"], int((~np.isnan(values["patch"])).sum())
     factor = effects["patch"] / chance if chance > 0 else float("inf")
+    size, sizes = attack.size, _sizes(measured, attack)
+
+    def told(control: str) -> str:
+        """The size of the effect beside that of a control, as a sentence whose subject is lacking."""
+        assert size is not None
+        patch, other = (size.shown(statistics.mean(sizes[one])) for one in ("patch", control))
+        return f"{size.words.replace('{}', patch)} ({CONDITIONS.get(control, control)}: {other})."
+
+    # A ratio to nearly nothing says little.
+    times = "" if chance <= 0 else f"{factor:.1f} times" if factor < 20 else "far more than"
+    if scenes < FEWEST:
+        outcome, sentence = Outcome.INCONCLUSIVE, statistics.too_few(scenes, "held-out scenes")
+    elif unbeaten:
+        outcome, rival = Outcome.FAILS, unbeaten[0]
+        if size is not None and sizes:
+            rate = attack.metrics_known[size.metric[0]].rate
+            beyond = {one: statistics.difference(sizes["patch"] - sizes[one], rate)[2] for one in unbeaten}
+            rival = next((one for one in unbeaten if beyond[one] < size.small), rival)
+            outcome = Outcome.FAILS if beyond[rival] < size.small else Outcome.INCONCLUSIVE
+        sentence = (
+            f"The patch does not work: {called(rival)} does as much."
+            if outcome is Outcome.FAILS
+            else f"Inconclusive: {scenes} held-out scenes cannot tell the patch from {called(rival)}."
+        )
+        sentence += f" It {told(rival)}" if sizes else ""
+    elif sizes:
+        outcome, strongest = Outcome.WORKS, max(rivals, key=lambda one: statistics.mean(sizes[one]))
+        assert size is not None
+        little = statistics.mean(sizes["patch"]) - statistics.mean(sizes[strongest]) < size.small
+        sentence = f"The patch works{', but its effect is small' if little else ''}: it {told(strongest)}"
+    else:
+        outcome = Outcome.WORKS
+        sentence = f"The patch works: it has {times} the effect of a random patch of its size."
+        if not times:
+            sentence = "The patch works, and a random patch of its size has no effect."
 
     def shown(one: str) -> str:
         mean, *bounds = statistics.interval(sign * values[one], metric.rate)
@@ -228,26 +273,36 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     where = {"all": ", over the whole frame", "outside": ", outside the patch", "patch": ", on the patch"}[region]
     if {known for _, known in measured[0].metrics} == {"all"}:  # of a task whose outputs have no pixels
         where = ""
-    scenes = int((~np.isnan(values["patch"])).sum())
-    strongest = "" if rivals[0] == "random" else f"{shown(rivals[0])} with a {CONDITIONS[rivals[0]]}, "
+    best = "" if rivals[0] == "random" else f"{shown(rivals[0])} with {called(rivals[0])}, "
     facts = (
-        f"{metric.label[0].upper()}{metric.label[1:]}{where}: {shown('clean')} without a patch, {strongest}"
+        f"{metric.label[0].upper()}{metric.label[1:]}{where}: {shown('clean')} without a patch, {best}"
         f"{shown('random')} with a random patch, {shown('patch')} with the optimised patch "
-        f"({scenes} held-out scenes, 95 % intervals)."
+        f"({scenes} held-out scenes, 95 % intervals)"
+        + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
-    # A ratio to nearly nothing says little.
-    times = f"{factor:.1f} times as much as" if factor < 20 else "far more than"
-    if chance <= 0:
-        sentence = "It worked, and a random patch of its size has no effect."
-    else:
-        sentence = f"It worked: the patch does {times} a random patch of its size."
-    if scenes < FEWEST:
-        worked = False
-        sentence = f"Nobody can tell whether it worked: {scenes} held-out scenes are too few, give at least {FEWEST}."
-    elif not beaten["random"]:
-        sentence = "It did not work: the patch does no more than a random patch of its size."
-    elif not worked:
-        first = next(one for one in rivals if not beaten[one])
-        times = times if chance > 0 else "more than"
-        sentence = f"The patch does {times} a random patch of its size, but no more than a {CONDITIONS[first]}."
-    return Verdict(worked, sentence, facts, factor)
+    return Verdict(outcome, sentence, facts, factor, _rule(attack))
+
+
+def _sizes(measured: Sequence[Measured], attack: Attack) -> dict[str, np.ndarray]:
+    """``[n]`` of each condition: how far it moves each scene's size metric; nothing where that is unknown."""
+    if attack.size is None or attack.size.metric not in measured[0].metrics:
+        return {}
+    sign = -1.0 if attack.metrics_known[attack.size.metric[0]].stronger == "lower" else 1.0
+    clean = per_scene(measured, "clean", attack.size.metric)
+    conditions = dict.fromkeys(one.condition for one in measured)
+    sizes = {one: sign * (per_scene(measured, one, attack.size.metric) - clean) for one in conditions}
+    return sizes if all(np.isfinite(statistics.mean(size)) for size in sizes.values()) else {}
+
+
+def _rule(attack: Attack) -> str:
+    """What the three outcomes and a small effect are, for a page."""
+    works = "A patch works where it beats every control: the 95 % interval of the paired difference excludes zero."
+    few = f"With fewer than {FEWEST} scenes nothing is concluded."
+    if attack.size is None:
+        return f"{works} {few}"
+    label, small = attack.metrics_known[attack.size.metric[0]].label, attack.size.shown(attack.size.small)
+    return (
+        f"{works} Its effect is called small where it exceeds the strongest control's by less than {small} ({label}). "
+        "A patch does not work where its effect exceeds some control's by less than that at the upper end of the "
+        f"interval; anything else is inconclusive. {few}"
+    )

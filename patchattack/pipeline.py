@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import patchattack
-from patchattack import checkpoint, evaluation, files, training
+from patchattack import checkpoint, evaluation, files, seeding, training
 from patchattack.attacks.attack import Attack
 from patchattack.attacks.ensemble import EnsembleAttack
 from patchattack.checkpoint import Progress
@@ -28,12 +28,13 @@ from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError, VictimError
 from patchattack.evaluation import Row, Verdict
+from patchattack.indicators import indicators
 from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import save_layouts
 from patchattack.printing.sheet import Sheet
-from patchattack.reporting.report import Example, Panel, Report, write_report
+from patchattack.reporting.report import Example, Report, example, write_report
 from patchattack.scene import Source, View
 from patchattack.search import Plan
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
@@ -276,6 +277,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         job.journal.open(folder)
     if isinstance(parts.attack, PerImage):
         return _attack_images(parts.attack, job, folder, origin)
+    start = checkpoint.begin(job).best
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
     if job.journal is not None and not resumes:
         checkpoint.save(job, folder, progress)  # whatever happens from here on, the run can be resumed
@@ -288,7 +290,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         training.train(job, folder, tracker, progress)
         if not is_first:
             return None
-        verdict, rows = _export(parts, job, folder, origin, progress)
+        verdict, rows = _export(parts, job, folder, origin, progress, start)
         tracker.finish(rows, [folder / "patch.png", folder / "patch.json"])
         if job.journal is not None:
             job.journal.checkpoint()
@@ -361,7 +363,9 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
     return best
 
 
-def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Progress) -> tuple[Verdict, list[Row]]:
+def _export(
+    parts: Parts, job: Job, folder: Path, origin: Origin, progress: Progress, start: Tensor
+) -> tuple[Verdict, list[Row]]:
     """Measure the best patch and its controls on the test scenes and write all that the folder shall hold."""
     settings, attack = job.settings, job.attack
     best = _save_patch(parts, job, folder, origin, progress)
@@ -407,23 +411,27 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     side = float((corners[0, 0] - corners[0, 0].roll(1, 0)).norm(dim=-1).mean())
     limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
     over = "queries" if isinstance(job.optimizer, GradientFree) else "step"
+    history = MetricsCsv.read(folder / "metrics.csv")
+    dead = None if isinstance(job.optimizer, GradientFree) else _without_gradient(job, texture)
     report = Report(
         title=title[0].upper() + title[1:],
         verdict=verdict.sentence,
         facts=verdict.facts,
-        worked=verdict.worked,
+        outcome=verdict.outcome,
+        rule=verdict.rule,
         rows=rows,
         labels={name: metric.label for name, metric in attack.metrics_known.items()} | {"loss": "attack loss"},
         arrows={name: metric.stronger for name, metric in attack.metrics_known.items()} | {"loss": "lower"},
         headline=attack.headline,
         over=over,
         history=[
-            {name: value for name, value in row.items() if name == over or name not in _NO_LOSSES}
-            for row in MetricsCsv.read(folder / "metrics.csv")
+            {name: value for name, value in row.items() if name == over or name not in _NO_LOSSES} for row in history
         ],
         examples=examples,
         legend=legend,
         legend_text=legend_text,
+        changes_legend=attack.changes_legend(),
+        indicators=indicators(history, texture, start, best.mask, dead, progress.best_step, progress.step),
         patch=torch.cat([best(), best.mask]).detach(),
         setup=[
             ("Victim", parts.victim.name),
@@ -446,13 +454,24 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     return verdict, rows
 
 
+def _without_gradient(job: Job, texture: Tensor) -> float:
+    """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
+    numbers = job.settings.parts(len(job.source))[0][: job.settings.batch]
+    scene = job.source.__getitems__(numbers)
+    draw = job.renderer.draw(scene, job.patch, [seeding.generator(job.seed, TRAINING, 0, number) for number in numbers])
+    scene = scene.to(job.fabric.device)
+    free = texture.detach().to(job.fabric.device).clone().requires_grad_()
+    view = job.renderer(free, job.patch.mask, scene, draw)
+    loss = job.attack.loss(job.predict(view.frames), job.references(scene), scene, view).mean()
+    (gradient,) = torch.autograd.grad(loss, free)
+    return float((gradient == 0).all(dim=0)[job.patch.mask[0] > 0].float().mean())
+
+
 def _example(attack: Attack, views: Any) -> Example:
-    """Every condition of one scene, outputs drawn on one scale."""
+    """One scene without a patch, with a random one and with the optimised one."""
     shown = {condition: (view.frames[0].cpu(), hit) for condition, _, _, hit, view in views}
     order = [name for name in ("clean", "random", "patch") if name in shown]
-    frames, hits = ([shown[name][part] for name in order] for part in range(2))
-    pictures = attack.pictures(hits, frames)
-    return Example({name: Panel(shown[name][0], picture) for name, picture in zip(order, pictures, strict=True)})
+    return example(attack, order, *([shown[name][part] for name in order] for part in range(2)))
 
 
 def _evenly(numbers: list[int], count: int) -> list[int]:

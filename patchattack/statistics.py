@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from functools import lru_cache
 
 import numpy as np
 
 Z = 1.959964  # of 95 %
+FEWEST = 6  # values: of fewer, all may lie on one side by chance more often than once in twenty
 SMALLEST_SPREAD = 0.3  # of a resample, as a share of the sample's: a resample of equal scenes has none to divide by
+
+
+class Outcome(StrEnum):
+    """What a comparison with controls comes to."""
+
+    WORKS = "works"
+    FAILS = "does not work"
+    INCONCLUSIVE = "inconclusive"
+
+
+def too_few(count: int, what: str) -> str:
+    """The sentence of a comparison of fewer than :data:`FEWEST`; ``what`` is counted, in the plural."""
+    return f"Inconclusive: {count} {what} are too few (at least {FEWEST} are needed)."
 
 
 def mean(values: np.ndarray) -> float:

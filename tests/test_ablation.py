@@ -319,5 +319,5 @@ def test_an_ablation_counts_beyond_chance_and_beyond_another_seed() -> None:
     ):
         assert verdict([again, line("without tv", "ablation", difference, half, p)]) == f"Digital: {said}. {calm}"
     assert verdict([line("", "again", 0, 0, 1, n=5)]) == (
-        "Nobody can tell what an ingredient is worth: 5 held-out scenes are too few, give at least 6."
+        "Inconclusive: 5 held-out scenes are too few (at least 6 are needed)."
     )

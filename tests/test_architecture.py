@@ -24,7 +24,7 @@ LAYERS = (
     ("geometry",),
     ("patch",),
     ("eot", "victims", "attacks", "regularizers", "optimizers", "defenses", "data", "tracking"),
-    ("controls", "statistics"),
+    ("controls", "statistics", "indicators"),
     ("evaluation", "reporting", "printing"),
     ("job",),
     ("checkpoint",),

@@ -55,7 +55,7 @@ def test_an_evaluation_leaves_a_report_numbers_and_views(trained: Path, first: P
         ("print", "printed"),
     ]
     assert all(0 < row["p"] <= row["p_adjusted"] <= 1 and row["n"] == 2 for row in found["excess"])
-    assert found["sentence"].startswith("Nobody can tell whether it works: 2 test scenes are too few")
+    assert found["sentence"].startswith("Inconclusive: 2 test scenes are too few")
     with (first / "views.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 * 2 * 2 * 9

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchattack.attacks.attack import Metric
+from patchattack.attacks.depth import DepthAttack
 from patchattack.attacks.flow import FlowAttack
 from patchattack.eot.appearance import Brightness
 from patchattack.eot.camera import Defocus, Gamma
@@ -26,7 +28,7 @@ from patchattack.evaluation import (
 )
 from patchattack.patch import Patch, random_texture
 from patchattack.scene import Scene
-from patchattack.statistics import bootstrap
+from patchattack.statistics import Outcome, bootstrap
 
 SIZE = (32, 48)
 SCENES = 10
@@ -240,10 +242,10 @@ def test_a_strong_patch_worked() -> None:
     verdict = judge(run([1.0] * 20, 0.9 + noise[0], 0.5 + noise[1]), FlowAttack())
     assert verdict.worked
     assert verdict.factor == pytest.approx(5)
-    assert verdict.sentence == "It worked: the patch does 5.0 times as much as a random patch of its size."
+    assert verdict.sentence == "The patch works: it has 5.0 times the effect of a random patch of its size."
     assert "outside the patch: 1.000 without a patch, 0.900 [0.8" in verdict.facts
     assert "0.500 [0.4" in verdict.facts
-    assert "(20 held-out scenes, 95 % intervals)" in verdict.facts
+    assert "(20 held-out scenes, 95 % intervals), 5.0 times the random patch's effect." in verdict.facts
 
 
 def test_an_error_is_stronger_when_it_is_higher() -> None:
@@ -259,7 +261,8 @@ def test_what_a_random_patch_does_as_well_did_not_work(patch: float) -> None:
     """However far both are from the clean frames."""
     verdict = judge(run([1.0] * 20, [0.9] * 20, [patch] * 20), FlowAttack())
     assert not verdict.worked
-    assert verdict.sentence == "It did not work: the patch does no more than a random patch of its size."
+    assert verdict.outcome is Outcome.FAILS
+    assert verdict.sentence == "The patch does not work: a random patch does as much."
 
 
 def test_one_lucky_scene_is_no_success() -> None:
@@ -271,7 +274,8 @@ def test_a_random_patch_without_effect_gives_no_factor() -> None:
     verdict = judge(run([0.9] * 20, [0.95] * 20, [0.2] * 20), FlowAttack())
     assert verdict.worked
     assert verdict.factor == math.inf
-    assert verdict.sentence.startswith("It worked, and a random patch of its size has no effect.")
+    assert verdict.sentence == "The patch works, and a random patch of its size has no effect."
+    assert "effect" not in verdict.facts
 
 
 def test_a_pattern_must_beat_a_plain_card_too() -> None:
@@ -281,8 +285,7 @@ def test_a_pattern_must_beat_a_plain_card_too() -> None:
     verdict = judge(measured + weaker + [one("white", n, 0.5) for n in range(20)], FlowAttack())
     assert not verdict.worked
     assert verdict.factor == pytest.approx(5)
-    expected = "The patch does 5.0 times as much as a random patch of its size, but no more than a white card."
-    assert verdict.sentence == expected
+    assert verdict.sentence == "The patch does not work: a white card does as much."
     assert "0.500 [0.500, 0.500] with a white card, 0.900 [0.900, 0.900] with a random patch" in verdict.facts
 
 
@@ -305,7 +308,85 @@ def test_pure_noise_hardly_ever_works() -> None:
 
 def test_where_nothing_is_known_nothing_worked() -> None:
     nothing = [math.nan] * 4
-    assert not judge(run(nothing, nothing, nothing), FlowAttack()).worked
+    verdict = judge(run(nothing, nothing, nothing), FlowAttack())
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.sentence == "Inconclusive: 0 held-out scenes are too few (at least 6 are needed)."
+
+
+Flow = tuple[float, float, float]  # of a condition: the cosine, its spread over the scenes, and the share that turned
+
+
+def flows(scenes: int = 20, **conditions: Flow) -> list[Measured]:
+    """Every other scene lies above the mean cosine and below, and the share that turned the other way."""
+    measured = []
+    for condition, (mean, spread, turned) in {"clean": (1.0, 0.0, 0.0), **conditions}.items():
+        for n in range(scenes):
+            off = spread * (-1) ** n
+            values = {HEADLINE: mean + off, ("turned", "outside"): turned - off}
+            measured.append(Measured(condition, n, values))
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("conditions", "outcome", "sentence"),
+    [
+        (
+            {"random": (0.9, 0, 0.03), "patch": (-0.2, 0, 0.62)},
+            Outcome.WORKS,
+            "The patch works: it turns the motion of 62 % of the moving pixels outside it by more than 90° "
+            "(random patch: 3.0 %).",
+        ),
+        (  # every control counts, not the random patch alone
+            {"random": (0.9, 0, 0.03), "stripes": (0.3, 0, 0.55), "patch": (0.2, 0, 0.62)},
+            Outcome.WORKS,
+            "The patch works, but its effect is small: it turns the motion of 62 % of the moving pixels outside it by "
+            "more than 90° (stripes: 55 %).",
+        ),
+        (
+            {"random": (0.9, 0, 0.03), "white": (0.8, 0, 0.07), "patch": (0.8, 0, 0.06)},
+            Outcome.FAILS,
+            "The patch does not work: a white card does as much. It turns the motion of 6.0 % of the moving pixels "
+            "outside it by more than 90° (white card: 7.0 %).",
+        ),
+        (  # what it may do beyond chance is no small thing
+            {"random": (0.8, 0, 0.1), "patch": (0.7, 0.5, 0.2)},
+            Outcome.INCONCLUSIVE,
+            "Inconclusive: 20 held-out scenes cannot tell the patch from a random patch. It turns the motion of 20 % "
+            "of the moving pixels outside it by more than 90° (random patch: 10 %).",
+        ),
+        (  # one that is surely matched decides, though another is in doubt
+            {"random": (0.8, 0.5, 0.1), "white": (0.7, 0, 0.2), "patch": (0.7, 0, 0.2)},
+            Outcome.FAILS,
+            "The patch does not work: a white card does as much. It turns the motion of 20 % of the moving pixels "
+            "outside it by more than 90° (white card: 20 %).",
+        ),
+    ],
+)
+def test_the_verdict_names_the_size_of_the_effect(conditions: dict[str, Flow], outcome: Outcome, sentence: str) -> None:
+    verdict = judge(flows(**conditions), FlowAttack())
+    assert (verdict.outcome, verdict.sentence) == (outcome, sentence)
+    assert "by less than 10 % (share of pixels whose flow turned" in verdict.rule
+
+
+def test_of_few_scenes_nothing_is_concluded() -> None:
+    verdict = judge(flows(5, random=(0.9, 0, 0.03), patch=(-0.2, 0, 0.62)), FlowAttack())
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.sentence == "Inconclusive: 5 held-out scenes are too few (at least 6 are needed)."
+
+
+@pytest.mark.parametrize(
+    ("goal", "metric", "sentence"),
+    [
+        ("near", True, "The patch works: it makes its place look 12 m nearer (random patch: 5.0 m)."),
+        ("far", False, "it makes its place look farther by 1200 % of the scene's range (random patch: 500 %)."),
+    ],
+)
+def test_the_size_is_the_way_from_the_clean_value(goal: str, metric: bool, sentence: str) -> None:
+    """A depth attack's headline is what is left of the way to the target: 20 m without a patch."""
+    attack = DepthAttack(goal)
+    attack.bind(SimpleNamespace(name="v", metric=metric, reach=(0.0, 80.0)), Pictures())
+    verdict = judge(run([20.0] * 9, [15.0] * 9, [8.0] * 9, attack.headline), attack)
+    assert verdict.sentence.endswith(sentence)
 
 
 def test_rates_have_wilsons_interval_and_other_metrics_the_bootstraps() -> None:

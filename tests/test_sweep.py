@@ -508,7 +508,7 @@ def test_a_rate_that_a_stronger_attack_lowers_succeeds_the_other_way_round(tmp_p
         ((), 6, False, "No effect is shown: beyond a random patch of its size it moves the success rate by 0.000"),
         (("patch", "random"), 6, False, "No effect is shown"),
         (("patch", "white"), 6, False, "but by no more than a white card does."),
-        (("patch",), 5, False, "Nobody can tell whether it works: 5 test scenes are too few, give at least 6."),
+        (("patch",), 5, False, "Inconclusive: 5 test scenes are too few (at least 6 are needed)."),
     ],
 )
 def test_the_headline_says_whether_the_patch_does_more_than_its_controls(
@@ -520,7 +520,8 @@ def test_the_headline_says_whether_the_patch_does_more_than_its_controls(
     for row in found.excess:  # six scenes reach no p below 0.03
         row["p_adjusted"] = row["p"]
     answer = summary.headline(found, table.benches[0].attack)
-    assert answer.works == works
+    assert (answer.outcome == "works") is works
+    assert (answer.outcome == "inconclusive") is (scenes < 6)
     assert words in answer.sentence
     assert f"{scenes} test scenes, 95 % intervals" in answer.facts
 
@@ -534,7 +535,7 @@ def test_the_headline_of_several_pairs_counts_them(tmp_path: Path) -> None:
         row["p_adjusted"] = 0.5
     both = summary.Summary(*(a + b for a, b in zip(vars(found).values(), vars(second).values(), strict=True)))
     answer = summary.headline(both, table.benches[0].attack)
-    assert not answer.works
+    assert answer.outcome == "does not work"
     assert answer.sentence.startswith("1 of 2 pairs of patch and victim do more than random patches")
     assert "random on other: success rate" in answer.facts
 

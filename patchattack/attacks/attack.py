@@ -30,6 +30,28 @@ class Metric:
     rate: bool = False
 
 
+@dataclass(frozen=True)
+class Size:
+    """How a verdict names the size of an effect to somebody who does not know the metrics.
+
+    Attributes:
+        metric: name and region; what it differs from its value on clean frames is the effect.
+        words: what the patch does, with ``{}`` in the place of the effect, after "The patch works: it ...".
+        small: an effect that exceeds that of every control by less than this is called small.
+        unit: ``%`` of a share, else the metric's own, as ``m``.
+    """
+
+    metric: tuple[str, str]
+    words: str
+    small: float
+    unit: str = "%"
+
+    def shown(self, effect: float) -> str:
+        """An effect with its unit."""
+        number = 100 * effect if self.unit == "%" else effect
+        return f"{number:.{1 if abs(number) < 9.95 else 0}f} {self.unit}".replace("-", "−")
+
+
 class Attack(ABC):
     """One task's loss and success metrics. Outputs are whatever the task's victims return.
 
@@ -38,12 +60,14 @@ class Attack(ABC):
         metrics_known: every metric's name with how to read it.
         headline: the metric and the region that decide whether a patch works.
         quality: the metric and the region that say how good an output is, where the data know: what a defence may cost.
+        size: how a verdict names the effect in plain words; None leaves it at a comparison with a random patch.
     """
 
     task: str
     metrics_known: Mapping[str, Metric]
     headline: tuple[str, str]
     quality: tuple[str, str]
+    size: Size | None = None
 
     def bind(self, victim: Any, source: Source) -> None:  # noqa: B027 - many attacks have nothing to look up
         """Meet the victim and the scenes once, before the work starts: turn names into numbers, say what cannot be.
@@ -84,10 +108,24 @@ class Attack(ABC):
         """One picture ``[3, H, W]`` in [0, 1] for each output of a single scene, on one common scale.
 
         Args:
-            outputs: of the victim, each with a batch of one.
+            outputs: of the victim, each with a batch of one; the first is the clean one and sets the scale.
             frames: ``[T, 3, H, W]`` in [0, 1] that each came from.
         """
 
     @abstractmethod
     def legend(self) -> tuple[Tensor | None, str]:
         """A picture ``[3, h, w]`` in [0, 1] that explains the pictures, or None, and a sentence to it."""
+
+    def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
+        """Where and how much each output differs from the clean one, as pictures ``[3, H, W]`` on one scale; or none.
+
+        Args:
+            outputs: of the victim on one scene, each with a batch of one.
+            clean: its output on that scene without a patch.
+            frames: ``[T, 3, H, W]`` in [0, 1] that each of ``outputs`` came from.
+        """
+        return []
+
+    def changes_legend(self) -> tuple[Tensor | None, str]:
+        """As :meth:`legend`, to the pictures of :meth:`changes`."""
+        return None, ""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
-from patchattack.attacks.attack import Attack, Metric, Textures
+from patchattack.attacks.attack import Attack, Metric, Size, Textures
 from patchattack.attacks.classes import by_name, few, number_of, plain
 from patchattack.errors import InputError
 from patchattack.patch import Patch, read_image, resize
@@ -23,7 +23,8 @@ DISTANCES = ("log_probability", "margin")
 TOP = 5  # classes that pictures show and that success_top5 looks at
 PHOTOS, SEARCHED = 4, 500  # scenes of the target class that serve as control, and scenes looked at to find them
 PICTURE = 160  # pixels that a picture is high at least, or as high as the frame: names can be read
-ORANGE, GREY = "#c2410c", "#9aa1ab"
+ORANGE, GREY, PALE = "#c2410c", "#9aa1ab", "#d5d9de"
+_Row = tuple[str, list[tuple[float, str]]]  # a class with its bars: length in [0, 1] and colour
 
 
 class ClassificationAttack(Attack):
@@ -98,6 +99,13 @@ class ClassificationAttack(Attack):
         if self.goal == "targeted":
             assert self.target is not None
             self._number = number_of("attack.target", self.target, classes, victim.name)
+        called = "" if self._number is None else classes[self._number]
+        words = {
+            "targeted": f"makes the victim see {called} in {{}} of the images",
+            "untargeted": "makes the victim wrong on {} of the images",
+            "least_likely": "makes the victim see the least likely class in {} of the images",
+        }[self.goal]
+        self.size = Size(("success", "all"), words, small=0.1)
         self._numbers = self._matched(victim.name, source) if source.classes else None
 
     def _matched(self, victim: str, source: Source) -> Tensor:
@@ -191,15 +199,33 @@ class ClassificationAttack(Attack):
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
         """Bars of the five likeliest classes of each output ``[1, K]``, in the frames' proportions."""
-        height, width = frames[0].shape[-2:]
-        factor = max(1, PICTURE / height)
-        size = (round(height * factor), round(width * factor))
-        return [_bars(output[0].softmax(dim=0).cpu(), self._classes, self._number, size) for output in outputs]
+        return [_bars(self._rows([output]), _size(frames[0])) for output in outputs]
 
     def legend(self) -> tuple[None, str]:
         """A sentence only."""
         text = "The likeliest classes with their probabilities; a bar across the whole picture is 100 %."
         return None, text if self._number is None else f"{text} The target, {self._classes[self._number]}, is orange."
+
+    def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
+        """Two bars for each of the five classes that are likeliest with or without the patch: before and after."""
+        return [_bars(self._rows([clean, output]), _size(frames[0])) for output in outputs]
+
+    def changes_legend(self) -> tuple[None, str]:
+        """A sentence only."""
+        return None, "The upper bar of each class is its probability without a patch, the lower one with it."
+
+    def _rows(self, outputs: list[Tensor]) -> list[_Row]:
+        """The classes that are likeliest in any of ``outputs [1, K]``, in each of them."""
+        chances = torch.cat([output.detach().cpu() for output in outputs]).softmax(dim=1)
+        numbers = chances.amax(dim=0).topk(min(TOP, chances.shape[1])).indices.tolist()
+        before = [PALE] * (len(outputs) - 1)
+        return [
+            (
+                self._classes[n],
+                list(zip(chances[:, n].tolist(), [*before, ORANGE if n == self._number else GREY], strict=True)),
+            )
+            for n in numbers
+        ]
 
 
 def _seen_from_the_front(scene: Scene, size: tuple[int, int]) -> Tensor:
@@ -216,8 +242,15 @@ def _seen_from_the_front(scene: Scene, size: tuple[int, int]) -> Tensor:
     return F.avg_pool2d(geometry.sample(frame, points.float()[None]), samples)[0]
 
 
-def _bars(probabilities: Tensor, classes: Sequence[str], target: int | None, size: tuple[int, int]) -> Tensor:
-    """``[3, h, w]`` in [0, 1]: the largest of ``probabilities [K]`` as bars on white, the target's in orange."""
+def _size(frame: Tensor) -> tuple[int, int]:
+    """Of a picture in the proportions of ``frame [T, 3, H, W]`` in which names can be read."""
+    height, width = frame.shape[-2:]
+    factor = max(1, PICTURE / height)
+    return round(height * factor), round(width * factor)
+
+
+def _bars(rows: Sequence[_Row], size: tuple[int, int]) -> Tensor:
+    """``[3, h, w]`` in [0, 1]: classes with their probabilities as bars on white."""
     from PIL import Image, ImageDraw, ImageFont
 
     height, width = size
@@ -226,15 +259,16 @@ def _bars(probabilities: Tensor, classes: Sequence[str], target: int | None, siz
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(row * 0.4)
     margin = row * 0.2
-    values, numbers = (column.tolist() for column in probabilities.topk(min(TOP, len(probabilities))))
-    for place, (value, number) in enumerate(zip(values, numbers, strict=True)):
-        top, colour = place * row, ORANGE if number == target else GREY
-        percent = f"{value:.0%}"
-        name, room = classes[number], width - 3 * margin - draw.textlength(percent, font)
+    for place, (name, bars) in enumerate(rows):
+        top = place * row
+        percent = " to ".join(f"{value:.0%}" for value, _ in bars)
+        room = width - 3 * margin - draw.textlength(percent, font)
         while len(name) > 1 and draw.textlength(name, font) > room:
             name = name.rstrip("…")[:-1] + "…"
         draw.text((margin, top + row * 0.5), name, "black", font, anchor="ls")
         draw.text((width - margin, top + row * 0.5), percent, "black", font, anchor="rs")
-        length = value * (width - 2 * margin)
-        draw.rectangle((margin, top + row * 0.65, margin + length, top + row * 0.85), colour)
+        thick = 0.2 if len(bars) == 1 else 0.15
+        for number, (value, colour) in enumerate(bars):
+            upper = top + row * (0.65 if len(bars) == 1 else 0.6 + 0.18 * number)
+            draw.rectangle((margin, upper, margin + value * (width - 2 * margin), upper + row * thick), colour)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from patchattack import geometry
-from patchattack.attacks.attack import Attack, Metric
+from patchattack.attacks.attack import Attack, Metric, Size
+from patchattack.attacks.pictures import bar, coloured, over
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source, View
 
@@ -22,6 +23,8 @@ PERCENTILES = {"near": 95.0, "far": 5.0}  # of inverse depth
 FARTHEST = 150.0  # metres; where a fitted inverse depth says nearly zero, or less
 NEAREST = 1e-3  # metres; a depth is divided by, and its logarithm taken
 SMALLEST = 1e-9  # of the values whose ratio is taken
+CHANGED = "RdBu_r"  # colour map of pictures: farther, the same, nearer
+WIDEST = 80.0, 1.0  # metres, or share of the clean range, by which a pixel changes that is coloured fully
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +112,14 @@ class DepthAttack(Attack):
         beyond = {"near": "nearer", "far": "farther"}[self.goal]
         slack = f"{100 * self.tolerance:g} %" + ("" if self.metric else " of the clean range")
         unit = "m" if self.metric else "share of the clean range of inverse depth"
+        self.widest = min(WIDEST[0], self.farthest) if self.metric else WIDEST[1]
+        what = {"patch": "its place", "surface": "the surface that carries it", "all": "the whole frame"}[self.region]
+        way = {"near": "nearer", "far": "farther"}[self.goal]
+        self.size = (
+            Size(self.headline, f"makes {what} look {{}} {way}", small=1.0, unit="m")
+            if self.metric
+            else Size(self.headline, f"makes {what} look {way} by {{}} of the scene's range", small=0.1)
+        )
         self.metrics_known = {
             "gap": Metric(f"mean distance left to {target} ({unit})", "lower"),
             "success": Metric(f"share of scenes whose mean is {target} or {beyond} (± {slack})", "higher", rate=True),
@@ -189,12 +200,33 @@ class DepthAttack(Attack):
         if self.metric:
             nearness = -nearness.clamp(min=NEAREST).log()
         low, high = nearness[0].flatten().quantile(torch.tensor([0.02, 0.98]))
-        return list(_coloured((nearness - low) / (high - low).clamp(min=1e-6)))
+        return list(coloured((nearness - low) / (high - low).clamp(min=1e-6), "magma"))
 
     def legend(self) -> tuple[Tensor, str]:
         """A bar of the colours."""
-        bar = _coloured(torch.linspace(0, 1, 192).expand(1, 16, -1))[0]
-        return bar, "Dark is far and bright is near, on one scale per scene: that of the clean prediction."
+        strip = coloured(torch.linspace(0, 1, 192).expand(1, 16, -1), "magma")[0]
+        return strip, "Dark is far and bright is near, on one scale per scene: that of the clean prediction."
+
+    def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
+        """How much nearer (red) or farther (blue) each pixel became, over the frame; the same scale in every scene.
+
+        Colours go by the root of the change, so that metres show beside the tens of metres of what hides the sky.
+        """
+        unit = self._scale(clean)[1] * self.widest * (-1 if self.metric else 1)  # metres grow away from the camera
+        pictures = []
+        for output, frame in zip(outputs, frames, strict=True):
+            nearer = ((output - clean) / unit)[:, 0].detach().float().cpu()
+            colours = coloured((nearer.sign() * nearer.abs().sqrt() + 1) / 2, CHANGED)
+            pictures.append(over(frame[0], colours[0]))
+        return pictures
+
+    def changes_legend(self) -> tuple[Tensor, str]:
+        """A bar from farther to nearer."""
+        full, quarter = (
+            (f"{self.widest:g} m", f"{self.widest / 4:g} m") if self.metric else ("the range", "a quarter of it")
+        )
+        text = "How the depth changed against that without a patch: red is nearer, blue is farther."
+        return bar(CHANGED, [full, quarter, "0", quarter, full]), text
 
     def _metres(self, victim: Any) -> float:
         """The target for a metric victim."""
@@ -276,11 +308,3 @@ def metres(output: Tensor, clean: Tensor, truth: Tensor) -> Tensor:
     spread = centred.square().sum(dim=(1, 2, 3), keepdim=True)
     scale = (centred * inverse).sum(dim=(1, 2, 3), keepdim=True) / spread.where(spread > 0, torch.inf)
     return 1 / (scale * (output - mean) + inverse_mean).clamp(min=1 / FARTHEST)
-
-
-def _coloured(values: Tensor) -> Tensor:
-    """``[N, 3, H, W]`` in matplotlib's magma for ``values [N, H, W]``, of which 0 is dark and 1 is bright."""
-    from matplotlib import colormaps
-
-    colours = torch.tensor(colormaps["magma"](range(256)))[:, :3].float()
-    return colours[(values.clamp(0, 1) * 255).round().long()].permute(0, 3, 1, 2)

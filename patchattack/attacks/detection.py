@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
-from patchattack.attacks.attack import Attack, Metric
+from patchattack.attacks.attack import Attack, Metric, Size
 from patchattack.attacks.classes import by_name, few, number_of, plain
 from patchattack.attacks.objects import Objects
 from patchattack.errors import InputError
@@ -20,6 +23,7 @@ BOXES = ("labels", "victim", "auto")
 SUPPRESSION = 0.7  # IoU above which the lower of two detections of a class is dropped
 PICTURE = 320  # pixels that a picture is high at least
 ATTACKED, OTHER = "#c2410c", "#2f6690"  # boxes in the pictures
+LOST, KEPT, NEW = (209, 36, 47), (63, 111, 78), (194, 65, 12)  # boxes in the pictures of changes, RGB
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ class DetectionAttack(Attack):
         """
         self._names = tuple(victim.classes)
         self._cls = None if self.cls is None else number_of("attack.cls", self.cls, self._names, victim.name)
+        called = "" if self._cls is None else self._names[self._cls]
+        words = {
+            "hide": "hides {} of the objects that are found without it",
+            "hide_class": f"hides {{}} of all objects of class {called} that are found without it",
+            "appear": f"makes an object of class {called} appear in {{}} of the scenes",
+        }[self.goal]
+        self.size = Size(("success", "all"), words, small=0.1)
         if self.goal == "appear":
             return
         labelled = source[0].boxes is not None
@@ -233,6 +244,27 @@ class DetectionAttack(Attack):
         text = f"Boxes are detections of at least {self.confidence:g} with class and score"
         return None, f"{text}." if self._cls is None else f"{text}; those of {self._names[self._cls]} are orange."
 
+    def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
+        """The frames in grey with what was detected without the patch, kept or lost, and what is new."""
+        (before,) = detections(clean, self.confidence)
+        drawn = []
+        for output, frame in zip(outputs, frames, strict=True):
+            (now,) = detections(output, self.confidence)
+            same = (now.classes.unsqueeze(1) == before.classes) & (_iou(now.boxes, before.boxes) >= self.iou)
+            image = _Drawing(frame[0])
+            for box, number, known in zip(now.boxes, now.classes.tolist(), same.any(dim=1).tolist(), strict=True):
+                if not known:
+                    image.box(box, NEW, f"new {self._names[number]}")
+            for box, number, kept in zip(before.boxes, before.classes.tolist(), same.any(dim=0).tolist(), strict=True):
+                image.box(box, KEPT if kept else LOST, "" if kept else f"lost {self._names[number]}", not kept)
+            drawn.append(image.finished())
+        return drawn
+
+    def changes_legend(self) -> tuple[None, str]:
+        """No picture: boxes differ in line and name."""
+        text = "Against what is detected without a patch: dashed red boxes are lost, solid green ones are kept"
+        return None, f"{text}, orange ones are new."
+
     def _classes(self, boxes: Tensor) -> Tensor:
         """``[...]`` the victim's class for rows ``[..., 5]`` of boxes, -1 where there is none."""
         return self._numbers.to(boxes.device)[boxes[..., 4].nan_to_num(-1).long()]
@@ -268,6 +300,43 @@ class DetectionAttack(Attack):
         counts = ((centres >= low) & (centres <= high)).all(dim=-1)
         assert self._cls is not None
         return torch.where(counts, candidates[..., 4 + self._cls], 0).amax(dim=1), counts.any(dim=1)
+
+
+class _Drawing:
+    """A frame ``[3, H, W]`` in [0, 1] in pale grey, enlarged as in the pictures, with boxes."""
+
+    def __init__(self, frame: Tensor) -> None:
+        grey = 0.35 + 0.65 * frame.detach().cpu().clamp(0, 1).mean(dim=0)
+        self.larger = max(1, -(-PICTURE // frame.shape[-2]))
+        large = grey.repeat_interleave(self.larger, 0).repeat_interleave(self.larger, 1)
+        self.image = np.ascontiguousarray((large * 255).round().byte().unsqueeze(2).repeat(1, 1, 3).numpy())
+
+    def box(self, box: Tensor, colour: tuple[int, int, int], name: str, dashed: bool = False) -> None:
+        """``box [4]`` in the frame's pixels; ``name`` stands in its upper left corner."""
+        height, width = self.image.shape[:2]
+        edges = (self.larger * (box + 0.5) - 0.5).round().long().tolist()
+        left, right = (min(max(x, 0), width - 1) for x in edges[::2])
+        top, bottom = (min(max(y, 0), height - 1) for y in edges[1::2])
+        corners = np.array([(left, top), (right, top), (right, bottom), (left, bottom), (left, top)])
+        thick, dash = max(2, height // 100), max(8, height // 28)
+        for start, end in itertools.pairwise(corners):
+            count = max(1, round(float(np.abs(end - start).sum()) / dash) | 1) if dashed else 1
+            points = np.linspace(start, end, count + 1).round().astype(int).tolist()
+            for first, last in list(itertools.pairwise(points))[::2]:
+                cv2.line(self.image, first, last, (255, 255, 255), thick + 2)
+                cv2.line(self.image, first, last, colour, thick)
+        if name:
+            size = height / 600
+            (wide, high), _ = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+            x, y = min(left, width - wide - 8), max(top, high + 10)
+            cv2.rectangle(self.image, (x, y - high - 10), (x + wide + 8, y), colour, -1)
+            cv2.putText(
+                self.image, name, (x + 4, y - 5), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA
+            )
+
+    def finished(self) -> Tensor:
+        """``[3, h, w]`` in [0, 1]."""
+        return torch.from_numpy(self.image).permute(2, 0, 1).float() / 255
 
 
 def detections(candidates: Tensor, confidence: float) -> list[Detections]:

@@ -41,6 +41,7 @@ class EnsembleAttack(Attack):
             for name in self.attacks
         }
         self.metrics_known = {**self.first.metrics_known, **own}
+        self.size = self.first.size
 
     def scenes(self, source: Source, predict: Callable[[Tensor], Any]) -> Source:
         """Those that the attack on the first member can use."""
@@ -91,3 +92,15 @@ class EnsembleAttack(Attack):
         """That of the attack, and the members' order."""
         picture, text = self.first.legend()
         return picture, f"{text} From top to bottom: {', '.join(self.attacks)}."
+
+    def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
+        """The members' pictures below one another."""
+        columns = [
+            attack.changes([output[number] for output in outputs], clean[number], frames)
+            for number, attack in enumerate(self.attacks.values())
+        ]
+        return [torch.cat(pictures, dim=1) for pictures in zip(*columns, strict=True)]
+
+    def changes_legend(self) -> tuple[Tensor | None, str]:
+        """That of the attack."""
+        return self.first.changes_legend()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
-from patchattack.attacks.attack import Attack, Metric
+from patchattack.attacks.attack import Attack, Metric, Size
+from patchattack.attacks.pictures import bar, coloured, enlarged, over
 from patchattack.errors import InputError
 from patchattack.scene import Scene, View
 
 DISTANCES = ("cosine", "epe", "l1")
 REGIONS = ("all", "outside", "patch")
+SATURATED = 0.9  # quantile of the clean flow's length from which on a picture is fully saturated
+PICTURE = 320  # pixels that a picture is high at least
+ROWS = 7  # of arrows
+TURNED, STANDS = "YlOrRd", 0.45  # colour map of the angles, grey of what stood still
 
 
 class FlowAttack(Attack):
@@ -67,7 +76,15 @@ class FlowAttack(Attack):
             raise InputError(f"attack.still: expected pixels above 0, got {still}")
         self.distance, self.region, self.still = distance, region, still
         # What the loss moves is what decides: an attack on the patch's own flow may leave the rest alone.
-        self.headline = ("cosine" if target is None else "epe_clean", "patch" if region == "patch" else "outside")
+        where = "patch" if region == "patch" else "outside"
+        place = {"patch": "on it", "outside": "outside it"}[where]
+        if target is None:
+            self.headline = ("cosine", where)
+            words = f"turns the motion of {{}} of the moving pixels {place} by more than 90°"
+            self.size = Size(("turned", where), words, small=0.1)
+        else:
+            self.headline = ("epe_clean", where)
+            self.size = Size(self.headline, f"changes the motion {place} by {{}} on average", small=1.0, unit="px")
 
     def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: the cosine or minus the distance to the clean flow; or the distance to the target."""
@@ -104,10 +121,25 @@ class FlowAttack(Attack):
         }
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
-        """Flows ``[1, 2, H, W]`` in the colours of Baker et al. 2011; the longest vector of all is fully saturated."""
+        """Flows ``[1, 2, H, W]`` in the colours of Baker et al. 2011 under arrows.
+
+        The scale is that of the first output, which is the clean one: a vector as long as :data:`SATURATED` of its
+        vectors is fully saturated, and its arrow as long as the grid of arrows is wide. Shorter ones go by the root of
+        their length, or all but the road at one's feet would be white.
+        """
         from torchvision.utils import flow_to_image
 
-        return list(flow_to_image(torch.cat(outputs).cpu()).float() / 255)
+        flows = torch.cat(outputs).detach().float().cpu()
+        limit = length(flows[:1]).quantile(SATURATED).clamp(min=self.still)
+        moved = length(flows).unsqueeze(1)
+        scaled = flows / moved.clamp(min=1e-9) * (moved / limit).clamp(max=1).sqrt()
+        unit = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand_as(flows[:1])  # the longest of all, for torchvision
+        colours = flow_to_image(torch.cat([scaled, unit]))[:-1].float() / 255
+        still = (moved < self.still).float()
+        return [
+            _with_arrows(enlarged(colour, PICTURE), flow, quiet)
+            for colour, flow, quiet in zip(colours, scaled, still, strict=True)
+        ]
 
     def legend(self) -> tuple[Tensor, str]:
         """The colour wheel."""
@@ -117,8 +149,30 @@ class FlowAttack(Attack):
         place = geometry.pixel_grid((size, size)).permute(2, 0, 1) / ((size - 1) / 2) - 1
         inside = place.norm(dim=0, keepdim=True) <= 1
         wheel = flow_to_image((place * inside)[None])[0].float() / 255
-        text = "The colour is the direction in which a point moves, the saturation how far, on one scale per scene."
+        text = (
+            "Colours and arrows point where things move, the stronger and longer the farther. One scale per scene: the "
+            f"{100 * SATURATED:.0f} % quantile of the flow without a patch is full. Dots stand still."
+        )
         return torch.where(inside, wheel, 1.0), text
+
+    def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
+        """By how many degrees each pixel's motion turned, over the frame; where it stood still there is no colour."""
+        before = clean.detach().float().cpu()
+        moves = length(before) > self.still
+        pictures = []
+        for output, frame in zip(outputs, frames, strict=True):
+            turned = cosine(output.detach().float().cpu(), before).clamp(-1, 1).acos() / math.pi
+            colours = torch.where(moves.unsqueeze(1), coloured(turned, TURNED), STANDS)
+            pictures.append(enlarged(over(frame[0], colours[0]), PICTURE))
+        return pictures
+
+    def changes_legend(self) -> tuple[Tensor, str]:
+        """A bar of the angles."""
+        text = (
+            "By how much the motion turned against that without a patch: pale is kept, dark red is reversed. Dark "
+            f"grey stood still (less than {self.still:g} px)."
+        )
+        return bar(TURNED, ["0°", "90°", "180°"]), text
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
@@ -136,3 +190,29 @@ def regions(view: View) -> dict[str, Tensor]:
     """``[B, H, W]`` bool for each of :data:`REGIONS`; the patch's pixels are those that show it in any frame."""
     patch = (view.coverage > 0).any(dim=1)[:, 0]
     return {"all": torch.ones_like(patch), "outside": ~patch, "patch": patch}
+
+
+def _with_arrows(picture: Tensor, flow: Tensor, still: Tensor) -> Tensor:
+    """``picture [3, h, w]`` with arrows for ``flow [2, H, W]`` of at most 1, the mean of the cell that each lies in.
+
+    Black with a white rim, so that they show on any colour; a dot where most of the cell is ``still [1, H, W]``.
+    """
+    image = np.ascontiguousarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
+    height, width = image.shape[:2]
+    rows = max(1, min(ROWS, flow.shape[1]))
+    columns = max(1, min(round(rows * width / height), flow.shape[2]))
+    means = F.adaptive_avg_pool2d(torch.cat([flow, still]), (rows, columns)).permute(1, 2, 0).numpy()
+    cell = min(height / rows, width / columns)
+    thin = max(1, round(cell / 24))
+    for row, column in np.ndindex(rows, columns):
+        u, v, quiet = means[row, column]
+        middle = np.array([(column + 0.5) * width / columns, (row + 0.5) * height / rows])
+        half = 0.45 * cell * np.array([u, v])
+        tail, head = ((16 * point).round().astype(int).tolist() for point in (middle - half, middle + half))
+        for colour, wide in ((255, 3 * thin), (0, thin)):
+            if quiet > 0.5:
+                centre = (16 * middle).round().astype(int).tolist()
+                cv2.circle(image, centre, 16 * wide, (colour,) * 3, -1, cv2.LINE_AA, 4)
+            else:
+                cv2.arrowedLine(image, tail, head, (colour,) * 3, wide, cv2.LINE_AA, 4, 0.4)
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255

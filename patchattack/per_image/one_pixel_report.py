@@ -19,6 +19,7 @@ from patchattack.per_image.before_after import Side, before_after
 from patchattack.per_image.one_pixel import OnePixel, Result, with_pixels
 from patchattack.reporting.per_image import Cell, Dot, Page, Picture, Table, write_per_image
 from patchattack.scene import Source
+from patchattack.statistics import Outcome
 from patchattack.victims.victim import Victim
 
 CONDITIONS = {
@@ -150,7 +151,8 @@ def publish(
         ),
     )
     factor = won["mean"] / random["mean"] if random["mean"] else math.nan
-    return Verdict(excess["low"] > 0, sentence, facts, factor)
+    outcome = Outcome.WORKS if excess["low"] > 0 else Outcome.FAILS
+    return Verdict(outcome, sentence, facts, factor)
 
 
 def _interval(row: dict[str, Any]) -> tuple[float, float, float]:

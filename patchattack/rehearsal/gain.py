@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from patchattack import files, pipeline, statistics
 from patchattack.errors import InputError
-from patchattack.evaluation import FEWEST, Row
+from patchattack.evaluation import Row
 from patchattack.patch import Patch, random_texture
 from patchattack.pipeline import Parts
 from patchattack.rehearsal import rehearse
@@ -26,6 +26,7 @@ from patchattack.rehearsal.rehearse import Plan, Progress
 from patchattack.rehearsal.street import DriveBy, Lab
 from patchattack.rehearsal.unknown import Unknown
 from patchattack.reporting.gain import CHANGES, PARTS, PATCHES, Gain, write_gain
+from patchattack.statistics import FEWEST
 from patchattack.training import DivergedError
 from patchattack.webcam.records import read
 from patchattack.webcam.summary import Origin, by_stretch, percent

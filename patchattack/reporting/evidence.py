@@ -34,6 +34,7 @@ from patchattack.reporting.page import (
     write_page,
 )
 from patchattack.reporting.report import Example
+from patchattack.statistics import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ class Evidence:
     Attributes:
         title: names the sweep.
         sentence: the headline, with the excess over random and its interval.
-        works: the patch does more than the random one.
+        outcome: of the comparison with the controls.
         facts: the numbers behind the headline, in words.
         setup: names and values, in their order, with the seeds.
         command: repeats the sweep.
@@ -93,12 +94,13 @@ class Evidence:
         examples: scenes to look at, all with the same number of frames.
         legend: ``[3, h, w]`` in [0, 1], the key to the outputs' colours.
         legend_text: how to read the outputs.
+        changes_legend: the same to the changes.
         patches: name to RGBA ``[4, h, w]`` in [0, 1].
     """
 
     title: str
     sentence: str
-    works: bool
+    outcome: Outcome
     facts: str
     setup: list[tuple[str, str]]
     command: str
@@ -113,6 +115,7 @@ class Evidence:
     examples: list[Example]
     legend: Tensor | None
     legend_text: str
+    changes_legend: tuple[Tensor | None, str]
     patches: dict[str, Tensor]
 
 
@@ -431,7 +434,7 @@ def _draw_maps(numbers: _Numbers, pair: Pair, axis: str) -> Figure:
 def _aspect(examples: Sequence[Example]) -> float:
     """Height by width of the frames that the examples show; of a common camera where there are none."""
     for example in examples:
-        height, width = next(iter(example.panels.values())).frames.shape[-2:]
+        height, width = next(iter(example.panels.values())).frame.shape[-2:]
         return float(min(max(height / width, 0.4), 1.0))
     return 9 / 16
 

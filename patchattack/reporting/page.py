@@ -17,6 +17,7 @@ from torch import Tensor
 
 from patchattack.controls import CONDITIONS
 from patchattack.files import write
+from patchattack.statistics import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +36,7 @@ COLOURS = {
 }
 DAY = {role: day for role, (day, _) in COLOURS.items()}
 REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
+STATES = {Outcome.WORKS: "worked", Outcome.FAILS: "failed", Outcome.INCONCLUSIVE: "undecided"}  # classes of the header
 ARROWS = {"lower": "↓", "higher": "↑"}  # the way of a stronger attack
 _WIDEST = 640  # pixels; larger frames are shown reduced
 _STYLE: dict[Any, Any] = {
@@ -60,7 +62,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"png": _png, "number": number}
-    write(path, environment.get_template(template).render(colours=COLOURS, **values))
+    write(path, environment.get_template(template).render(colours=COLOURS, states=STATES, **values))
 
 
 def figure_style() -> AbstractContextManager[None]:

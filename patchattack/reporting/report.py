@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from patchattack.attacks.attack import Attack
 from patchattack.controls import CONDITIONS
+from patchattack.indicators import Indicator
 from patchattack.reporting.page import (
     ARROWS,
     DAY,
@@ -22,6 +25,7 @@ from patchattack.reporting.page import (
     svg,
     write_page,
 )
+from patchattack.statistics import Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,15 +33,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Panel:
-    """What went into the network and what came out.
+    """What went into the network, what came out and what that changed.
 
     Attributes:
-        frames: ``[T, 3, H, W]`` in [0, 1].
+        frame: ``[3, H, W]`` in [0, 1], the first one.
         output: ``[3, H, W]`` in [0, 1], the prediction as a picture.
+        change: ``[3, H, W]`` in [0, 1], how it differs from that without a patch, as a picture; or None.
     """
 
-    frames: Tensor
+    frame: Tensor
     output: Tensor
+    change: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,21 @@ class Example:
     """One held-out scene; ``panels`` by condition."""
 
     panels: dict[str, Panel]
+
+
+def example(attack: Attack, names: Sequence[str], frames: list[Tensor], outputs: list[Any]) -> Example:
+    """One scene under several conditions, drawn on one scale.
+
+    Args:
+        attack: that draws.
+        names: of the conditions; the first is ``clean``.
+        frames: ``[T, 3, H, W]`` in [0, 1] under each.
+        outputs: of the victim under each, with a batch of one.
+    """
+    pictures = attack.pictures(outputs, frames)
+    changes: list[Tensor | None] = [*attack.changes(outputs[1:], outputs[0], frames[1:])]
+    panels = zip(names, frames, pictures, [None, *(changes or [None] * len(names[1:]))], strict=True)
+    return Example({name: Panel(frame[0], picture, change) for name, frame, picture, change in panels})
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,8 @@ class Report:
         title: names the run.
         verdict: one sentence.
         facts: the numbers behind it, in words.
-        worked: the patch did more than the control.
+        outcome: of the comparison with the controls.
+        rule: what the outcomes are and what a small effect is, in words.
         rows: the results: ``condition``, ``metric``, ``region``, ``mean``, ``low``, ``high`` (95 % interval), ``n``.
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
@@ -63,9 +85,11 @@ class Report:
         over: "step" or "queries": what the curves are drawn over.
         history: lines of ``over``, losses, and "validation/patch" and "validation/random", which are in the headline's
             metric; a scalar may be absent from a line.
-        examples: scenes to look at, all with the same number of frames.
+        examples: scenes to look at.
         legend: ``[3, h, w]`` in [0, 1], the key to the outputs' colours.
         legend_text: how to read the outputs.
+        changes_legend: the same to the changes.
+        indicators: of a failure of the attack itself.
         patch: ``[4, h, w]`` RGBA in [0, 1].
         setup: names and values, in their order.
         command: repeats the run.
@@ -75,7 +99,8 @@ class Report:
     title: str
     verdict: str
     facts: str
-    worked: bool
+    outcome: Outcome
+    rule: str
     rows: list[dict[str, Any]]
     labels: dict[str, str]
     arrows: dict[str, str]
@@ -85,6 +110,8 @@ class Report:
     examples: list[Example]
     legend: Tensor | None
     legend_text: str
+    changes_legend: tuple[Tensor | None, str]
+    indicators: list[Indicator]
     patch: Tensor
     setup: list[tuple[str, str]]
     command: str

@@ -15,12 +15,13 @@ import torch
 
 from patchattack import files, statistics
 from patchattack.attacks.attack import Attack
-from patchattack.controls import CONDITIONS
+from patchattack.controls import called
 from patchattack.errors import InputError
-from patchattack.evaluation import FEWEST, Row
+from patchattack.evaluation import Row
 from patchattack.reporting.evidence import Axis as Shown
 from patchattack.reporting.evidence import Evidence
-from patchattack.reporting.report import Example, Panel
+from patchattack.reporting.report import Example, example
+from patchattack.statistics import FEWEST, Outcome, too_few
 from patchattack.sweep.axis import BASELINE, CROSS, Axis, Level, Point
 from patchattack.sweep.measure import KEYS, Bench, Table
 
@@ -199,12 +200,12 @@ class Headline:
     """The answer.
 
     Attributes:
-        works: every patch beats every control on every victim.
+        outcome: it works where every patch beats every control on every victim.
         sentence: in words, with the excess over the random patch.
         facts: the numbers behind it.
     """
 
-    works: bool
+    outcome: Outcome
     sentence: str
     facts: str
 
@@ -233,7 +234,7 @@ def headline(summary: Summary, attack: Attack) -> Headline:
         }
         strongest = rivals[0]["condition"]
         named = list(dict.fromkeys(["clean", strongest, "random", "patch"]))
-        shown = ", ".join(f"{means[one]} with {_called(one)}" for one in named)
+        shown = ", ".join(f"{means[one]} with {called(one)}" for one in named)
         facts.append(
             f"{row['patch']} on {row['victim']}: {metric.label}{place} {shown}; {row['n']} test scenes, 95 % intervals."
         )
@@ -243,9 +244,9 @@ def headline(summary: Summary, attack: Attack) -> Headline:
     unbeaten = [one for one in unbeaten if one != "random"]
     beyond = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
     works = all(beats and not others for _, beats, others in verdicts)
+    outcome = Outcome.WORKS if works else Outcome.FAILS
     if row["n"] < FEWEST:
-        works = False
-        sentence = f"Nobody can tell whether it works: {row['n']} test scenes are too few, give at least {FEWEST}."
+        outcome, sentence = Outcome.INCONCLUSIVE, too_few(row["n"], "test scenes")
     elif len(verdicts) > 1:
         won = sum(beats and not others for _, beats, others in verdicts)
         best = max(excess, key=lambda one: one["mean"])
@@ -264,13 +265,8 @@ def headline(summary: Summary, attack: Attack) -> Headline:
             f"The patch moves the {metric.label}{place} by {beyond} more than a random patch of its size "
             f"(p = {row['p_adjusted']:.2g} {test})"
         )
-        sentence += f", but by no more than {_called(unbeaten[0])} does." if unbeaten else "."
-    return Headline(works, sentence, " ".join(facts))
-
-
-def _called(condition: str) -> str:
-    name = CONDITIONS.get(condition, condition)
-    return name if name.startswith("no ") else f"{'the' if condition == 'patch' else 'a'} {name}"
+        sentence += f", but by no more than {called(unbeaten[0])} does." if unbeaten else "."
+    return Headline(outcome, sentence, " ".join(facts))
 
 
 def examples(bench: Bench, baseline: Point, strongest: str) -> list[Example]:
@@ -283,10 +279,8 @@ def examples(bench: Bench, baseline: Point, strongest: str) -> list[Example]:
         chosen = [conditions.index(one) for one in dict.fromkeys([strongest, "random", "patch"])]
         frames = [look.scene.frames[0].cpu(), *(look.view.frames[row].cpu() for row in chosen)]
         outputs = [look.clean[:1], *(look.hit[row : row + 1] for row in chosen)]
-        pictures = bench.attack.pictures(outputs, frames)
         names = ["clean", *(conditions[row] for row in chosen)]
-        panels = zip(names, frames, pictures, strict=True)
-        result.append(Example({name: Panel(frame, picture) for name, frame, picture in panels}))
+        result.append(example(bench.attack, names, frames, outputs))
     return result
 
 
@@ -323,7 +317,8 @@ def write(folder: Path, summary: Summary, answer: Headline, left_out: Sequence[s
     """``summary.json``."""
     whole = {
         "sentence": answer.sentence,
-        "works": answer.works,
+        "works": answer.outcome is Outcome.WORKS,
+        "outcome": answer.outcome,
         "facts": answer.facts,
         "excess": summary.excess,
         "rivals": summary.rivals,
@@ -367,7 +362,7 @@ def evidence(
     return Evidence(
         title=f"{bench.attack.task.capitalize()}: {', '.join(patches)} against {', '.join(victims)}",
         sentence=answer.sentence,
-        works=answer.works,
+        outcome=answer.outcome,
         facts=answer.facts,
         setup=setup,
         command=origin.command,
@@ -389,5 +384,6 @@ def evidence(
         examples=examples(bench, baseline, summary.rivals[0]["condition"]),
         legend=legend,
         legend_text=legend_text,
+        changes_legend=bench.attack.changes_legend(),
         patches=patches,
     )

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from patchattack import files
-from patchattack.evaluation import FEWEST
 from patchattack.reporting.field import Curve, Field, Photo, Section, write_field
-from patchattack.statistics import difference, wilson
+from patchattack.statistics import FEWEST, difference, too_few, wilson
 from patchattack.webcam import overlay
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.records import Kept, read
@@ -184,8 +183,7 @@ def verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
     patch, grey = rows["patch"], rows["grey"]
     share = f"{percent(patch['mean'])} of the frames, a grey card in its place {percent(grey['mean'])}"
     if patch["n"] < FEWEST:
-        stretches = "stretch of time is" if patch["n"] == 1 else "stretches of time are"
-        return False, f"Nobody can tell whether it works: {patch['n']} {stretches} too few."
+        return False, too_few(patch["n"], "stretches of time")
     if found["excess"]["low"] > 0:
         return True, f"It works on camera: the printed patch won {share}."
     return False, f"It does not work on camera: the printed patch won {share}."

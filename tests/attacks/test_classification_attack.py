@@ -421,6 +421,35 @@ def test_bars_show_probabilities_and_the_target_in_orange() -> None:
     assert "orange" not in attack("untargeted").legend()[1]
 
 
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ("targeted", "makes the victim see stop in {} of the images"),
+        ("untargeted", "makes the victim wrong on {} of the images"),
+        ("least_likely", "makes the victim see the least likely class in {} of the images"),
+    ],
+)
+def test_a_verdict_speaks_of_the_goal(goal: str, words: str) -> None:
+    size = attack(goal, STOP).size  # by its number
+    assert size is not None
+    assert (size.metric, size.words) == (("success", "all"), words)
+
+
+def test_changes_show_a_bar_without_the_patch_above_one_with_it() -> None:
+    """Classes are those that are likeliest in either."""
+    pale, orange = (0xD5, 0xD9, 0xDE), (0xC2, 0x41, 0x0C)
+    before = torch.tensor([0.9, 0.02, 0.02, 0.02, 0.01, 0.01, 0.01, 0.01])
+    after = torch.tensor([0.1, 0.0, 0.0, 0.0, 0.1, 0.0, 0.8, 0.0]) + 1e-9
+    (picture,) = attack().changes([after.log()[None]], before.log()[None], [torch.zeros(1, 3, 200, 200)])
+    inside = 1 - 2 * 0.2 / 5
+    assert bars(picture, pale)[:3] == pytest.approx([0.9 * inside, 0.01 * inside, 0.01 * inside], abs=0.01)
+    assert bars(picture, orange)[:3] == pytest.approx([0, 0.8 * inside, 0], abs=0.01)
+    assert attack().changes_legend() == (
+        None,
+        "The upper bar of each class is its probability without a patch, the lower one with it.",
+    )
+
+
 def test_long_names_stay_clear_of_the_percentage() -> None:
     bound = ClassificationAttack("untargeted")
     bound.bind(victim(["a very long name indeed of a class that does not fit", "b"]), Shelf())

@@ -484,3 +484,20 @@ def test_the_legend_goes_from_the_colour_of_the_farthest_to_that_of_the_nearest(
     torch.testing.assert_close(bar[:, 0, 0], picture[:, 0, 0])
     torch.testing.assert_close(bar[:, 0, -1], picture[:, -1, -1])
     assert text.startswith("Dark is far and bright is near")
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_changes_are_red_where_it_is_nearer_and_blue_where_it_is_farther(metric: bool) -> None:
+    """The colour goes by the root: a quarter of the full change is half of the way to the end of the bar."""
+    attack = bound(metric)
+    clean = ramp() + 1
+    unit = attack.widest * (-1 if metric else (clean.quantile(0.95) - clean.quantile(0.05)).item())
+    outputs = [clean + share * unit for share in (-1.0, -0.25, 0.0, 0.25, 1.0)]
+    pictures = attack.changes(outputs, clean, [torch.zeros(1, 3, *SIZE)] * 5)
+    bar, _ = attack.changes_legend()
+    for picture, place in zip(pictures, (17, 116, 216, 315, 414), strict=True):
+        assert picture.shape == (3, *SIZE)
+        torch.testing.assert_close(picture[:, 0, 0], 0.7 * bar[:, 20, place], rtol=0, atol=0.03)
+    farther, nearer = pictures[0], pictures[-1]
+    assert (farther[2] > farther[0]).all()
+    assert (nearer[0] > nearer[2]).all()

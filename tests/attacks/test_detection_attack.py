@@ -11,6 +11,9 @@ from torch import Tensor
 
 from patchattack.attacks.detection import (
     GOALS,
+    KEPT,
+    LOST,
+    NEW,
     DetectionAttack,
     Detections,
     average_precision,
@@ -442,6 +445,41 @@ def test_pictures_show_what_is_found() -> None:
     (own,) = bound().pictures([found], [frame])
     torch.testing.assert_close(own[:, 60 * larger + larger // 2, 20 * larger + larger // 2], orange)
     assert bound().legend()[1] == "Boxes are detections of at least 0.4 with class and score."
+
+
+def test_changes_tell_what_is_lost_from_what_is_kept_and_what_is_new() -> None:
+    """A second detection of the same object is neither new nor lost."""
+    twice = (1.0 + RIGHT[0], *RIGHT[1:])
+    clean = candidates((RIGHT, (0, 0, 0.9)), (LEFT, (0, 0, 0.8)))
+    kept = candidates((twice, (0, 0, 0.5)), (LEFT, (0, 0, 0.3)), ((5, 5, 30, 60), (0.8, 0, 0)))
+    frame = torch.full((1, 3, *SIZE), 0.5)
+    (same, changed) = bound(cls="car").changes([clean, kept], clean, [frame] * 2)
+
+    def share(picture: Tensor, colour: tuple[int, int, int]) -> float:
+        found = ((picture * 255).round() == torch.tensor(colour).view(3, 1, 1)).all(dim=0)
+        return float(found.float().mean())
+
+    assert same.shape == changed.shape
+    assert [share(same, colour) > 0 for colour in (LOST, KEPT, NEW)] == [False, True, False]
+    assert [share(changed, colour) > 0 for colour in (LOST, KEPT, NEW)] == [True, True, True]
+    assert share(changed, KEPT) == pytest.approx(share(same, KEPT) / 2, rel=0.3)  # one of two, of about the same size
+    assert "dashed red boxes are lost" in bound().changes_legend()[1]
+    nothing = bound().changes([candidates()], candidates(), [frame])
+    assert share(nothing[0], KEPT) == 0
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        ("hide", "hides {} of the objects that are found without it"),
+        ("hide_class", "hides {} of all objects of class car that are found without it"),
+        ("appear", "makes an object of class car appear in {} of the scenes"),
+    ],
+)
+def test_a_verdict_speaks_of_the_goal(goal: str, words: str) -> None:
+    size = bound(goal=goal, cls=CAR).size
+    assert size is not None
+    assert (size.metric, size.words) == (("success", "all"), words)
 
 
 # What is refused.

@@ -74,3 +74,8 @@ def test_pictures_stand_below_one_another() -> None:
     pictures = attack().pictures([tuple(o[:1] for o in output) for output in outputs], [torch.zeros(1, 3, 80, 80)] * 2)
     assert [picture.shape for picture in pictures] == [(3, 320, 160)] * 2
     assert "a, b" in attack().legend()[1]
+    hit = (A[:1], B[:1])
+    changes = attack().changes([hit, hit, hit], hit, [torch.zeros(1, 3, 80, 80)] * 3)
+    assert [change.shape for change in changes] == [(3, 320, 160)] * 3
+    assert attack().changes_legend() == attack().first.changes_legend()
+    assert attack().size == attack().first.size

@@ -246,30 +246,71 @@ def test_metrics_carry_no_gradient() -> None:
     assert all(value.shape == (2,) for value in metrics.values())
 
 
-def test_pictures_share_one_scale() -> None:
-    """The same flow beside a longer one is paler, and equal flows are equal pictures."""
-    short, long = constant(1, 0), constant(4, 0)
-    alone = FlowAttack().pictures([short, short], [])
-    assert len(alone) == 2
-    assert alone[0].shape == (3, *SIZE)
-    assert torch.equal(alone[0], alone[1])
-    beside, saturated = FlowAttack().pictures([short, long], [])
-    torch.testing.assert_close(saturated, alone[0], rtol=0, atol=2 / 255)
-    assert beside.min() > saturated.min() + 0.3
-    assert 0 <= saturated.min() <= beside.max() <= 1
-    assert FlowAttack().pictures([constant(0, 0)], [])[0].min() > 0.95  # nothing moves: white
+def colours(picture: Tensor) -> Tensor:
+    """``[3]`` the median of ``picture [3, h, w]``, in which arrows, which cover less, do not count."""
+    return picture.flatten(1).median(dim=1).values
+
+
+def test_pictures_share_the_scale_of_the_clean_one() -> None:
+    """As long as the clean flow is full; a longer one is no fuller, a shorter one paler, by the root."""
+    full, longer, shorter = FlowAttack().pictures([constant(4, 0), constant(400, 0), constant(1, 0)], [])
+    assert full.shape == (3, 40 * SIZE[0], 40 * SIZE[1])  # 8 pixels high would show no arrow
+    assert torch.equal(full, longer)
+    red, pale = colours(full), colours(shorter)
+    assert red.min() < 0.02
+    assert pale.min() == pytest.approx(0.5, abs=0.03)
+    assert 0 <= shorter.min() <= shorter.max() <= 1
+    assert colours(FlowAttack().pictures([constant(0, 0)], [])[0]).min() > 0.95  # nothing moves: white
+
+
+def test_a_few_fast_pixels_do_not_bleach_the_others() -> None:
+    clean = constant(2, 0)
+    clean[:, 0, -1, :8] = 100  # the road at one's feet, less than a tenth of the picture
+    assert colours(FlowAttack().pictures([clean], [])[0]).min() < 0.02
+
+
+def ink(picture: Tensor) -> Tensor:
+    return (picture < 0.1).all(dim=0)
+
+
+def test_arrows_point_where_things_move() -> None:
+    """Each is thicker at its head: the ink lies on that side of the middle of its cell."""
+    for u, v in ((5, 0), (-5, 0), (0, 5), (0, -5)):
+        cell = ink(FlowAttack().pictures([constant(u, v)], [])[0])[:45, :48].float()  # the first of 7 rows
+        middle = (torch.tensor(cell.shape) - 1) / 2
+        place = cell.nonzero().float().mean(dim=0) - middle
+        assert place[1].sign() * (place[1].abs() > 1) == math.copysign(1, u) * (u != 0)
+        assert place[0].sign() * (place[0].abs() > 1) == math.copysign(1, v) * (v != 0)
+    dots = ink(FlowAttack().pictures([constant(0.1, 0)], [])[0])
+    assert 0 < dots.float().mean() < 0.01
+
+
+def test_changes_are_the_angles_by_which_the_motion_turned() -> None:
+    clean = constant(3, 0)
+    clean[..., 8:] = 0.1  # stands still
+    frame = torch.zeros(2, 3, *SIZE)
+    kept, right, reversed_ = FlowAttack().changes([clean, constant(0, 9), constant(-1, 0)], clean, [frame] * 3)
+    assert kept.shape == (3, 40 * SIZE[0], 40 * SIZE[1])
+    bar, text = FlowAttack().changes_legend()
+    row = 0.7 * bar[:, 20]  # over a black frame
+    for picture, place in ((kept, 17), (right, 216), (reversed_, 414)):
+        torch.testing.assert_close(picture[:, 100, 100], row[:, place], rtol=0, atol=0.03)
+        assert picture[:, 100, 400].tolist() == pytest.approx([0.7 * 0.45] * 3, abs=1e-4)
+    assert "less than 0.25 px" in text
+    bright = FlowAttack().changes([clean], clean, [torch.ones(2, 3, *SIZE)])[0]
+    torch.testing.assert_close(bright[:, 100, 100], kept[:, 100, 100] + 0.3)
 
 
 def test_the_legend_has_the_colours_of_the_pictures() -> None:
     wheel, text = FlowAttack().legend()
     size = wheel.shape[-1]
     for u, v in ((1, 0), (0, 1), (-1, 0), (0, -1)):
-        colour = FlowAttack().pictures([constant(u, v)], [])[0][:, 0, 0]
+        colour = colours(FlowAttack().pictures([constant(u, v)], [])[0])
         place = (size - 1) / 2 * (1 + 0.97 * torch.tensor([u, v]))
         x, y = place.round().long().tolist()
         torch.testing.assert_close(wheel[:, y, x], colour, rtol=0, atol=0.06)
     assert wheel[:, 0, 0].tolist() == [1, 1, 1]
-    assert text.startswith("The colour is the direction")
+    assert text.startswith("Colours and arrows point where things move")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from patchattack.reporting import evidence as module
 from patchattack.reporting import page
 from patchattack.reporting.evidence import Axis, Evidence, write_evidence
 from patchattack.reporting.report import Example, Panel
+from patchattack.statistics import Outcome
 
 VOID = {"img", "meta", "br", "path", "use", "rect"}
 AXES = {
@@ -45,11 +46,11 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, Axis] = AXES) -> Evid
             excess.append(place | {"mean": value, "low": value - 0.1, "high": value + 0.1, "p": p / 5, "p_adjusted": p})
             if axis == "yaw":
                 destruction.append(place | {"rate": 0.123, "low": 0.1, "high": 0.2})
-    panel = Panel(torch.rand(1, 3, 9, 16), torch.rand(3, 9, 16))
+    panel = Panel(torch.rand(3, 9, 16), torch.rand(3, 9, 16))
     return Evidence(
         title="sweep <1>",
         sentence="It works: the excess over random is 0.55 [0.45, 0.65] & more.",
-        works=True,
+        outcome=Outcome.WORKS,
         facts="Success 0.050 with a random patch.",
         setup=[("Seed", "0")],
         command="python scripts/evaluate.py run='a b'",
@@ -64,6 +65,7 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, Axis] = AXES) -> Evid
         examples=[Example({"clean": panel, "random": panel, "patch": panel})],
         legend=torch.rand(3, 5, 5),
         legend_text="Colour is direction.",
+        changes_legend=(None, ""),
         patches={patch: torch.rand(4, 6, 6) for _, patch in pairs or [("net", "stop")]},
     )
 
@@ -228,10 +230,10 @@ def test_what_was_not_measured_is_a_dash_and_nothing_breaks(tmp_path: Path) -> N
     unknown = {"mean": math.nan, "low": math.nan, "high": math.nan}
     rows = [row | unknown if row["level"] == (0, 1) else row for row in whole.rows if row["level"] != 30.0]
     excess = [row | unknown | {"p_adjusted": math.nan} for row in whole.excess if row["axis"] == "location"]
-    bare = replace(whole, rows=rows, excess=excess, destruction=[], examples=[], legend=None, works=False)
+    bare = replace(whole, rows=rows, excess=excess, destruction=[], examples=[], legend=None, outcome=Outcome.FAILS)
     write_evidence(tmp_path, bare)
     shown = Page(tmp_path / "report.html")
-    assert "The patch does no more than a control" in shown.text
+    assert "Not shown to work" in shown.text
     assert "What the network sees" not in shown.text
     assert "–" in shown.text
     written = re.sub(r"data:[\w/+;,=-]+", "", shown.source.split("</style>")[1])  # not in pictures' letters

@@ -12,9 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from patchattack.attacks.attack import Attack
+from patchattack.attacks.flow import FlowAttack
+from patchattack.indicators import Indicator
 from patchattack.reporting import page
-from patchattack.reporting.report import Example, Panel, Report, write_report
+from patchattack.reporting.report import Example, Panel, Report, example, write_report
+from patchattack.statistics import Outcome
 
 VALUES = {"clean": 1.0, "grey": 0.98, "random": 0.962, "patch": -0.213}
 
@@ -30,21 +35,29 @@ def some_report() -> Report:
     history: list[dict[str, float]] = [{"step": step, "attack": 1 / (step + 1), "tv": 0.1} for step in range(60)]
     for line in history[::20]:
         line |= {"validation/patch": line["attack"], "validation/random": 0.9}
-    panel = Panel(frames=torch.rand(2, 3, 8, 16), output=torch.rand(3, 8, 16))
+    clean = Panel(frame=torch.rand(3, 8, 16), output=torch.rand(3, 8, 16))
+    panel = replace(clean, change=torch.rand(3, 8, 16))
     return Report(
         title="run <one>",
         verdict="The patch turns the motion; 3 < 4 & so on.",
         facts="Cosine 1.000 without a patch, -0.400 with it.",
-        worked=True,
+        outcome=Outcome.WORKS,
+        rule="Less than 10 % is small.",
         rows=rows,
         labels={"cosine": "cosine of <clean> flow, in $x_1$", "epe": "end-point error, px"},
         arrows={"cosine": "lower", "epe": "higher"},
         headline=("cosine", "outside"),
         over="step",
         history=history,
-        examples=[Example({"patch": panel, "clean": panel, "random": panel})],
+        examples=[Example({"patch": panel, "clean": clean, "random": panel})],
         legend=torch.rand(3, 5, 5),
         legend_text="Colour is direction.",
+        changes_legend=(torch.rand(3, 5, 20), "Red is reversed."),
+        indicators=[
+            Indicator("Convergence", True, "The loss still fell.", "train longer"),
+            Indicator("Gradient", False, "0 % of the texels have no gradient.", "another loss"),
+            Indicator("Overfitting", None, "2 losses are too few.", "more scenes"),
+        ],
         patch=torch.rand(4, 6, 6),
         setup=[("Victim", "compact <b>bold</b>")],
         command="python train.py 'attack=flow' seed=3",
@@ -94,16 +107,16 @@ def test_page_asks_nothing_of_anybody(tmp_path: Path) -> None:
 def test_pictures_are_the_tensors_in_rgb(tmp_path: Path) -> None:
     report = some_report()
     sources = [image["src"] for image in page_of(tmp_path, report).all("img")]
-    assert len(sources) == 1 + 1 + 3 * (2 + 1)  # patch, legend, conditions × (frames + output)
-    raw = np.frombuffer(base64.b64decode(sources[0].split(",")[1]), np.uint8)
+    assert len(sources) == 2 + (2 + 3 + 3) + 1  # legends, frame and output and change where there is one, patch
+    raw = np.frombuffer(base64.b64decode(sources[-1].split(",")[1]), np.uint8)
     pixels = cv2.cvtColor(cv2.imdecode(raw, cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
     assert np.array_equal(pixels, (report.patch * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def test_wide_frames_are_reduced(tmp_path: Path) -> None:
-    panel = Panel(torch.rand(1, 3, 20, 1280), torch.rand(3, 20, 1280))
+    panel = Panel(torch.rand(3, 20, 1280), torch.rand(3, 20, 1280))
     page = page_of(tmp_path, replace(some_report(), examples=[Example({"clean": panel})]))
-    raw = np.frombuffer(base64.b64decode(page.all("img")[-1]["src"].split(",")[1]), np.uint8)
+    raw = np.frombuffer(base64.b64decode(page.all("img")[-2]["src"].split(",")[1]), np.uint8)
     assert cv2.imdecode(raw, cv2.IMREAD_UNCHANGED).shape == (10, 640, 3)
 
 
@@ -122,18 +135,23 @@ def test_sections_come_in_their_order_and_conditions_in_theirs(tmp_path: Path) -
     parts = [
         "The patch works",
         "3 < 4",
-        "Victim",
         "What the network sees",
         "Effect",
+        "Less than 10 % is small.",
+        "Did the attack itself fail?",
         "Training",
+        "Victim",
         "All metrics",
         "Repeat",
     ]
     places = [shown.index(part, shown.index("run <one> | The patch works")) for part in parts]
     assert places == sorted(places)
-    scene = shown[shown.index("frame 0 |") : shown.index("Effect")]
+    scene = shown[shown.index("frame |") : shown.index("Effect")]
     assert [name.strip() for name in scene.split("|")][:-1] == [
-        "frame 0", "frame 1", "output", "no patch", "random patch", "optimised patch"
+        "frame", "output", "change", "no patch", "random patch", "optimised patch"
+    ]  # fmt: skip
+    assert [image["alt"] for image in page.all("img")][4:7] == [
+        "Frame, random patch", "Output, random patch", "Change, random patch"
     ]  # fmt: skip
 
 
@@ -155,11 +173,43 @@ def test_missing_cells_and_unknown_conditions_and_regions_are_shown(tmp_path: Pa
         assert words in text
 
 
-def test_verdict_has_a_state_in_words_and_colour(tmp_path: Path) -> None:
-    good, bad = (page_of(tmp_path, replace(some_report(), worked=worked)) for worked in (True, False))
-    assert (good.all("header")[0]["class"], bad.all("header")[0]["class"]) == ("worked", "failed")
-    assert "The patch works" in good.text
-    assert "The patch does no more than a control" in bad.text
+@pytest.mark.parametrize(
+    ("outcome", "look", "words"),
+    [
+        (Outcome.WORKS, "worked", "The patch works"),
+        (Outcome.FAILS, "failed", "The patch does not work"),
+        (Outcome.INCONCLUSIVE, "undecided", "Inconclusive"),
+    ],
+)
+def test_verdict_has_a_state_in_words_and_colour(tmp_path: Path, outcome: Outcome, look: str, words: str) -> None:
+    shown = page_of(tmp_path, replace(some_report(), outcome=outcome))
+    assert shown.all("header")[0]["class"] == look
+    assert words in shown.text
+    assert "no more than a control" not in " ".join(shown.text)
+
+
+def test_each_indicator_has_a_line_and_advice_where_it_is_raised(tmp_path: Path) -> None:
+    shown = page_of(tmp_path, some_report())
+    assert [one["class"] for one in shown.all("li")] == ["warn", "ok", "unknown"]
+    text = " ".join(shown.text)
+    assert "Convergence The loss still fell. To try: train longer." in text
+    assert "another loss" not in text
+    bare = page_of(tmp_path, replace(some_report(), indicators=[]))
+    assert "Did the attack itself fail?" not in bare.text
+
+
+def test_an_attack_without_pictures_of_changes_has_a_column_less(tmp_path: Path) -> None:
+    class Plain(FlowAttack):
+        def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
+            return Attack.changes(self, outputs, clean, frames)
+
+    frames, flows = [torch.rand(2, 3, 8, 16)] * 2, [torch.rand(1, 2, 8, 16)] * 2
+    drawn = [example(attack, ["clean", "patch"], frames, flows) for attack in (FlowAttack(), Plain())]
+    changes = [[panel.change is None for panel in one.panels.values()] for one in drawn]
+    assert changes == [[True, False], [True, True]]
+    page = page_of(tmp_path, replace(some_report(), examples=drawn[1:]))
+    assert "change" not in page.text
+    assert "Red is reversed." not in " ".join(page.text)
 
 
 def test_figures_follow_the_page_in_size_and_colour(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_each_victim_has_its_own_numbers(tmp_path: Path) -> None:
     [
         ([{"success": 1.0}] * 20, True, "It works on camera: the printed patch won 100 % of the frames, a grey card"),
         ([{"success": 1.0, "grey_success": 1.0}] * 20, False, "It does not work on camera"),
-        ([{"success": 1.0}] * 5, False, "Nobody can tell whether it works: 5 stretches"),
+        ([{"success": 1.0}] * 5, False, "Inconclusive: 5 stretches of time are too few (at least 6 are needed)."),
         ([{"success": 1.0, "kind": "drawn"}] * 9, False, "A rehearsal: the patch that was drawn"),
         ([{"success": float("nan")}] * 9, False, "Nothing was measured"),
     ],

@@ -72,7 +72,7 @@ def test_a_folder_and_another_victim(start: Any, photo: Callable[..., np.ndarray
     assert (outcome.status, outcome.err) == (0, "")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(summary["victims"]) == ["flow_encoder_decoder"]
-    assert "Nobody can tell whether it works: 2 stretches" in outcome.out
+    assert "Inconclusive: 2 stretches of time are too few" in outcome.out
 
 
 def test_a_video_without_the_sheet_says_so_and_keeps_its_table(
