@@ -14,7 +14,7 @@ class InputError(Exception):
 
 
 class VictimError(RuntimeError):
-    """A victim that only answers gave no usable answer, in the middle of the work: what is done so far is kept.
+    """A victim gave no usable answer, in the middle of the work: what is done so far is kept.
 
     The message is one line and says which victim, what was expected and what was got.
     """
@@ -25,6 +25,6 @@ def nearest(name: str, names: list[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, names, n=5) or names[:5])
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error of somebody else's code says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

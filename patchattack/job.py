@@ -19,6 +19,7 @@ from patchattack.errors import InputError, VictimError, one_line
 from patchattack.evaluation import Evaluator, References
 from patchattack.patch import Patch
 from patchattack.scene import Source
+from patchattack.victims import contract
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
@@ -171,12 +172,14 @@ class Job:
 
     def __post_init__(self) -> None:
         self.references = References(self.clean, self.settings.memory_gb * 1e9)
+        self._shapes: dict[str, list[int]] = {}  # of the first output of each member, without the batch
 
     def predict(self, frames: Tensor) -> Any:
         """The victim's output in the run's precision, for frames on any device; each counts as a query.
 
         Raises:
-            VictimError: a victim that only answers did not, or not with finite numbers.
+            VictimError: it failed, ran out of memory, or gave an output of another shape than before; or, of a victim
+                that only answers, numbers that are not finite.
         """
         self.queries += len(frames)
         return self._ask(frames) if self.journal is None else self.journal.note(frames, self._ask)
@@ -191,17 +194,15 @@ class Job:
         return self._ask(frames) if self.journal is None else self.journal.keep(frames, self._ask)
 
     def _ask(self, frames: Tensor) -> Any:
-        with self.fabric.autocast():
-            if self.victim.differentiable:
-                return self.victim(frames.to(self.fabric.device))
-            try:
-                answer = self.victim(frames.to(self.fabric.device))
-            except (InputError, VictimError):
-                raise
-            except Exception as error:  # of somebody else's code
-                raise VictimError(f"victim {self.victim.name}: expected an answer, got '{one_line(error)}'") from error
-        if not _finite(answer):
+        answer = _answer(self.victim, frames, self.fabric)
+        if not (self.victim.differentiable or _finite(answer)):  # of others the loss tells, without a wait in the step
             raise VictimError(f"victim {self.victim.name}: expected finite numbers, got NaN or infinite ones")
+        for member, found in contract.members(self.victim, answer):
+            expected = [len(frames), *self._shapes.setdefault(member.name, list(found.shape[1:]))]
+            if list(found.shape) != expected:
+                raise VictimError(
+                    f"victim {member.name}: expected an output {expected} as before, got {list(found.shape)}"
+                )
         return answer
 
     @property
@@ -250,12 +251,45 @@ def introduced(
     attack = copy.copy(attack)
     attack.bind(victim, source)
     victim.to(fabric.device)
+    predict = asking(victim, fabric)
+    return attack, predict, attack.scenes(source, predict)
 
-    def predict(frames: Tensor) -> Any:
+
+def asking(victim: Victim, fabric: Fabric) -> Callable[[Tensor], Any]:
+    """The victim's outputs in the fabric's precision, for ``frames [B, T, 3, H, W]`` on any device.
+
+    It raises a VictimError where the victim fails, and an InputError where its first output cannot be one of its task.
+    """
+    checked = False
+
+    def ask(frames: Tensor) -> Any:
+        nonlocal checked
+        output = _answer(victim, frames, fabric)
+        if not checked:
+            contract.check_output(victim, frames, output)
+            checked = True
+        return output
+
+    return ask
+
+
+def _answer(victim: Victim, frames: Tensor, fabric: Fabric) -> Any:
+    """The victim's output, or a VictimError of one line, in whatever way it fails."""
+    try:
         with fabric.autocast():
             return victim(frames.to(fabric.device))
+    except (InputError, VictimError):
+        raise
+    except (Exception, SystemExit) as error:  # of somebody else's code
+        raise VictimError(f"victim {victim.name}: expected an answer, got '{one_line(error)}'") from error
 
-    return attack, predict, attack.scenes(source, predict)
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is that the host or the device had no room."""
+    if error is None:
+        return False
+    torchs = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
+    return isinstance(error, MemoryError) or torchs or out_of_memory(error.__cause__)
 
 
 def _finite(output: Any) -> bool:

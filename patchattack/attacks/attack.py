@@ -38,8 +38,10 @@ class Attack(ABC):
         metrics_known: every metric's name with how to read it.
         headline: the metric and the region that decide whether a patch works.
         quality: the metric and the region that say how good an output is, where the data know: what a defence may cost.
+        nothing_to_win: why metrics that count what a patch wins can be unknown in every scene.
     """
 
+    nothing_to_win: str = "it is wrong without a patch already, or there is nothing to change"
     task: str
     metrics_known: Mapping[str, Metric]
     headline: tuple[str, str]

@@ -94,6 +94,8 @@ class DetectionAttack(Attack):
         self.goal, self.cls, self.boxes, self.smallest = goal, cls, boxes, smallest
         self.confidence, self.iou, self.overlap = confidence, iou, overlap
         self.headline = ("success" if goal == "appear" else "recall", "all")
+        lost = "sees one without a patch already" if goal == "appear" else "finds none of the objects without a patch"
+        self.nothing_to_win = f"it {lost}"
 
     def bind(self, victim: Any, source: Source) -> None:
         """Find the class among the victim's, and the victim's class for each of the data's.
