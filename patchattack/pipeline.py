@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import patchattack
@@ -247,7 +247,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
 
 
 def _check_winnable(job: Job, numbers: list[int]) -> None:
-    """Say it where the victim leaves no patch anything to win in scenes ``numbers``: numbers will be zero or unknown."""
+    """Say it where the victim leaves no patch anything to win in scenes ``numbers``: there is nothing to measure."""
     unasked = replace(job.evaluator(VALIDATION), victim=lambda _: None)
     texture = job.patch().detach()
     for number in numbers:  # what they cost is kept for the validation

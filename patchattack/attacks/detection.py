@@ -281,7 +281,8 @@ def detections(candidates: Tensor, confidence: float) -> list[Detections]:
 
     found = []
     for image in candidates.detach():
-        rows, classes = (image[:, 4:] >= confidence).nonzero(as_tuple=True)
+        drawn = (image[:, 2:4] >= image[:, :2]).all(dim=1, keepdim=True)  # a box that ends before it begins is none
+        rows, classes = ((image[:, 4:] >= confidence) & drawn).nonzero(as_tuple=True)
         boxes, scores = image[rows, :4], image[rows, 4 + classes]
         kept = batched_nms(boxes, scores, classes, SUPPRESSION)
         found.append(Detections(boxes[kept].cpu(), scores[kept].cpu(), classes[kept].cpu()))

@@ -130,8 +130,8 @@ def check_gradient(victim: Victim, frames: Tensor, output: Any) -> None:
         if not 0 < length < float("inf"):
             got = "none" if length == 0 else f"one of length {length:g}"
             raise InputError(
-                f"victim {member.name}: expected a finite gradient of its output to the frames, got {got}; take no_grad, "
-                "detach and rounding out of its forward, or choose an optimizer that needs no gradient"
+                f"victim {member.name}: expected a finite gradient of its output to the frames, got {got}; take "
+                "no_grad, detach and rounding out of its forward, or choose an optimizer that needs no gradient"
             )
         alive = [name for name, value in member.named_parameters() if value.requires_grad]
         alive += [n for n, module in member.named_modules() if module.training and not isinstance(module, Victim)]
