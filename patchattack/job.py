@@ -117,7 +117,7 @@ class Settings:
                 f"data: expected at least one scene each for training, validation and test, got {scenes} scenes split "
                 f"into {', '.join(str(len(part)) for part in parts)}; give more scenes or another trainer.split"
             )
-        return parts[0], _spread(parts[1], self.validation_scenes), _spread(parts[2], self.test_scenes)
+        return parts[0], spread(parts[1], self.validation_scenes), spread(parts[2], self.test_scenes)
 
 
 class Fabric(Protocol):
@@ -299,7 +299,7 @@ def _finite(output: Any) -> bool:
     return output is None or all(map(_finite, output))
 
 
-def _spread(numbers: list[int], most: int) -> list[int]:
+def spread(numbers: list[int], most: int) -> list[int]:
     """At most ``most`` of ``numbers``, evenly spread."""
     if len(numbers) <= most:
         return numbers

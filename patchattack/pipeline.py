@@ -400,6 +400,7 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
         "victims": parts.victim.names,
         "step": progress.best_step,
         "seed": parts.seed,
+        "seen": 1 + job.source.original(job.settings.parts(len(job.source))[1][-1]),  # scenes, from the data's first
         "config": origin.digest,
         "versions": versions(),
     }

@@ -22,11 +22,11 @@ from patchattack.errors import InputError
 from patchattack.evaluation import Evaluator
 from patchattack.job import TEST, Settings
 from patchattack.patch import Patch, write_png
+from patchattack.runs import load_image
 from patchattack.scene import Scene, Source
 from patchattack.statistics import sign_flip
 from patchattack.sweep import measure, summary
 from patchattack.sweep.axis import Axis, points
-from patchattack.sweep.subject import load_image
 from patchattack.victims.victim import FlowVictim
 
 SIZE = (24, 32)

@@ -33,6 +33,7 @@ from patchattack.errors import InputError
 from patchattack.evaluation import References
 from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch, resize
+from patchattack.runs import all_held_out
 from patchattack.scene import Scene, Source, View
 from patchattack.sweep.axis import BASELINE, Point
 from patchattack.victims.victim import Victim
@@ -49,12 +50,13 @@ class Sweep:
 
     Attributes:
         attack: gives the metrics.
-        source: of scenes; the test part that ``settings`` cut off is used.
+        source: of scenes.
         victims: name to victim.
         patches: name to patch.
         points: at which, the baseline first.
         settings: split, how many test scenes and draws, and memory.
         seed: of the draws.
+        held_out: numbers of the scenes to measure on.
     """
 
     attack: Attack
@@ -64,6 +66,7 @@ class Sweep:
     points: Sequence[Point]
     settings: Settings
     seed: int
+    held_out: Callable[[Source, Settings], list[int]] = all_held_out
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
     result = []
     for name, victim in sweep.victims.items():
         attack, predict, scenes = introduced(sweep.attack, victim, source, fabric)
-        numbers = sweep.settings.parts(len(scenes))[2]
+        numbers = sweep.held_out(scenes, sweep.settings)
         if len(numbers) < 2:
             raise InputError(
                 f"scenes: expected at least two test scenes, got {len(numbers)} of the {len(scenes)} scenes of "
