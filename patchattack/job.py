@@ -172,7 +172,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.references = References(self.clean, self.settings.memory_gb * 1e9)
-        self._shapes: dict[str, list[int]] = {}  # of the first output of each member, without the batch
+        self._shapes: dict[Victim, list[int]] = {}  # of the first output of each member, without the batch
 
     def predict(self, frames: Tensor) -> Any:
         """The victim's output in the run's precision, for frames on any device; each counts as a query.
@@ -198,7 +198,7 @@ class Job:
         if not (self.victim.differentiable or _finite(answer)):  # of others the loss tells, without a wait in the step
             raise VictimError(f"victim {self.victim.name}: expected finite numbers, got NaN or infinite ones")
         for member, found in contract.members(self.victim, answer):
-            expected = [len(frames), *self._shapes.setdefault(member.name, list(found.shape[1:]))]
+            expected = [len(frames), *self._shapes.setdefault(member, list(found.shape[1:]))]
             if list(found.shape) != expected:
                 raise VictimError(
                     f"victim {member.name}: expected an output {expected} as before, got {list(found.shape)}"

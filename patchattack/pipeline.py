@@ -257,9 +257,8 @@ def _check_winnable(job: Job, numbers: list[int]) -> None:
         if any(not values.isnan().all() for values in won):
             return
     _log.warning(
-        "victim %s: %s, in none of %d validation scenes can a patch win anything; check the victim, the data and the "
-        "goal (attack)",
-        *(job.victim.name, job.attack.nothing_to_win, len(numbers)),
+        "victim %s: a patch has nothing to win in any of %d validation scenes: %s; check the victim and the data",
+        *(job.victim.name, len(numbers), job.attack.nothing_to_win),
     )
 
 
