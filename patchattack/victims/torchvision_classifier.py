@@ -53,10 +53,12 @@ class TorchvisionClassifier(ClassificationVictim):
         elif name.startswith("vit_"):
             options = {"image_size": side}
 
-        def build(count: int) -> Any:
-            return models.get_model(name, num_classes=count, **options)
-
         known = default.meta["categories"]
+
+        def build(count: int) -> Any:
+            own = {} if count == len(known) else {"num_classes": count}
+            return models.get_model(name, **options, **own)
+
         count = len(known)
         if weights in ("hub", "random"):
             if weights == "random":
