@@ -116,12 +116,9 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         TorchvisionClassifier("squeezenet1_0", tmp_path / "weights.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("build", "name"),
-    [(TorchvisionClassifier, "squeezenet1_1"), (TorchvisionClassifier, "googlenet"), (TimmClassifier, SMALL)],
-)
+@pytest.mark.parametrize(("build", "name"), [(TorchvisionClassifier, "squeezenet1_1"), (TimmClassifier, SMALL)])
 def test_a_fine_tuned_network_has_classes_of_its_own(tmp_path: Path, build: Any, name: str) -> None:
-    """As many as its head: two of googlenet's are for its training."""
+    """As many as its head."""
     (tmp_path / "names.txt").write_text("stop\nyield\nno entry\n")
     names = ("stop", "yield", "no entry")
     network = copy.deepcopy(build(name, "random", classes=names).network)

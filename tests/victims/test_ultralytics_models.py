@@ -281,7 +281,7 @@ def test_classes_that_a_checkpoint_calls_by_numbers_have_names(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("build", "name"),
-    [(UltralyticsDetector, "yolov8n"), (UltralyticsDetector, "yolo26n"), (UltralyticsClassifier, "yolo11n-cls")],
+    [(UltralyticsDetector, "yolov8n"), (UltralyticsClassifier, "yolo11n-cls")],
 )
 def test_a_fine_tuned_state_dict_has_classes_of_its_own(tmp_path: Path, build: Any, name: str) -> None:
     """As many as its head; YOLO's layers before that depend on their number too."""
@@ -291,8 +291,6 @@ def test_a_fine_tuned_state_dict_has_classes_of_its_own(tmp_path: Path, build: A
     assert victim.classes == ("stop", "yield", "no entry")
     assert victim(noise(1, 1, 3, 64, 64)).shape[-1] == (7 if build is UltralyticsDetector else 3)
     assert build(name, tmp_path / "weights.pt").classes == ("class 0", "class 1", "class 2")
-    assert "expected 3 names" in refusal(build, name, tmp_path / "weights.pt", classes=["stop"])
-    assert build(name, "random", classes=["stop"]).classes == ("stop",)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
