@@ -28,3 +28,11 @@ def nearest(name: str, names: list[str]) -> str:
 def one_line(error: BaseException) -> str:
     """What an error of somebody else's code says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is that the host or the device had no room."""
+    if error is None:
+        return False
+    torchs = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
+    return isinstance(error, MemoryError) or torchs or out_of_memory(error.__cause__)

@@ -284,14 +284,6 @@ def _answer(victim: Victim, frames: Tensor, fabric: Fabric) -> Any:
         raise VictimError(f"victim {victim.name}: expected an answer, got '{one_line(error)}'") from error
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it came of, is that the host or the device had no room."""
-    if error is None:
-        return False
-    torchs = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
-    return isinstance(error, MemoryError) or torchs or out_of_memory(error.__cause__)
-
-
 def _finite(output: Any) -> bool:
     """Of a tensor, or of an ensemble's tuple with None where a member was not asked."""
     if isinstance(output, Tensor):

@@ -26,9 +26,9 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError, VictimError, one_line
+from patchattack.errors import InputError, VictimError, one_line, out_of_memory
 from patchattack.evaluation import Row, Verdict
-from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings, out_of_memory
+from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import save_layouts

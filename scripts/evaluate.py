@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from patchattack import cli
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 
 FREE_TO_CHANGE = ("batch", "workers", "output", "format")  # they change no number
 
@@ -75,6 +75,9 @@ def run(parts: dict[str, Any]) -> None:
         except KeyboardInterrupt:
             print(f"interrupted. To go on: {command} {shlex.quote(f'resume={folder}')}")
             sys.exit(130)
+        except VictimError as stop:
+            goes_on = f"{command} {shlex.quote(f'resume={folder}')}"
+            raise InputError(f"{stop}; what was measured is kept, go on with: {goes_on}") from stop
         found = summary.summarise(folder / "views.csv", table, parts["margin"])
         answer = summary.headline(found, benches[0].attack)
         summary.write(folder, found, answer, left_out)

@@ -18,7 +18,7 @@ from patchattack.eot.appearance import Brightness, Hue
 from patchattack.eot.camera import Defocus, SensorNoise
 from patchattack.eot.placement import OnSurface, Uniform
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 from patchattack.evaluation import Evaluator
 from patchattack.job import TEST, Settings
 from patchattack.patch import Patch, write_png
@@ -292,6 +292,15 @@ def test_the_bytes_do_not_depend_on_the_batch_or_the_processes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.3, 0.62, 0.999])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_victim_that_fails_midway_is_said_in_one_line(tmp_path: Path, workers: int) -> None:
+    victim = Colours()
+    table = table_of(sweep(victims={"colours": victim}))
+    victim.strength = None  # type: ignore[assignment]
+    with pytest.raises(VictimError, match=r"^victim colours: expected an answer, got 'unsupported operand.*'$"):
+        views(tmp_path, table, workers=workers)
+
+
 def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path, lost: float) -> None:
     """Killed at any byte: what is not whole is measured again."""
     whole = views(tmp_path, table_of(sweep()))

@@ -29,7 +29,7 @@ from patchattack.attacks.attack import Attack, Textures
 from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Draw, Renderer
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 from patchattack.evaluation import References
 from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch, resize
@@ -449,6 +449,7 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
 
     Raises:
         InputError: several processes where there can be only one.
+        VictimError: a victim failed; what was measured before is there.
     """
     if workers > 1 and (table.benches[0].device.type != "cpu" or not hasattr(os, "fork")):
         raise InputError(
@@ -471,7 +472,7 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
         dynamic_ncols=True,
     )
     with bar, (folder / "views.csv").open("ab") as views:
-        for texts in loader:
+        for texts in _given(loader):
             try:
                 views.write("".join(texts).encode())
                 views.flush()
@@ -481,6 +482,16 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
                     f"resume={folder}"
                 ) from error
             bar.update(sum(text.count("\n") for text in texts))
+
+
+def _given(loader: Iterable[list[str]]) -> Iterator[list[str]]:
+    """What a loader gives. An error of one of its processes has a traceback in its message, which ends in a line."""
+    try:
+        yield from loader
+    except (InputError, VictimError) as error:
+        kind = type(error)
+        line = str(error).strip().splitlines()[-1]
+        raise kind(line.removeprefix(f"{kind.__module__}.{kind.__name__}: ")) from error
 
 
 def _whole(texts: list[str]) -> list[str]:
