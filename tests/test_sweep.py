@@ -291,7 +291,6 @@ def test_the_bytes_do_not_depend_on_the_batch_or_the_processes(tmp_path: Path) -
     assert views(tmp_path / "seed", table_of(sweep(seed=8))) != one
 
 
-@pytest.mark.parametrize("lost", [0.0, 0.3, 0.62, 0.999])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_victim_that_fails_midway_is_said_in_one_line(tmp_path: Path, workers: int) -> None:
     victim = Colours()
@@ -301,6 +300,7 @@ def test_a_victim_that_fails_midway_is_said_in_one_line(tmp_path: Path, workers:
         views(tmp_path, table, workers=workers)
 
 
+@pytest.mark.parametrize("lost", [0.0, 0.3, 0.62, 0.999])
 def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path, lost: float) -> None:
     """Killed at any byte: what is not whole is measured again."""
     whole = views(tmp_path, table_of(sweep()))
