@@ -208,10 +208,7 @@ def _sound(victim: Any, found: Tensor) -> tuple[bool | None, str]:
     if not 0 <= scores.min() <= scores.max() <= 1:
         return False, f"scores {scores.min():.3g} to {scores.max():.3g}, expected 0 to 1"
     sides = boxes[..., 2:] - boxes[..., :2]
-    inverted, drawn = (
-        (sides < 0).any(dim=-1).sum(),
-        (sides != 0).any(dim=-1).sum(),
-    )  # answers are filled up with empty ones
+    inverted, drawn = (sides < 0).any(dim=-1).sum(), (sides != 0).any(dim=-1).sum()  # empty ones fill up answers
     share = (inverted / drawn.clamp(min=1)).item()
     scored = f"scores {scores.min():.3g} to {scores.max():.3g}"
     if share > 0.5:
