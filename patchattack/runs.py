@@ -122,10 +122,14 @@ class HeldOut:
         source: Source,
         build: Callable[[Mapping[str, Any]], Source],
     ) -> None:
-        paths = [Path(one).expanduser() for one in given]
-        folders = [path.parent if _is_image(path) else path for path in paths]
-        self.seen = [_seen(one, data, source, build) for one in folders if (one / "config.yaml").is_file()]
+        self.seen: list[_Seen] = []
         self._told: set[str] = set()
+        for path in (Path(one).expanduser() for one in given):
+            folder = path.parent if _is_image(path) else path
+            if (folder / "config.yaml").is_file():
+                self.seen.append(_seen(folder, data, source, build))
+            elif folder == path:
+                _log.warning("%s: which scenes it has seen cannot be told, it has no config.yaml", folder)
 
     def __call__(self, source: Source, settings: Settings) -> list[int]:
         """Numbers of test scenes of ``source``, at most ``settings.test_scenes``; the log says what is left out.
@@ -167,20 +171,21 @@ def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         own, split = dict(config["data"]), config["trainer"]["split"]
-        facts = json.loads((folder / "patch.json").read_text())
-        share = float(split[0]) + float(split[1])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError) as error:
+        kind, share = own["_target_"], float(split[0]) + float(split[1])
+        told = json.loads((folder / "patch.json").read_text()).get("seen")
+        told = None if told is None else int(told)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
             f"{folder}: expected the folder of a run, whose config.yaml has data and trainer.split, got {error!r}"
         ) from error
 
     def before(scenes: int) -> int:
-        """Of runs of earlier versions, which do not say it, the share of all scenes."""
-        return int(facts.get("seen", round(own.get("scenes", scenes) * share)))
+        """Of runs of earlier versions, which do not tell it, the share of all scenes."""
+        return round(own.get("scenes", scenes) * share) if told is None else told
 
     if _which(own) == _which(data):
         return _Seen(folder, before=before(len(source)))
-    if own["_target_"] != data["_target_"] or "root" not in own:
+    if kind != data["_target_"] or "root" not in own:
         return _Seen(folder)  # scenes of another kind, or drawn from another seed
     try:
         theirs = build(own | {key: data[key] for key in SHOWN if key in own and key in data})
