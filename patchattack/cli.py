@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from patchattack import files
-from patchattack.errors import InputError, VictimError
+from patchattack.errors import InputError, VictimError, one_line, out_of_memory
 
 # A resumed run may differ in these and in nothing else: they do not change what is computed.
 FREE_TO_CHANGE = (
@@ -301,6 +301,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(one, OmegaConfBaseException) and isinstance(parent, DictConfig) and one.full_key:
             names = [str(key) for key in parent if not str(key).startswith(("_", "hydra"))]
             return f"{one.full_key}: expected one of {_choices(str(one.key), names)}, got {one.key}"
+    if out_of_memory(error):
+        return f"expected room, got '{one_line(error)}'; free memory, or take a smaller trainer.batch or trainer.draws"
     return _one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
 
 

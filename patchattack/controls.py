@@ -40,7 +40,7 @@ def controls(patch: Patch) -> dict[str, Textures]:
     """Textures that a patch must beat before its pattern can be said to matter, in its resolution.
 
     Plain cards (grey, white, black and the patch's own mean colour), the patch's own texels in random places, and
-    random textures. Every repetition takes another shuffle and another random texture.
+    random textures. Every number takes another shuffle and another random texture.
     """
     texture, inside = patch().detach().cpu(), patch.mask.cpu()[0] > 0
     height, width = inside.shape

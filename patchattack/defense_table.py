@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,12 @@ from patchattack.attacks.attack import Textures
 from patchattack.controls import always, controls
 from patchattack.errors import InputError
 from patchattack.evaluation import Row
-from patchattack.job import TEST, Job
+from patchattack.job import TEST, Job, Settings
 from patchattack.patch import Patch
 from patchattack.pipeline import Parts
 from patchattack.reporting.defenses import Table, write_table
-from patchattack.scene import View
+from patchattack.runs import all_held_out
+from patchattack.scene import Source, View
 from patchattack.tracking import Nothing
 from patchattack.victims.defended import Defended, defended
 from patchattack.victims.victim import Victim
@@ -49,6 +50,7 @@ class Trial:
         defenses: name to defence; each victim is also tried without any.
         patch: trained without knowing the defences: ``transferred``.
         command: that was typed.
+        held_out: numbers of the scenes to measure on.
     """
 
     parts: Parts
@@ -56,6 +58,7 @@ class Trial:
     defenses: Mapping[str, Any]
     patch: Patch
     command: str
+    held_out: Callable[[Source, Settings], list[int]] = all_held_out
 
 
 def measure(trial: Trial, folder: Path, fabric: Any) -> list[Row]:
@@ -133,7 +136,7 @@ def _measured(trial: Trial, victim: Victim, place: Path, fabric: Any) -> list[Ro
         "transferred": always(trial.patch().detach()),
         "adaptive": always(progress.best),
     }
-    numbers = parts.settings.parts(len(job.source))[2]
+    numbers = trial.held_out(job.source, parts.settings)
     measured = job.evaluator(TEST).measure(
         textures,
         numbers,

@@ -14,7 +14,7 @@ class InputError(Exception):
 
 
 class VictimError(RuntimeError):
-    """A victim that only answers gave no usable answer, in the middle of the work: what is done so far is kept.
+    """A victim gave no usable answer, in the middle of the work: what is done so far is kept.
 
     The message is one line and says which victim, what was expected and what was got.
     """
@@ -25,6 +25,14 @@ def nearest(name: str, names: list[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, names, n=5) or names[:5])
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """What an error of somebody else's code says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is that the host or the device had no room."""
+    if error is None:
+        return False
+    torchs = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
+    return isinstance(error, MemoryError) or torchs or out_of_memory(error.__cause__)

@@ -105,16 +105,25 @@ class Evaluator:
 
     @torch.no_grad()
     def views(
-        self, textures: Mapping[str, Textures], numbers: Sequence[int], repetition: int
+        self,
+        textures: Mapping[str, Textures],
+        numbers: Sequence[int],
+        repetition: int,
+        units: Sequence[int] | None = None,
     ) -> Iterator[tuple[str, Scene, Any, Any, View]]:
-        """Condition, scene, clean output, output and view, for all scenes ``numbers`` at once."""
+        """Condition, scene, clean output, output and view, for all scenes ``numbers`` at once.
+
+        Each scene's textures are those of its number among ``units``; of the repetition's, where there are none.
+        """
         scene = self.source.__getitems__(list(numbers))
         generators = [seeding.generator(*self.key, number, repetition) for number in numbers]
         draw = self.renderer.draw(scene, self.patch, generators)
         scene = scene.to(self.device)
         clean = self.references(scene)
         for condition, texture in textures.items():
-            view = self.renderer(texture(repetition).to(self.device), self.patch.mask, scene, draw)
+            shown = [texture(unit) for unit in units or [repetition]]
+            one = shown[0] if all(other is shown[0] for other in shown) else torch.stack(shown)
+            view = self.renderer(one.to(self.device), self.patch.mask, scene, draw)
             yield condition, scene, clean, self.victim(view.frames), view
         yield "clean", scene, clean, clean, View(scene.frames, view.coverage, view.corners)
 
@@ -126,7 +135,11 @@ class Evaluator:
         batch: int = 8,
         progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> list[Measured]:
-        """Metrics, and the loss as ``("loss", "all")``, of each texture and of the clean frames."""
+        """Metrics, and the loss as ``("loss", "all")``, of each texture and of the clean frames.
+
+        The number that a texture gets is another one for every scene and repetition.
+        """
+        places = {number: place for place, number in enumerate(numbers)}
         work = [
             (list(numbers[first : first + batch]), repetition)
             for first in range(0, len(numbers), batch)
@@ -134,7 +147,8 @@ class Evaluator:
         ]
         measured = []
         for part, repetition in progress(work):
-            for condition, scene, clean, hit, view in self.views(textures, part, repetition):
+            units = [places[number] * repetitions + repetition for number in part]
+            for condition, scene, clean, hit, view in self.views(textures, part, repetition, units):
                 metrics = self.attack.metrics(hit, clean, scene, view)
                 metrics["loss", "all"] = self.attack.loss(hit, clean, scene, view)
                 columns = torch.stack([value.float() for value in metrics.values()]).cpu().T.tolist()

@@ -20,6 +20,7 @@ from patchattack.evaluation import Evaluator, References
 from patchattack.patch import Patch
 from patchattack.scene import Source
 from patchattack.search import Plan
+from patchattack.victims import contract
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
@@ -124,7 +125,7 @@ class Settings:
                 f"data: expected at least one scene each for training, validation and test, got {scenes} scenes split "
                 f"into {', '.join(str(len(part)) for part in parts)}; give more scenes or another trainer.split"
             )
-        return parts[0], _spread(parts[1], self.validation_scenes), _spread(parts[2], self.test_scenes)
+        return parts[0], spread(parts[1], self.validation_scenes), spread(parts[2], self.test_scenes)
 
 
 class Fabric(Protocol):
@@ -181,12 +182,14 @@ class Job:
 
     def __post_init__(self) -> None:
         self.references = References(self.clean, self.settings.memory_gb * 1e9)
+        self._shapes: dict[Victim, list[int]] = {}  # of the first output of each member, without the batch
 
     def predict(self, frames: Tensor) -> Any:
         """The victim's output in the run's precision, for frames on any device; each counts as a query.
 
         Raises:
-            VictimError: a victim that only answers did not, or not with finite numbers.
+            VictimError: it failed, ran out of memory, or gave an output of another shape than before; or, of a victim
+                that only answers, numbers that are not finite.
         """
         self.queries += len(frames)
         return self._ask(frames) if self.journal is None else self.journal.note(frames, self._ask)
@@ -201,17 +204,15 @@ class Job:
         return self._ask(frames) if self.journal is None else self.journal.keep(frames, self._ask)
 
     def _ask(self, frames: Tensor) -> Any:
-        with self.fabric.autocast():
-            if self.victim.differentiable:
-                return self.victim(frames.to(self.fabric.device))
-            try:
-                answer = self.victim(frames.to(self.fabric.device))
-            except (InputError, VictimError):
-                raise
-            except Exception as error:  # of somebody else's code
-                raise VictimError(f"victim {self.victim.name}: expected an answer, got '{one_line(error)}'") from error
-        if not _finite(answer):
+        answer = _answer(self.victim, frames, self.fabric)
+        if not (self.victim.differentiable or _finite(answer)):  # of others the loss tells, without a wait in the step
             raise VictimError(f"victim {self.victim.name}: expected finite numbers, got NaN or infinite ones")
+        for member, found in contract.members(self.victim, answer):
+            expected = [len(frames), *self._shapes.setdefault(member, list(found.shape[1:]))]
+            if list(found.shape) != expected:
+                raise VictimError(
+                    f"victim {member.name}: expected an output {expected} as before, got {list(found.shape)}"
+                )
         return answer
 
     @property
@@ -260,12 +261,37 @@ def introduced(
     attack = copy.copy(attack)
     attack.bind(victim, source)
     victim.to(fabric.device)
+    predict = asking(victim, fabric)
+    return attack, predict, attack.scenes(source, predict)
 
-    def predict(frames: Tensor) -> Any:
+
+def asking(victim: Victim, fabric: Fabric) -> Callable[[Tensor], Any]:
+    """The victim's outputs in the fabric's precision, for ``frames [B, T, 3, H, W]`` on any device.
+
+    It raises a VictimError where the victim fails, and an InputError where its first output cannot be one of its task.
+    """
+    checked = False
+
+    def ask(frames: Tensor) -> Any:
+        nonlocal checked
+        output = _answer(victim, frames, fabric)
+        if not checked:
+            contract.check_output(victim, frames, output)
+            checked = True
+        return output
+
+    return ask
+
+
+def _answer(victim: Victim, frames: Tensor, fabric: Fabric) -> Any:
+    """The victim's output, or a VictimError of one line, in whatever way it fails."""
+    try:
         with fabric.autocast():
             return victim(frames.to(fabric.device))
-
-    return attack, predict, attack.scenes(source, predict)
+    except (InputError, VictimError):
+        raise
+    except (Exception, SystemExit) as error:  # of somebody else's code
+        raise VictimError(f"victim {victim.name}: expected an answer, got '{one_line(error)}'") from error
 
 
 def _finite(output: Any) -> bool:
@@ -275,7 +301,7 @@ def _finite(output: Any) -> bool:
     return output is None or all(map(_finite, output))
 
 
-def _spread(numbers: list[int], most: int) -> list[int]:
+def spread(numbers: list[int], most: int) -> list[int]:
     """At most ``most`` of ``numbers``, evenly spread."""
     if len(numbers) <= most:
         return numbers

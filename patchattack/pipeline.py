@@ -26,7 +26,7 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError, VictimError
+from patchattack.errors import InputError, VictimError, one_line, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
 from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
@@ -39,6 +39,7 @@ from patchattack.scene import Source, View
 from patchattack.search import Plan
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
 from patchattack.training import DivergedError
+from patchattack.victims import contract
 from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
@@ -213,19 +214,55 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     )
     if job.journal is not None and resumed is not None:
         job.journal.open(resumed)
+
+    def tried(frames: Tensor) -> Any:
+        output = job.predict_once(frames)
+        contract.check_output(victim, frames, output)
+        return output
+
+    @torch.enable_grad()
+    def followed(frames: Tensor) -> Any:
+        frames = frames.detach().requires_grad_()
+        output = tried(frames)
+        contract.check_gradient(victim, frames, output)
+        return output
+
     try:
-        job.source = attack.scenes(job.source, job.predict_once)
+        job.source = attack.scenes(job.source, tried)
         if isinstance(attack, PerImage):
+            if victim.differentiable:  # of others every answer is looked at
+                frames = job.source[0].to(fabric.device).frames
+                contract.check_output(victim, frames, job.clean(frames))
             return job
-        numbers = settings.parts(len(job.source))[0][:1]
+        training_part, validation, _ = settings.parts(len(job.source))
         training.check_budget(job)
-        trial = replace(job.evaluator(TRAINING), victim=job.predict_once)
-        (*_, view), _ = trial.views({"patch": lambda _: patch().detach()}, numbers, 0)
-    except VictimError as error:
-        raise InputError(f"{error}, before the work started") from error
-    _compare_resolution(patch, view)
+        trial = replace(job.evaluator(TRAINING), victim=tried if isinstance(optimizer, GradientFree) else followed)
+        (_, scene, clean, _, view), _ = trial.views({"patch": lambda _: patch().detach()}, training_part[:1], 0)
+        contract.check_output(victim, scene.frames, clean)
+        _compare_resolution(patch, view)
+        _check_winnable(job, validation)
+    except (VictimError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, VictimError) and not out_of_memory(error):
+            raise
+        raise InputError(f"{_failure(error)}, before the work started") from error
     parts.sheet.check(patch.size_mm)
     return job
+
+
+def _check_winnable(job: Job, numbers: list[int]) -> None:
+    """Say it where the victim leaves no patch anything to win in scenes ``numbers``: there is nothing to measure."""
+    unasked = replace(job.evaluator(VALIDATION), victim=lambda _: None)
+    texture = job.patch().detach()
+    for number in numbers:  # what they cost is kept for the validation
+        *_, (_, scene, clean, _, view) = unasked.views({"patch": always(texture)}, [number], 0)
+        metrics = job.attack.metrics(clean, clean, scene, view)
+        won = [values for (name, _), values in metrics.items() if name == "success"] or [metrics[job.attack.headline]]
+        if any(not values.isnan().all() for values in won):
+            return
+    _log.warning(
+        "victim %s: a patch has nothing to win in any of %d validation scenes: %s; check the victim and the data",
+        *(job.victim.name, len(numbers), job.attack.nothing_to_win),
+    )
 
 
 def _compare_resolution(patch: Patch, view: View) -> None:
@@ -269,7 +306,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
 
     Raises:
         DivergedError: after the last good patch was saved.
-        InputError: the victim failed; the same, and the run can be resumed.
+        InputError: the victim failed or a step ran out of memory; the same, and the run can be resumed.
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
     is_first = job.fabric.global_rank == 0
@@ -279,7 +316,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         return _attack_images(parts.attack, job, folder, origin)
     start = checkpoint.begin(job).best
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
-    if job.journal is not None and not resumes:
+    if not resumes:
         checkpoint.save(job, folder, progress)  # whatever happens from here on, the run can be resumed
     tracker: Tracker
     if is_first:
@@ -299,9 +336,13 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
         raise
-    except VictimError as error:
-        _save_patch(parts, job, folder, origin, progress)
-        raise _to_go_on(f"{error}, after step {progress.step} of {job.settings.steps}", folder) from error
+    except (VictimError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, VictimError) and not out_of_memory(error):
+            raise
+        if is_first:
+            _save_patch(parts, job, folder, origin, progress)
+        failure = f"{_failure(error)}, after step {progress.step} of {job.settings.steps}"
+        raise _to_go_on(failure, folder, job) from error
     finally:
         tracker.close()
         if job.journal is not None:
@@ -312,16 +353,22 @@ def _attack_images(attack: PerImage, job: Job, folder: Path, origin: Origin) -> 
     try:
         return attack.attack_images(job, folder, origin)
     except VictimError as error:
-        raise _to_go_on(str(error), folder) from error
+        raise _to_go_on(_failure(error), folder, job) from error
     finally:
         if job.journal is not None:
             job.journal.close()
 
 
-def _to_go_on(failure: str, folder: Path) -> InputError:
-    return InputError(
-        f"{failure}; nothing that it answered is lost, go on with: python train.py resume={shlex.quote(str(folder))}"
-    )
+def _failure(error: Exception) -> str:
+    """A victim's failure, or a step without room, and what needs less of that."""
+    said = str(error) if isinstance(error, VictimError) else f"expected room for a step, got '{one_line(error)}'"
+    needs = "; free memory, or start a new run with a smaller trainer.batch or trainer.draws"
+    return said + needs * out_of_memory(error)
+
+
+def _to_go_on(failure: str, folder: Path, job: Job) -> InputError:
+    kept = "all up to the last checkpoint is kept" if job.journal is None else "nothing that it answered is lost"
+    return InputError(f"{failure}; {kept}, go on with: python train.py resume={shlex.quote(str(folder))}")
 
 
 class _Trackers:
@@ -356,6 +403,7 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
         "victims": parts.victim.names,
         "step": progress.best_step,
         "seed": parts.seed,
+        "seen": 1 + job.source.original(job.settings.parts(len(job.source))[1][-1]),  # scenes, from the data's first
         "config": origin.digest,
         "versions": versions(),
     }

@@ -132,6 +132,10 @@ class Source(Dataset[Scene], ABC):
     def __getitem__(self, index: int) -> Scene:
         """A batch of one; frames as uint8."""
 
+    def original(self, index: int) -> int:
+        """The number that the scene has in the source that this one was made of, itself where it is of none."""
+        return index
+
     def __getitems__(self, indices: list[int]) -> Scene:
         """The scenes at ``indices`` as one batch; to be overridden where a batch is faster than its scenes."""
         return Scene.concatenate([self[index] for index in indices])

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from patchattack import files, seeding, statistics
 from patchattack.data.memory import Memory
 from patchattack.errors import InputError
-from patchattack.job import Fabric, Settings
+from patchattack.job import Fabric, Settings, asking
 from patchattack.pipeline import versions
 from patchattack.scene import Source
 from patchattack.victims.journal import Journal
@@ -191,11 +191,11 @@ def _learned(trial: Trial, fabric: Fabric, folder: Path, journal: Journal) -> No
     victim.to(device)
     source = Memory(trial.source, trial.settings.memory_gb * 1e9)
     training, _, test = trial.settings.parts(len(source))
+    asks = asking(victim, fabric)
 
     @torch.no_grad()
     def answered(points: Tensor) -> Tensor:
-        with fabric.autocast():
-            return victim(points.to(device).float() / 255).float().cpu()
+        return asks(points.float() / 255).float().cpu()
 
     def ask(points: Tensor) -> Tensor:
         return journal.keep(points, answered, victim.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from patchattack.attacks.attack import Attack
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError
 from patchattack.evaluation import Evaluator, References, Row
 from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch
 from patchattack.pipeline import versions
 from patchattack.reporting.matrix import Matrix, write_matrix
+from patchattack.runs import all_held_out
 from patchattack.scene import Source
 from patchattack.victims.victim import Victim
 
@@ -33,12 +33,13 @@ class Trial:
 
     Attributes:
         attack: gives the metrics.
-        source: of scenes; the test part that ``settings`` cut off is used.
+        source: of scenes.
         renderer: puts every patch at the same places.
         victims: name to victim, the columns.
         patches: name to patch, the rows; the first gives the controls their shape.
         settings: split, scenes and draws.
         seed: of the draws.
+        held_out: numbers of the scenes to measure on.
     """
 
     attack: Attack
@@ -48,22 +49,7 @@ class Trial:
     patches: Mapping[str, Patch]
     settings: Settings
     seed: int
-
-
-def load_patches(runs: Sequence[str]) -> dict[str, Patch]:
-    """The patches of runs' folders, named after the victims that they were crafted on.
-
-    Raises:
-        InputError: no run, or a folder without a patch.
-    """
-    if not runs:
-        raise InputError("runs: expected the folders of runs, got none; give runs=[outputs/...,outputs/...]")
-    patches: dict[str, Patch] = {}
-    for folder in map(Path, runs):
-        patch = Patch.load(folder / "patch.png")
-        name = " + ".join(json.loads((folder / "patch.json").read_text()).get("victims", [])) or folder.name
-        patches[name if name not in patches else f"{name} ({folder.name})"] = patch
-    return patches
+    held_out: Callable[[Source, Settings], list[int]] = all_held_out
 
 
 def measure(trial: Trial, fabric: Fabric) -> list[Row]:
@@ -73,14 +59,14 @@ def measure(trial: Trial, fabric: Fabric) -> list[Row]:
         Rows of patch, victim, metric, region, mean, low, high and n (scenes).
 
     Raises:
-        InputError: a victim is for another task than the attack.
+        InputError: a victim is for another task than the attack, or no scene is held out.
     """
     source = Memory(trial.source, trial.settings.memory_gb * 1e9)
     rows = []
     check_tasks(trial.attack, trial.victims)
     for name, victim in trial.victims.items():
         attack, predict, scenes = introduced(trial.attack, victim, source, fabric)
-        numbers = trial.settings.parts(len(scenes))[2]
+        numbers = trial.held_out(scenes, trial.settings)
         references = References(predict, trial.settings.memory_gb * 1e9)
         for place, (crafted, patch) in enumerate(trial.patches.items()):
             evaluator = Evaluator(

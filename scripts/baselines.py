@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,25 @@ from patchattack import cli
 
 def main() -> None:
     """Compose the config from the command line and attack."""
-    cli.command("baselines", run, of_run="run")
+    cli.command("baselines", run, of_run="run", unbuilt=("data",))
 
 
 def run(parts: dict[str, Any]) -> None:
     """Attack, write the table and print it."""
     from tqdm import tqdm
 
-    from patchattack import pipeline
+    from patchattack import pipeline, runs
     from patchattack.patch import Patch
     from patchattack.per_image import baselines_report, baselines_trial, subject
 
     attack, settings = parts["attack"], parts["trainer"]
     subject.check_victim(parts["victim"])
+    build = partial(cli.instantiate, _convert_="all")
+    source = build(parts["data"])
     trial = baselines_trial.Trial(
         victim=parts["victim"],
         goal=subject.Goal.of(attack),
-        source=parts["data"],
+        source=source,
         settings=settings,
         images=parts["images"],
         attacks=parts["attacks"],
@@ -46,6 +49,9 @@ def run(parts: dict[str, Any]) -> None:
         placement=parts["placement"],
         patch=None if parts["run"] is None else Patch.load(Path(str(parts["run"])) / "patch.png"),
     )
+    if parts["run"] is not None:
+        seen = runs.HeldOut([str(parts["run"])], parts["data"], source, build)
+        seen.check(source, subject.chosen(settings, len(source), parts["images"]))
     parts["victim"].to(pipeline.start_fabric(settings).device)
     command = cli.command_line("scripts/baselines.py")
     asked = [one for one in shlex.split(command) if not one.startswith("output=")]

@@ -8,6 +8,7 @@ is not computed again.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,21 @@ from patchattack.errors import InputError
 
 def main() -> None:
     """Compose the config from the command line and measure."""
-    cli.command("defenses", run, of_run="run")
+    cli.command("defenses", run, of_run="run", unbuilt=("data",))
 
 
 def run(given: dict[str, Any]) -> None:
     """Measure, write the table and print it."""
-    from patchattack import defense_table, pipeline
+    from patchattack import defense_table, pipeline, runs
     from patchattack.patch import Patch
 
     if given["run"] is None:
         raise InputError(
             "run: expected the folder of a run, whose patch is tried first, got none; give run=outputs/..."
         )
+    build = partial(cli.instantiate, _convert_="all")
+    data = given["data"]
+    given["data"] = build(data)
     names = {"data": "source", "trainer": "settings", "print": "sheet"}
     keys = ("seed", "attack", "victim", "renderer", "patch", "regularizers", "optimizer", "schedule", "tracker")
     trial = defense_table.Trial(
@@ -37,6 +41,7 @@ def run(given: dict[str, Any]) -> None:
         defenses=given["defenses"],
         patch=Patch.load(Path(str(given["run"])) / "patch.png"),
         command=cli.command_line("scripts/defenses.py"),
+        held_out=runs.HeldOut([str(given["run"])], data, given["data"], build),
     )
     folder = cli.new_folder(given["output"], "defenses")
     rows = defense_table.measure(trial, folder, pipeline.start_fabric(trial.parts.settings))

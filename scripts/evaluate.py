@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from patchattack import cli
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 
 FREE_TO_CHANGE = ("batch", "workers", "output", "format")  # they change no number
 
 
 def main() -> None:
     """Compose the config from the command line and measure."""
-    cli.command("evaluate", run, of_run="run", unbuilt=("renderer",))
+    cli.command("evaluate", run, of_run="run", unbuilt=("renderer", "data"))
 
 
 def run(parts: dict[str, Any]) -> None:
     """Measure or go on, and print the answer and where everything is."""
-    from patchattack import pipeline
+    from patchattack import pipeline, runs
     from patchattack.reporting.evidence import write_evidence
     from patchattack.sweep import measure, summary
     from patchattack.sweep.axis import points
@@ -37,23 +37,27 @@ def run(parts: dict[str, Any]) -> None:
     _check(parts)
     fabric = pipeline.start_fabric(parts["trainer"])
     workers = parts["workers"] or (os.cpu_count() if fabric.device.type == "cpu" else 1) or 1
+    build = partial(cli.instantiate, _convert_="all")
+    given = [str(one) for one in (parts["runs"] or [parts["run"] or parts["patch"]])]
+    source = build(parts["data"])
     sweep = measure.Sweep(
         attack=parts["attack"],
-        source=parts["data"],
+        source=source,
         victims=contestants(parts["victims"], parts["victim"]),
-        patches=_patches(parts),
+        patches=runs.load_patches(given, parts["size_mm"]),
         points=points(
             parts["axes"],
             parts["renderer"],
-            partial(cli.instantiate, _convert_="all"),
+            build,
             factorial=parts["sweep"] == "factorial",
         ),
         settings=replace(parts["trainer"], test_scenes=parts["scenes"], test_draws=parts["draws"]),
         seed=parts["seed"],
+        held_out=runs.HeldOut(given, parts["data"], source, build),
     )
     command = cli.command_line("scripts/evaluate.py")
-    given = [one for one in shlex.split(command) if one.split("=", 1)[0] not in FREE_TO_CHANGE]
-    identity = {"command": shlex.join(given), "versions": pipeline.versions()}
+    asked = [one for one in shlex.split(command) if one.split("=", 1)[0] not in FREE_TO_CHANGE]
+    identity = {"command": shlex.join(asked), "versions": pipeline.versions()}
     with measure.one_thread():
         benches = measure.benches(sweep, fabric)
         kept, left_out = measure.fitting(sweep.points, benches)
@@ -71,10 +75,13 @@ def run(parts: dict[str, Any]) -> None:
         except KeyboardInterrupt:
             print(f"interrupted. To go on: {command} {shlex.quote(f'resume={folder}')}")
             sys.exit(130)
+        except VictimError as stop:
+            goes_on = f"{command} {shlex.quote(f'resume={folder}')}"
+            raise InputError(f"{stop}; what was measured is kept, go on with: {goes_on}") from stop
         found = summary.summarise(folder / "views.csv", table, parts["margin"])
         answer = summary.headline(found, benches[0].attack)
         summary.write(folder, found, answer, left_out)
-        origin = summary.Origin(type(parts["data"]).__name__, command, pipeline.versions())
+        origin = summary.Origin(type(source).__name__, command, pipeline.versions())
         write_evidence(folder, summary.evidence(table, parts["axes"], found, answer, left_out, origin))
     views = summary.to_parquet(folder / "views.csv", table) if parts["format"] == "parquet" else folder / "views.csv"
     print(f"\n{answer.sentence}\n{answer.facts}\n")
@@ -101,17 +108,6 @@ def _check(parts: dict[str, Any]) -> None:
     if type(parts["seed"]) is not int or parts["seed"] < 0:
         raise InputError(f"seed: expected a whole number from 0 on, got {parts['seed']}")
     check_format(parts["format"])
-
-
-def _patches(parts: dict[str, Any]) -> dict[str, Any]:
-    """Name to patch."""
-    from patchattack.sweep.subject import load_image
-    from patchattack.transfer import load_patches
-
-    if isinstance(parts["patch"], str):
-        path = Path(parts["patch"]).expanduser()
-        return {path.stem: load_image(path, parts["size_mm"])}
-    return load_patches(parts["runs"] or [str(parts["run"])])
 
 
 def _folder(parts: dict[str, Any]) -> Path:

@@ -27,7 +27,7 @@ LAYERS = (
     ("controls", "statistics", "indicators"),
     ("evaluation", "reporting", "printing"),
     ("job",),
-    ("checkpoint",),
+    ("checkpoint", "runs"),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("pipeline",),
     ("transfer", "rehearsal", "ablation", "defense_table", "per_image", "substitute", "sweep"),

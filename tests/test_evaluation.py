@@ -154,6 +154,22 @@ def test_every_condition_has_the_same_draws_and_every_repetition_its_own() -> No
     assert values["patch"][:4] != values["patch"][4:]
 
 
+@pytest.mark.parametrize(("repetitions", "batch"), [(1, 8), (1, 2), (2, 3)])
+def test_what_varies_is_another_for_every_scene_and_draw(repetitions: int, batch: int) -> None:
+    asked: list[int] = []
+
+    def varying(number: int) -> Tensor:
+        asked.append(number)
+        return random_texture(16, 16, number)
+
+    measured = evaluator().measure({"patch": textures()["patch"], "random": varying}, range(4, 10), repetitions, batch)
+    assert sorted(asked) == list(range(6 * repetitions))  # so all four sizes of cells come in turn
+    alone = evaluator().measure({"random": varying}, range(4, 10), repetitions, batch=1)
+    for metric in alone[0].metrics:
+        a, b = (per_scene(one, "random", metric) for one in (measured, alone))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_the_key_names_the_draws() -> None:
     first, again, other = (evaluator(key=key).measure(textures(), [0, 1]) for key in ((0, 1), (0, 1), (0, 2)))
     assert first == again

@@ -18,15 +18,15 @@ from patchattack.eot.appearance import Brightness, Hue
 from patchattack.eot.camera import Defocus, SensorNoise
 from patchattack.eot.placement import OnSurface, Uniform
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 from patchattack.evaluation import Evaluator
 from patchattack.job import TEST, Settings
 from patchattack.patch import Patch, write_png
+from patchattack.runs import load_image
 from patchattack.scene import Scene, Source
 from patchattack.statistics import sign_flip
 from patchattack.sweep import measure, summary
 from patchattack.sweep.axis import Axis, points
-from patchattack.sweep.subject import load_image
 from patchattack.victims.victim import FlowVictim
 
 SIZE = (24, 32)
@@ -289,6 +289,15 @@ def test_the_bytes_do_not_depend_on_the_batch_or_the_processes(tmp_path: Path) -
     assert views(tmp_path / "many", table_of(sweep()), batch=32) == one
     assert views(tmp_path / "two", table_of(sweep()), batch=3, workers=2) == one
     assert views(tmp_path / "seed", table_of(sweep(seed=8))) != one
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_victim_that_fails_midway_is_said_in_one_line(tmp_path: Path, workers: int) -> None:
+    victim = Colours()
+    table = table_of(sweep(victims={"colours": victim}))
+    victim.strength = None  # type: ignore[assignment]
+    with pytest.raises(VictimError, match=r"^victim colours: expected an answer, got 'unsupported operand.*'$"):
+        views(tmp_path, table, workers=workers)
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.3, 0.62, 0.999])

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 PROJECT = Path(__file__).parents[1]
@@ -61,11 +63,33 @@ def test_every_patch_meets_every_victim(
     assert own["mean"] == pytest.approx(same["mean"], abs=0.02)  # the patch has been through a file of 8 bits
 
 
+def test_an_image_is_a_patch_too_and_runs_leave_out_what_they_have_seen(
+    runs: list[Path], tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
+) -> None:
+    cv2.imwrite(str(tmp_path / "photo.png"), np.full((8, 16, 3), 90, np.uint8))
+    arguments = (
+        "attack=flow",
+        f"runs=[{tmp_path / 'photo.png'},{runs[0]}]",
+        "size_mm=80",
+        "victims=[flow_matching]",
+        "victims.flow_matching.weights=random",
+        *(one for one in tiny if not one.startswith("victim")),
+        "trainer.split=[0.25,0.25,0.5]",  # of its last four scenes, the run has seen two
+        f"output={tmp_path / 'table'}",
+    )
+    outcome = command(*arguments, entry=transfer)
+    assert outcome.status == 0, outcome.err
+    rows = {row["patch"]: row for row in json.loads((tmp_path / "table" / "transfer.json").read_text())}
+    assert rows.keys() == {"clean", "grey", "white", "black", "random", "photo", "flow_matching"}
+    assert {row["n"] for row in rows.values()} == {2}
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ([], "runs: expected the folders of runs, got none"),
         (["runs=[nowhere]"], "nowhere/patch.png"),
+        (["runs=[nowhere.jpg]"], "patch: expected a readable image file, got nowhere.jpg"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -12,7 +12,7 @@ from torch import Tensor
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
 
-Textures = Callable[[int], Tensor]  # the number of a repetition to a texture [3, h, w]
+Textures = Callable[[int], Tensor]  # a number, another one for every scene and draw, to a texture [3, h, w]
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ class Attack(ABC):
         headline: the metric and the region that decide whether a patch works.
         quality: the metric and the region that say how good an output is, where the data know: what a defence may cost.
         size: how a verdict names the effect in plain words; None leaves it at a comparison with a random patch.
+        nothing_to_win: why metrics that count what a patch wins can be unknown in every scene.
     """
 
+    nothing_to_win: str = "it is wrong without a patch already, or there is nothing to change"
     task: str
     metrics_known: Mapping[str, Metric]
     headline: tuple[str, str]

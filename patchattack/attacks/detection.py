@@ -98,6 +98,8 @@ class DetectionAttack(Attack):
         self.goal, self.cls, self.boxes, self.smallest = goal, cls, boxes, smallest
         self.confidence, self.iou, self.overlap = confidence, iou, overlap
         self.headline = ("success" if goal == "appear" else "recall", "all")
+        lost = "sees one without a patch already" if goal == "appear" else "finds none of the objects without a patch"
+        self.nothing_to_win = f"it {lost}"
 
     def bind(self, victim: Any, source: Source) -> None:
         """Find the class among the victim's, and the victim's class for each of the data's.
@@ -348,7 +350,8 @@ def detections(candidates: Tensor, confidence: float) -> list[Detections]:
 
     found = []
     for image in candidates.detach():
-        rows, classes = (image[:, 4:] >= confidence).nonzero(as_tuple=True)
+        drawn = (image[:, 2:4] >= image[:, :2]).all(dim=1, keepdim=True)  # a box that ends before it begins is none
+        rows, classes = ((image[:, 4:] >= confidence) & drawn).nonzero(as_tuple=True)
         boxes, scores = image[rows, :4], image[rows, 4 + classes]
         kept = batched_nms(boxes, scores, classes, SUPPRESSION)
         found.append(Detections(boxes[kept].cpu(), scores[kept].cpu(), classes[kept].cpu()))

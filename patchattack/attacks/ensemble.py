@@ -30,6 +30,7 @@ class EnsembleAttack(Attack):
         self.victims, self.combine = victims, combine
         self.first = next(iter(self.attacks.values()))
         self.task, self.headline, self.quality = attack.task, attack.headline, attack.quality
+        self.nothing_to_win = attack.nothing_to_win
 
     def bind(self, victim: Any, source: Source) -> None:
         """Each member's attack meets its member."""

@@ -63,6 +63,10 @@ class Objects(Source):
     def __len__(self) -> int:
         return len(self._items)
 
+    def original(self, index: int) -> int:
+        """That of the scene which shows the object."""
+        return self.source.original(self._items[index].scene)
+
     def __getitem__(self, index: int) -> Scene:
         """A batch of one with its object's box in front, frames as its source gives them."""
         item = self._items[index]

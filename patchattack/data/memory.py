@@ -21,6 +21,10 @@ class Memory(Source):
     def __len__(self) -> int:
         return len(self.source)
 
+    def original(self, index: int) -> int:
+        """As the other source has it."""
+        return self.source.original(index)
+
     def __getitem__(self, index: int) -> Scene:
         if index in self._kept:
             return self._kept[index]

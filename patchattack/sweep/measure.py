@@ -29,10 +29,11 @@ from patchattack.attacks.attack import Attack, Textures
 from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Draw, Renderer
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 from patchattack.evaluation import References
 from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch, resize
+from patchattack.runs import all_held_out
 from patchattack.scene import Scene, Source, View
 from patchattack.sweep.axis import BASELINE, Point
 from patchattack.victims.victim import Victim
@@ -49,12 +50,13 @@ class Sweep:
 
     Attributes:
         attack: gives the metrics.
-        source: of scenes; the test part that ``settings`` cut off is used.
+        source: of scenes.
         victims: name to victim.
         patches: name to patch.
         points: at which, the baseline first.
         settings: split, how many test scenes and draws, and memory.
         seed: of the draws.
+        held_out: numbers of the scenes to measure on.
     """
 
     attack: Attack
@@ -64,6 +66,7 @@ class Sweep:
     points: Sequence[Point]
     settings: Settings
     seed: int
+    held_out: Callable[[Source, Settings], list[int]] = all_held_out
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
     result = []
     for name, victim in sweep.victims.items():
         attack, predict, scenes = introduced(sweep.attack, victim, source, fabric)
-        numbers = sweep.settings.parts(len(scenes))[2]
+        numbers = sweep.held_out(scenes, sweep.settings)
         if len(numbers) < 2:
             raise InputError(
                 f"scenes: expected at least two test scenes, got {len(numbers)} of the {len(scenes)} scenes of "
@@ -446,6 +449,7 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
 
     Raises:
         InputError: several processes where there can be only one.
+        VictimError: a victim failed; what was measured before is there.
     """
     if workers > 1 and (table.benches[0].device.type != "cpu" or not hasattr(os, "fork")):
         raise InputError(
@@ -468,7 +472,7 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
         dynamic_ncols=True,
     )
     with bar, (folder / "views.csv").open("ab") as views:
-        for texts in loader:
+        for texts in _given(loader):
             try:
                 views.write("".join(texts).encode())
                 views.flush()
@@ -478,6 +482,16 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
                     f"resume={folder}"
                 ) from error
             bar.update(sum(text.count("\n") for text in texts))
+
+
+def _given(loader: Iterable[list[str]]) -> Iterator[list[str]]:
+    """What a loader gives. An error of one of its processes has a traceback in its message, which ends in a line."""
+    try:
+        yield from loader
+    except (InputError, VictimError) as error:
+        kind = type(error)
+        line = str(error).strip().splitlines()[-1]
+        raise kind(line.removeprefix(f"{kind.__module__}.{kind.__name__}: ")) from error
 
 
 def _whole(texts: list[str]) -> list[str]:

@@ -38,6 +38,7 @@ def build_callable(
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
+    centres: bool = False,
 ) -> Victim:
     """The function as a victim. It is called once, so that what does not fit shows at once.
 
@@ -46,12 +47,13 @@ def build_callable(
         function: ``my.module.predict`` or ``path/to/file.py:predict``.
         answer: what it returns, as in :mod:`patchattack.victims.answers`; None is the first that the task has there.
         images: "uint8", as of files and cameras, or "float": float32 in [0, 1], not rounded.
-        size, multiple, classes, metric, reach, scale, shift, inverse: as of :class:`patchattack.victims.own.Output`.
+        size, multiple, classes, metric, reach, scale, shift, inverse, centres: as of
+            :class:`patchattack.victims.own.Output`.
 
     Raises:
         InputError: an option does not fit the task, there is no such function, or it fails or returns something else.
     """
-    output = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse)
+    output = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
     output.check("callable")
     if images not in ("uint8", "float"):
         raise InputError(f"victim.images: expected uint8 or float, got {images}")

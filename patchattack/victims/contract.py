@@ -1,10 +1,13 @@
-"""What every victim promises, checked from outside: :func:`check` for any victim of any task."""
+"""What every victim promises, checked from outside: :func:`check` for any victim of any task.
+
+A run looks at what costs it nothing, in the answers that it gets anyway before its work: :func:`check_output`.
+"""
 
 from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import seeding
-from patchattack.errors import one_line
+from patchattack.errors import InputError, one_line
+from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import Victim
 
 SAME = 1e-2  # of the output's spread: float32's rounding stays below, a batch that leaks into its scenes is above
+
+REMEDIES = {  # of an output in other units than its task's; with a victim of one's own, these are its options
+    "classification": "give victim.answer=probabilities, or take the softmax off the network's end",
+    "depth": "set victim.reach, or victim.scale, victim.shift and victim.inverse",
+    "detection": "put a sigmoid at the network's end",
+}
+BOXES = "boxes are left, top, right and bottom in pixels; give victim.centres=true for centre, width and height"
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,63 @@ def check(victim: Victim, size: tuple[int, int], seed: int = 0) -> list[Finding]
     return findings
 
 
+def members(victim: Victim, output: Any) -> Iterator[tuple[Victim, Tensor]]:
+    """Each member of an ensemble that was asked with its own output; of another victim itself with all of it."""
+    victims, outputs = (victim.members.values(), output) if isinstance(victim, Ensemble) else ((victim,), (output,))
+    return (pair for pair in zip(victims, outputs, strict=True) if pair[1] is not None)
+
+
+def check_output(victim: Victim, frames: Tensor, output: Any) -> None:
+    """Refuse what cannot be the output of the victim's task for ``frames [B, T, 3, H, W]``.
+
+    Raises:
+        InputError: another shape, numbers that are not finite, probabilities in the place of logits, metres or scores
+            out of their range, or boxes that end before they begin.
+    """
+    for member, found in members(victim, output):
+        where = f"victim {member.name}"
+        if found.shape[:1] != frames.shape[:1] or not _fits(member, frames, found)[0]:
+            raise InputError(f"{where}: expected an output {_expected(member, frames, found)}, got {list(found.shape)}")
+        if not found.isfinite().all():
+            raise InputError(f"{where}: expected finite numbers, got NaN or infinite ones")
+        passed, detail = _sound(member, found)
+        if not passed:
+            remedy = BOXES if passed is None else REMEDIES[member.task]
+            raise InputError(f"{where}: got {detail}; {remedy}")
+
+
+def check_gradient(victim: Victim, frames: Tensor, output: Any) -> None:
+    """Refuse what no patch can be optimised against.
+
+    Args:
+        victim: of any task.
+        frames: ``[B, T, 3, H, W]``, which require a gradient.
+        output: of the victim for these frames.
+
+    Raises:
+        InputError: no gradient reaches the frames, or one that is not finite, or weights that are not frozen.
+    """
+    for member, found in members(victim, output):
+        gradient = None
+        if found.requires_grad:
+            value = (found * _weights(found, seed=0)).mean()
+            (gradient,) = torch.autograd.grad(value, frames, retain_graph=True, allow_unused=True)
+        length = 0.0 if gradient is None else gradient.norm().item()
+        if not 0 < length < float("inf"):
+            got = "none" if length == 0 else f"one of length {length:g}"
+            raise InputError(
+                f"victim {member.name}: expected a finite gradient of its output to the frames, got {got}; take "
+                "no_grad, detach and rounding out of its forward, or choose an optimizer that needs no gradient"
+            )
+        alive = [name for name, value in member.named_parameters() if value.requires_grad]
+        alive += [n for n, module in member.named_modules() if module.training and not isinstance(module, Victim)]
+        if alive:
+            raise InputError(
+                f"victim {member.name}: expected frozen weights in eval mode, got {', '.join(alive[:3])} in training; "
+                "leave requires_grad_ and train out of its forward"
+            )
+
+
 def _frames(victim: Victim, batch: int, size: tuple[int, int], seed: int) -> Tensor:
     """``[batch, T, 3, h, w]`` blotches of colour, which move two pixels to the right in each frame."""
     noise = torch.rand(batch, 3, *size, generator=seeding.generator(seed))
@@ -92,19 +160,38 @@ def _finite(victim: Victim, frames: Tensor) -> tuple[bool, str]:
 
 
 def _shape(victim: Victim, frames: Tensor) -> tuple[bool, str]:
-    found = list(_output(victim, frames).shape)
+    return _fits(victim, frames, _output(victim, frames))
+
+
+def _fits(victim: Victim, frames: Tensor, found: Tensor) -> tuple[bool, str]:
+    shape, expected = list(found.shape), _expected(victim, frames, found)
+    return shape == expected, f"{shape}, expected {expected}"
+
+
+def _expected(victim: Victim, frames: Tensor, found: Tensor) -> list[Any]:
+    """The shape of an output; of a task that is not known here, what was found."""
+    shape = list(found.shape)
     batch, height, width, classes = len(frames), frames.shape[-2], frames.shape[-1], len(victim.classes)
     expected: dict[str, list[Any]] = {
         "classification": [batch, classes],
         "depth": [batch, 1, height, width],
         "flow": [batch, 2, height, width],
-        "detection": [batch, found[1] if len(found) == 3 else "A", 4 + classes],
+        "detection": [batch, shape[1] if len(shape) == 3 else "A", 4 + classes],
     }
-    return found == expected[victim.task], f"{found}, expected {expected[victim.task]}"
+    return expected.get(victim.task, shape)
 
 
-def _units(victim: Any, frames: Tensor) -> tuple[bool | None, str]:
+def _units(victim: Victim, frames: Tensor) -> tuple[bool | None, str]:
     found = _output(victim, frames)
+    if victim.task == "flow":
+        return True, f"median {found.norm(dim=1).median():.3g} px where everything moves by 2 px"
+    return _sound(victim, found)
+
+
+def _sound(victim: Any, found: Tensor) -> tuple[bool | None, str]:
+    """Whether an output can be in the units of its task; None where a person has to judge."""
+    if not found.numel():  # of a detector that suppresses
+        return True, "nothing"
     low, high = (end.item() for end in found.aminmax())
     if victim.task == "classification":
         normalised = low >= 0 and bool(((found.sum(dim=1) - 1).abs() < 1e-3).all())
@@ -115,15 +202,17 @@ def _units(victim: Any, frames: Tensor) -> tuple[bool | None, str]:
         return inside, f"{low:.3g} to {high:.3g} m, expected above 0 and within {nearest:.3g} to {farthest:.3g} m"
     if victim.task == "depth":
         return high > low, f"inverse depth {low:.3g} to {high:.3g}, up to scale and shift; nearer has to be larger"
-    if victim.task == "flow":
-        return True, f"median {found.norm(dim=1).median():.3g} px where everything moves by 2 px"
+    if victim.task != "detection":
+        return True, f"{low:.3g} to {high:.3g}"
     boxes, scores = found[..., :4], found[..., 4:]
     if not 0 <= scores.min() <= scores.max() <= 1:
         return False, f"scores {scores.min():.3g} to {scores.max():.3g}, expected 0 to 1"
-    inverted = (boxes[..., 2:] < boxes[..., :2]).any(dim=-1).float().mean().item()
+    sides = boxes[..., 2:] - boxes[..., :2]
+    inverted, drawn = (sides < 0).any(dim=-1).sum(), (sides != 0).any(dim=-1).sum()  # empty ones fill up answers
+    share = (inverted / drawn.clamp(min=1)).item()
     scored = f"scores {scores.min():.3g} to {scores.max():.3g}"
-    if inverted > 0.5:
-        return None, f"{scored}; {inverted:.0%} of the boxes end before they begin: are they centres and sizes?"
+    if share > 0.5:
+        return None, f"{scored}; {share:.0%} of the boxes end before they begin: are they centres and sizes?"
     return True, scored
 
 
@@ -244,8 +333,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 def _gradient(victim: Victim, frames: Tensor, seed: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Of a random mean of the output to ``frames``, and that mean as a function of frames."""
-    shape = _output(victim, frames).shape
-    weights = (torch.rand(shape, generator=seeding.generator(seed + 3)) - 0.5).to(frames)
+    weights = _weights(_output(victim, frames), seed)
 
     def value(given: Tensor) -> Tensor:
         return (victim(given) * weights).mean()
@@ -253,6 +341,11 @@ def _gradient(victim: Victim, frames: Tensor, seed: int) -> tuple[Tensor, Callab
     leaf = frames.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(value(leaf), leaf)
     return gradient, value
+
+
+def _weights(output: Tensor, seed: int) -> Tensor:
+    """Random ones of a mean of the output: a plain mean of what is normalised has no slope."""
+    return (torch.rand(output.shape, generator=seeding.generator(seed + 3)) - 0.5).to(output)
 
 
 def _rise(value: Callable[[Tensor], Tensor], frames: Tensor, direction: Tensor, step: float) -> float:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError
+from patchattack.victims.answers import FLOOR
 from patchattack.victims.own import SHAPES, Output, Prepared, imported, said
 from patchattack.victims.victim import Victim
 from patchattack.victims.weights import initialised, load_weights
@@ -56,6 +57,8 @@ def build_custom(
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
+    centres: bool = False,
+    answer: str | None = None,
 ) -> Victim:
     """The network that ``factory`` makes, as a victim. It is tried once, so that what does not fit shows at once.
 
@@ -83,19 +86,32 @@ def build_custom(
         scale: depth: the network's output is multiplied by it ...
         shift: depth: ... then this is added ...
         inverse: depth: ... then one is divided by it. Disparity of a metric network is ``metric`` and ``inverse``.
+        centres: detection: a box is its centre, width and height, instead of two corners.
+        answer: classification: "logits", or "probabilities", whose logarithm is taken; None is logits.
 
     Raises:
         InputError: an option does not fit the task, there is no such factory, it makes no network, the weights do not
             fit, or the network's output has another shape than its task's, or no gradient to its input.
     """
-    meant = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse)
+    meant = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
     meant.check("custom")
+    answers = (None, "logits", "probabilities") if task == "classification" else (None,)
+    if answer not in answers:
+        raise InputError(
+            f"victim.answer: expected logits or probabilities, for classification alone, got {answer} for {task}"
+        )
     made = _made(factory, factory_args or {})
     if weights is not None:
         load_weights(made, weights, trust_checkpoint)
-    network = Prepared(made, bgr, range, mean, std, output)
+    network: nn.Module = Prepared(made, bgr, range, mean, std, output)
     name = factory.replace(":", ".").rpartition(".")[2]
-    return meant.victim(network, name, _outputs(network, task, name, meant.trial_size))
+    count = _outputs(network, task, name, meant.trial_size)
+    return meant.victim(nn.Sequential(network, _Log()) if answer == "probabilities" else network, name, count)
+
+
+class _Log(nn.Module):
+    def forward(self, probabilities: Tensor) -> Tensor:
+        return probabilities.clamp(min=FLOOR).log()
 
 
 def _made(factory: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -42,7 +42,6 @@ def build_onnx(
     range: Sequence[float] | None = None,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
-    centres: bool = False,
     providers: Sequence[str] | None = None,
     size: Sequence[int] | None = None,
     multiple: int = 1,
@@ -52,6 +51,7 @@ def build_onnx(
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
+    centres: bool = False,
 ) -> Victim:
     """The network in ``file`` as a victim. It is run once, so that what does not fit shows at once.
 
@@ -65,19 +65,17 @@ def build_onnx(
         range: of its input, before ``mean`` and ``std``; None is (0, 255) of uint8 and (0, 1) of any other.
         mean: which is subtracted then, in units of ``range`` and in the network's order of channels.
         std: which it is divided by then.
-        centres: detection: a box is its centre, width and height, instead of two corners.
         providers: of onnxruntime, the first that works; None is CUDA where it is there, then the CPU.
         size: as of :class:`patchattack.victims.own.Output`; None is that of the file, where it is fixed there.
-        multiple, classes, metric, reach, scale, shift, inverse: as of :class:`patchattack.victims.own.Output`.
+        multiple, classes, metric, reach, scale, shift, inverse, centres: as of
+            :class:`patchattack.victims.own.Output`.
 
     Raises:
         InputError: onnxruntime is not installed, an option does not fit the task, the file is no ONNX file, it has
             other inputs or outputs, or another size.
     """
-    meant = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse)
+    meant = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
     meant.check("onnx", flow_has_size=True)
-    if centres and task != "detection":
-        raise InputError(f"victim.centres: expected false for {task}, which has no boxes, got true")
     session = _session(Path(file).expanduser(), providers)
     model = _Model(session, file, 2 if task == "flow" else 1, output)
     if meant.size is not None and any(side not in (None, n) for side, n in zip(model.size, meant.size, strict=True)):
@@ -92,12 +90,12 @@ def build_onnx(
 
     def ask(*images: Tensor) -> Any:
         found = model(*images)
-        return _boxes_last(found, names, centres) if answer == "candidates" else found
+        return _boxes_last(found, names) if answer == "candidates" else found
 
     def around(answers: nn.Module) -> nn.Module:
         return Prepared(answers, bgr, ends, mean, std)
 
-    about = f"{file} {output} {task} {answer} {centres} {classes}"
+    about = f"{file} {output} {task} {answer} {classes}"
     return answering(meant, answer, Path(file).stem, ask, about, around, batch=model.batch)
 
 
@@ -174,18 +172,13 @@ class _Model:
         return array.astype(self.dtype)
 
 
-def _boxes_last(found: np.ndarray, classes: Sequence[str] | None, centres: bool) -> np.ndarray:
-    """``[B, A, 4 + K]`` of candidates that may be ``[B, 4 + K, A]``, by their corners.
+def _boxes_last(found: np.ndarray, classes: Sequence[str] | None) -> np.ndarray:
+    """``[B, A, 4 + K]`` of candidates that may be ``[B, 4 + K, A]``.
 
     Where the classes are not known, there are more candidates than numbers in each.
     """
     rows = min(found.shape[1:]) if classes is None else 4 + len(classes)
-    if found.ndim == 3 and found.shape[2] != rows == found.shape[1]:
-        found = found.transpose(0, 2, 1)
-    if centres:
-        middle, half = found[..., :2], found[..., 2:4] / 2
-        found = np.concatenate([middle - half, middle + half, found[..., 4:]], axis=-1)
-    return found
+    return found.transpose(0, 2, 1) if found.ndim == 3 and found.shape[2] != rows == found.shape[1] else found
 
 
 def _shown(shape: Sequence[int | str | None]) -> str:

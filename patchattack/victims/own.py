@@ -48,6 +48,7 @@ class Output:
         scale: depth: the network's output is multiplied by it ...
         shift: depth: ... then this is added ...
         inverse: depth: ... then one is divided by it. Disparity of a metric network is ``metric`` and ``inverse``.
+        centres: detection: a box is its centre, width and height, instead of two corners.
     """
 
     task: str
@@ -59,6 +60,7 @@ class Output:
     scale: float = 1.0
     shift: float = 0.0
     inverse: bool = False
+    centres: bool = False
 
     def check(self, kind: str, flow_has_size: bool = False) -> None:
         """Refuse what no network of the task can have.
@@ -84,6 +86,7 @@ class Output:
             "multiple": task == "classification" and self.multiple != 1,
             "metric, scale, shift and inverse": task != "depth" and units != (False, 1.0, 0.0, False),
             "classes": task in ("flow", "depth") and self.classes is not None,
+            "centres": task != "detection" and self.centres,
         }
         if any(ignored.values()):
             names = "; ".join(name for name, given in ignored.items() if given)
@@ -116,16 +119,9 @@ class Output:
             nearest, farthest = self.reach
             units = self.scale, self.shift, self.inverse
             return _Depth(network, name, units, self.metric, (nearest, farthest), self.fixed, self.multiple)
-        names = read_classes(self.classes)
-        if names is None:
-            names = [f"class {number}" for number in range(count)]
-        if len(names) != count:
-            raise InputError(
-                f"victim.classes: expected {count} names, as many as {name} tells apart, got {len(names)}; "
-                "give one for each output in order, or null to number them"
-            )
+        names = class_names(self.classes, name, count)
         if self.task == "detection":
-            return _Detection(network, name, names, self.fixed, self.multiple)
+            return _Detection(network, name, names, self.fixed, self.multiple, self.centres)
         return ClassificationVictim(network, name, names, self.fixed)
 
 
@@ -203,8 +199,24 @@ class _Flow(FlowVictim):
 
 
 class _Detection(DetectionVictim):
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        classes: Sequence[str],
+        size: tuple[int, int] | None,
+        multiple: int,
+        centres: bool,
+    ) -> None:
+        super().__init__(network, name, classes, size, multiple)
+        self.centres = centres
+
     def candidates(self, images: Tensor) -> Tensor:
-        return self.network(images)
+        found = self.network(images)
+        if not self.centres:
+            return found
+        middle, half = found[..., :2], found[..., 2:4] / 2
+        return torch.cat([middle - half, middle + half, found[..., 4:]], dim=-1)
 
 
 def imported(name: str) -> Any:
@@ -249,6 +261,29 @@ def read_classes(classes: Sequence[str] | str | None) -> list[str] | None:
         raise InputError(
             f"victim.classes: expected names, or a file with one per line or a JSON list, got {path}: {said(error)}"
         ) from error
+
+
+def class_names(classes: Sequence[str] | str | None, victim: str, count: int, known: Sequence[str] = ()) -> list[str]:
+    """The names of a victim's ``count`` classes: those that are given, else those ``known`` where they are as many.
+
+    Args:
+        classes: names, a file of them, or None.
+        victim: that tells them apart.
+        count: how many it does.
+        known: names of the classes that the network is published with.
+
+    Raises:
+        InputError: another number of names, or the file cannot be read.
+    """
+    names = read_classes(classes)
+    if names is None:
+        return list(known) if len(known) == count else [f"class {number}" for number in range(count)]
+    if len(names) != count:
+        raise InputError(
+            f"victim.classes: expected {count} names, as many as {victim} tells apart, got {len(names)}; "
+            "give one for each output in order, or null to number them"
+        )
+    return names
 
 
 def said(error: Exception) -> str:

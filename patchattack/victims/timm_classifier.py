@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from patchattack.errors import InputError, nearest, one_line
+from patchattack.victims.own import class_names, read_classes
 from patchattack.victims.torchvision_classifier import imagenet_classes
 from patchattack.victims.victim import ClassificationVictim
-from patchattack.victims.weights import fetch, fetch_from_hugging_face, initialised, load_weights
+from patchattack.victims.weights import fetch, fetch_from_hugging_face, fitted, initialised
 
 
 class TimmClassifier(ClassificationVictim):
     """Any of timm's classifiers, with the input size and the normalisation that its weights were trained with.
 
-    Classes are ImageNet's where there are 1000 of them, and numbered otherwise.
-
     Args:
         name: as in ``timm.list_models``, such as "resnet50", with or without a tag of its weights ("resnet50.a1_in1k").
-        weights: "hub" (those of the tag, or timm's default), "random", or a local file.
+        weights: "hub" (those of the tag, or timm's default), "random", or a local file, whose head says how many
+            classes the network tells apart.
         trust_checkpoint: read a local file that runs code when it is read.
+        classes: as of :class:`patchattack.victims.torchvision_classifier.TorchvisionClassifier`.
 
     Raises:
-        InputError: timm is not installed, it has no such classifier, or the weights cannot be had or do not fit.
+        InputError: timm is not installed, it has no such classifier, or the weights or the names of the classes cannot
+            be had or do not fit.
     """
 
-    def __init__(self, name: str, weights: str | Path = "hub", trust_checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights: str | Path = "hub",
+        trust_checkpoint: bool = False,
+        classes: Sequence[str] | str | None = None,
+    ) -> None:
         try:
             import timm
         except ImportError as error:
@@ -42,15 +51,20 @@ class TimmClassifier(ClassificationVictim):
         if not network.num_classes:
             raise InputError(f"victim.name: expected a classifier, got {name}, which ends in features; choose another")
         config = network.pretrained_cfg
+
+        def build(count: int) -> Any:
+            return timm.create_model(name, num_classes=count)
+
         if weights == "hub":
             # timm fits them itself: it knows the keys of old files and the classes that count from 1.
             overlay = {"file": str(_fetched(name, config))}
             network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
         elif weights != "random":
-            load_weights(network, weights, trust_checkpoint)
-        count = network.num_classes
-        classes = imagenet_classes() if count == 1000 else [f"class {number}" for number in range(count)]
-        super().__init__(network, f"timm_{name}", classes, config["input_size"][1:], config["mean"], config["std"])
+            network, _ = fitted(build, network.num_classes, weights, trust_checkpoint)
+        elif given := read_classes(classes):
+            network = initialised(lambda: build(len(given)))
+        names = class_names(classes, name, network.num_classes, imagenet_classes())
+        super().__init__(network, f"timm_{name}", names, config["input_size"][1:], config["mean"], config["std"])
 
 
 def _fetched(name: str, config: dict[str, Any]) -> Path:

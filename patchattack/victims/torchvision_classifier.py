@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from patchattack.errors import InputError, nearest
+from patchattack.victims.own import class_names, read_classes
 from patchattack.victims.victim import ClassificationVictim
-from patchattack.victims.weights import initialised, load_hub, load_weights
+from patchattack.victims.weights import fitted, initialised, load_hub
 
 
 class TorchvisionClassifier(ClassificationVictim):
@@ -17,14 +20,23 @@ class TorchvisionClassifier(ClassificationVictim):
 
     Args:
         name: as in ``torchvision.models.list_models``, such as "resnet50".
-        weights: "hub" (torchvision's default weights), "random", or a local file; of ImageNet's 1000 classes.
+        weights: "hub" (torchvision's default weights), "random", or a local file, whose head says how many classes
+            the network tells apart.
         trust_checkpoint: read a local file that runs code when it is read.
+        classes: their names in the order of the outputs, or a file of them as of
+            :class:`patchattack.victims.own.Output`; None is ImageNet's where there are 1000, and numbers others.
 
     Raises:
-        InputError: no such network, or the weights cannot be had or do not fit.
+        InputError: no such network, or the weights or the names cannot be had or do not fit.
     """
 
-    def __init__(self, name: str, weights: str | Path = "hub", trust_checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        weights: str | Path = "hub",
+        trust_checkpoint: bool = False,
+        classes: Sequence[str] | str | None = None,
+    ) -> None:
         from torchvision import models
 
         names = models.list_models(module=models)
@@ -40,12 +52,24 @@ class TorchvisionClassifier(ClassificationVictim):
             options = {"transform_input": True, "init_weights": False}
         elif name.startswith("vit_"):
             options = {"image_size": side}
-        network = initialised(lambda: models.get_model(name, **options))
+
+        known = default.meta["categories"]
+
+        def build(count: int) -> Any:
+            own = {} if count == len(known) else {"num_classes": count}
+            return models.get_model(name, **options, **own)
+
+        count = len(known)
+        if weights in ("hub", "random"):
+            if weights == "random":
+                count = len(read_classes(classes) or known)
+            network = initialised(lambda: build(count))
+        else:
+            network, count = fitted(build, count, weights, trust_checkpoint, _densenet_key)
         if weights == "hub":
             load_hub(network, default.url, _densenet_key)
-        elif weights != "random":
-            load_weights(network, weights, trust_checkpoint, _densenet_key)
-        super().__init__(network, name, default.meta["categories"], (side, side), preset.mean, preset.std)
+        names = class_names(classes, name, count, known)
+        super().__init__(network, name, names, (side, side), preset.mean, preset.std)
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor
 
 from patchattack.errors import InputError, one_line
+from patchattack.victims.own import class_names, read_classes
 from patchattack.victims.ultralytics_import import quietly
 from patchattack.victims.victim import ClassificationVictim, DetectionVictim
-from patchattack.victims.weights import fetch, initialised, load_weights
+from patchattack.victims.weights import fetch, fitted, initialised
 
 ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # where the package fetches its weights
 
@@ -32,6 +35,9 @@ class UltralyticsDetector(DetectionVictim):
             Object Detection, NeurIPS 2024) and YOLO26 have beside it.
         trust_checkpoint: ultralytics' checkpoints, those of its release too, are pickled objects: reading one runs
             whatever code it holds. With False they are refused.
+        classes: names in the order of the outputs, or a file of them as of :class:`patchattack.victims.own.Output`;
+            None is the checkpoint's own. Without a checkpoint it is COCO's where there are 80, and numbers others: how
+            many there are is in the weights.
 
     Raises:
         InputError: no such network or head, a size that does not fit, or the weights cannot be had or do not fit.
@@ -46,8 +52,9 @@ class UltralyticsDetector(DetectionVictim):
         size: tuple[int, int] | None = None,
         head: str = "one_to_many",
         trust_checkpoint: bool = False,
+        classes: Sequence[str] | str | None = None,
     ) -> None:
-        network, classes = _built("detector", name, weights, trust_checkpoint)
+        network, names = _built("detector", name, weights, trust_checkpoint, classes)
         detect = network.model[-1]
         heads = ["one_to_many", "one_to_one"] if hasattr(detect, "one2one_cv2") else ["one_to_many"]
         if head not in heads:
@@ -61,7 +68,7 @@ class UltralyticsDetector(DetectionVictim):
             detect.cv2, detect.cv3 = detect.one2one_cv2, detect.one2one_cv3
         detect.one2one_cv2 = detect.one2one_cv3 = None  # the other branch would be computed for nothing
         detect.xyxy = True
-        super().__init__(network, name, classes, None if size is None else (size[0], size[1]), multiple)
+        super().__init__(network, name, names, None if size is None else (size[0], size[1]), multiple)
 
     def candidates(self, images: Tensor) -> Tensor:
         """The boxes and scores of all anchors, decoded as ``Detect`` does, but in the images' precision.
@@ -81,13 +88,14 @@ class UltralyticsDetector(DetectionVictim):
 
 
 class UltralyticsClassifier(ClassificationVictim):
-    """A YOLO classifier of ImageNet's classes, which takes images in [0, 1] as they are.
+    """A YOLO classifier, which takes images in [0, 1] as they are.
 
     Args:
         name: of the network, such as "yolov8n-cls" or "yolo26n-cls".
         weights: as of :class:`UltralyticsDetector`.
         size: ``(h, w)`` of the network's input.
         trust_checkpoint: as of :class:`UltralyticsDetector`.
+        classes: the same, with ImageNet's 1000.
 
     Raises:
         InputError: no such network, or the weights cannot be had or do not fit.
@@ -99,18 +107,21 @@ class UltralyticsClassifier(ClassificationVictim):
         weights: str | Path = "hub",
         size: tuple[int, int] = (224, 224),
         trust_checkpoint: bool = False,
+        classes: Sequence[str] | str | None = None,
     ) -> None:
         if len(size) != 2 or min(size) < 1:
             raise InputError(f"victim {name}: expected size [h, w] of positive numbers, got {list(size)}")
-        network, classes = _built("classifier", name, weights, trust_checkpoint)
-        super().__init__(network, name, classes, (size[0], size[1]))
+        network, names = _built("classifier", name, weights, trust_checkpoint, classes)
+        super().__init__(network, name, names, (size[0], size[1]))
 
     def logits(self, images: Tensor) -> Tensor:
         """Before the softmax, which the network gives as well."""
         return self.network(images)[1]
 
 
-def _built(kind: str, name: str, weights: str | Path, trust: bool) -> tuple[Any, tuple[str, ...]]:
+def _built(
+    kind: str, name: str, weights: str | Path, trust: bool, classes: Sequence[str] | str | None
+) -> tuple[Any, list[str]]:
     """The network called ``name`` with its weights, and the names of its classes."""
     with quietly():
         from ultralytics.nn.tasks import ClassificationModel, DetectionModel, yaml_model_load
@@ -135,17 +146,26 @@ def _built(kind: str, name: str, weights: str | Path, trust: bool) -> tuple[Any,
     if weights == "hub":
         weights = _published(f"{stem.removesuffix('u')}u.pt" if old else f"{stem}.pt", trust)
     checkpoint = _checkpoint(Path(weights).expanduser()) if trust and weights != "random" else None
-    names = checkpoint.names if checkpoint else YAML.load(ROOT / "cfg" / "datasets" / f"{dataset}.yaml")["names"]
-    network = initialised(lambda: model(architecture, nc=len(names), verbose=False))
+    known = checkpoint.names if checkpoint else YAML.load(ROOT / "cfg" / "datasets" / f"{dataset}.yaml")["names"]
+    names = [str(known[number]) for number in range(len(known))]
+
+    def build(count: int) -> Any:
+        return model(copy.deepcopy(architecture), nc=count, verbose=False)
+
+    count = len(names)
+    if weights == "random" or checkpoint:
+        if weights == "random":
+            count = len(read_classes(classes) or names)
+        network = initialised(lambda: build(count))
+    else:
+        network, count = fitted(build, count, weights, trust, _with_prefix)
     if checkpoint:
         try:
             network.load_state_dict(checkpoint.state_dict())
         except RuntimeError as error:
             found = checkpoint.yaml.get("yaml_file", "another network")
             raise InputError(f"{weights}: expected weights of victim.name={name}, got those of {found}") from error
-    elif weights != "random":
-        load_weights(network, weights, trust, _with_prefix)
-    return network, tuple(names[number] for number in range(len(names)))
+    return network, class_names(classes, name, count, names)
 
 
 def _with_prefix(key: str) -> str:

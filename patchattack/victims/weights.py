@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from patchattack.errors import InputError, one_line
 
 HUB_TIMEOUT = 10.0  # seconds without an answer
+PROBE = 997  # classes of a network that is built to see where its classes are: no layer inside is as wide
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts like to put the weights
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -49,12 +50,49 @@ def load_weights(
     Raises:
         InputError: the file is missing, needs code to be read, holds something else, or fits another network.
     """
+    path = _checked(path)
+    _fit(network, _state(path, trust), str(path), rename)
+
+
+def _checked(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(
             f"{path}: expected a file of weights (safetensors or a state dict), found none; check the path"
         )
-    _fit(network, _read(path, trust), str(path), rename)
+    return path
+
+
+def fitted(
+    build: Callable[[int], Network],
+    count: int,
+    path: str | Path,
+    trust: bool | None = None,
+    rename: Callable[[str], str] | None = None,
+) -> tuple[Network, int]:
+    """The network with as many classes as a local file of weights tells apart, with these weights, and their number.
+
+    Args:
+        build: makes the network for a number of classes.
+        count: of classes that the file has if nothing in it says otherwise.
+        path, trust, rename: as of :func:`load_weights`.
+
+    Raises:
+        InputError: as of :func:`load_weights`.
+    """
+    state = _state(_checked(path), trust)
+    network = initialised(lambda: build(count))
+    found = _named_for(network, state, rename)
+    if any(key in found and found[key].shape != value.shape for key, value in network.state_dict().items()):
+        heads = [
+            key for key, value in initialised(lambda: build(PROBE)).state_dict().items() if PROBE in value.shape[:1]
+        ]
+        counts = {len(found[key]) for key in heads if key in found and found[key].ndim}
+        if len(counts) == 1 and counts != {count}:
+            (count,) = counts
+            network = initialised(lambda: build(count))
+    _fit(network, state, str(path), rename)
+    return network, count
 
 
 def load_hub(network: nn.Module, url: str, rename: Callable[[str], str] | None = None) -> None:
@@ -147,7 +185,9 @@ def _read(path: Path, trust: bool | None) -> Any:
         ) from error
 
 
-def _fit(network: nn.Module, state: Any, source: str, rename: Callable[[str], str] | None) -> None:
+def _state(path: Path, trust: bool | None) -> dict[str, Tensor]:
+    """The tensors of a file by name."""
+    state = _read(path, trust)
     if isinstance(state, dict) and isinstance(state.get("ema"), nn.Module):
         state = state["ema"]
     for wrapper in WRAPPERS:
@@ -156,13 +196,20 @@ def _fit(network: nn.Module, state: Any, source: str, rename: Callable[[str], st
     if isinstance(state, nn.Module):
         state = state.state_dict()
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{source}: expected a dict of tensors by name, got something else; save the state dict alone")
+        raise InputError(f"{path}: expected a dict of tensors by name, got something else; save the state dict alone")
+    return state
+
+
+def _named_for(network: nn.Module, state: dict[str, Tensor], rename: Callable[[str], str] | None) -> dict[str, Tensor]:
+    """The tensors by the names that the network has for them."""
     expected = network.state_dict()
     if all(key.startswith("module.") and key not in expected for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    if rename is not None:
-        state = {rename(key): value for key, value in state.items()}
+    return state if rename is None else {rename(key): value for key, value in state.items()}
 
+
+def _fit(network: nn.Module, state: dict[str, Tensor], source: str, rename: Callable[[str], str] | None) -> None:
+    expected, state = network.state_dict(), _named_for(network, state, rename)
     both = [key for key in expected if key in state]
     problems = {
         "missing": [key for key in expected if key not in state],

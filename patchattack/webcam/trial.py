@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from patchattack.attacks.attack import Attack
 from patchattack.errors import InputError
-from patchattack.job import Fabric
+from patchattack.job import Fabric, asking
 from patchattack.scene import Scene, Source, View
 from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import Victim
@@ -169,13 +168,8 @@ def contestants(victims: Mapping[str, Victim], victim: Victim) -> dict[str, Vict
 
 def lined_up(victims: Mapping[str, Victim], attack: Attack, fabric: Fabric, margin: float) -> list[Trial]:
     """A trial of each victim, on the fabric's device and in its precision."""
-
-    def predict(frames: Tensor, victim: Victim) -> Any:
-        with fabric.autocast():
-            return victim(frames)
-
     return [
-        Trial(name, victim, attack, partial(predict, victim=victim.to(fabric.device)), fabric.device, margin)
+        Trial(name, victim, attack, asking(victim.to(fabric.device), fabric), fabric.device, margin)
         for name, victim in victims.items()
     ]
 

@@ -116,6 +116,26 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         TorchvisionClassifier("squeezenet1_0", tmp_path / "weights.safetensors")
 
 
+@pytest.mark.parametrize(("build", "name"), [(TorchvisionClassifier, "squeezenet1_1"), (TimmClassifier, SMALL)])
+def test_a_fine_tuned_network_has_classes_of_its_own(tmp_path: Path, build: Any, name: str) -> None:
+    """As many as its head."""
+    (tmp_path / "names.txt").write_text("stop\nyield\nno entry\n")
+    names = ("stop", "yield", "no entry")
+    network = copy.deepcopy(build(name, "random", classes=names).network)
+    state = {key: value + 1 for key, value in network.state_dict().items()}
+    file = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(state, file)
+    victim = build(name, file, classes=str(tmp_path / "names.txt"))
+    assert victim.classes == names
+    assert victim(noise(1, 1, 3, 224, 224)).shape == (1, 3)
+    assert all(torch.equal(value, state[key]) for key, value in victim.network.state_dict().items())
+    assert build(name, file).classes == ("class 0", "class 1", "class 2")
+    with pytest.raises(
+        InputError, match=rf"victim\.classes: expected 3 names, as many as {name} tells apart, got 1000"
+    ):
+        build(name, file, classes=imagenet_classes())
+
+
 @pytest.mark.parametrize("build", [TorchvisionClassifier, TimmClassifier])
 def test_a_checkpoint_with_code_needs_trust(tmp_path: Path, build: Any) -> None:
     name = "squeezenet1_1" if build is TorchvisionClassifier else SMALL

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchattack.errors import InputError
 from patchattack.victims import contract
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.contract import Finding
@@ -220,6 +221,17 @@ def test_each_broken_promise_is_found(name: str) -> None:
     (finding,) = [finding for key, finding in findings(build()).items() if key.startswith(promise)]
     assert finding.passed is passed
     assert re.search(detail, finding.detail), finding.detail
+
+
+def test_boxes_that_fill_up_an_answer_are_not_counted() -> None:
+    """Of what is there, one box in three is a centre and a size, and then all of them."""
+    frames = torch.zeros(1, 1, 3, *SIZE)
+    answer = torch.zeros(1, 9, 7)
+    answer[0, :3, :6] = torch.tensor([[2.0, 2, 8, 8, 0.5, 0], [2, 2, 8, 8, 0.5, 0], [9, 9, 4, 4, 0.5, 0]])
+    contract.check_output(Detector(), frames, answer)
+    contract.check_output(Detector(), frames, answer[:, :0])  # it finds nothing
+    with pytest.raises(InputError, match="100% of the boxes end before they begin"):
+        contract.check_output(Detector(), frames, answer[:, 2:])
 
 
 def test_weights_that_are_not_frozen_are_found() -> None:

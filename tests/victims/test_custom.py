@@ -56,6 +56,17 @@ class Detector(nn.Module):
         height = torch.full_like(value, images.shape[-2])
         return torch.stack([0 * value, 0 * value, width, height, value, 1 - value], dim=-1).unsqueeze(1)
 
+class Softmax(Linear):
+    def forward(self, images):
+        return super().forward(images).softmax(dim=1)
+
+class Centres(Detector):
+    '''The same boxes as their centres and sizes.'''
+    def forward(self, images):
+        found = super().forward(images)
+        low, high = found[..., :2], found[..., 2:4]
+        return torch.cat([(low + high) / 2, high - low, found[..., 4:]], dim=-1)
+
 class Detached(nn.Module):
     def forward(self, images):
         return images.mean(dim=(2, 3)).detach()
@@ -159,6 +170,22 @@ def test_a_detectors_boxes_come_back_in_pixels_of_the_frames() -> None:
     torch.testing.assert_close(found[0, 0, :4], torch.tensor([-0.5, -24.5, 63.5, 39.5]))
 
 
+def test_boxes_by_their_centres_are_the_same_boxes() -> None:
+    frames = noise(2, 1, 3, 16, 64)
+    by_corners = build_custom("detection", "own_networks.Detector", size=(32, 32))
+    by_centres = build_custom("detection", "own_networks.Centres", size=(32, 32), centres=True)
+    torch.testing.assert_close(by_centres(frames), by_corners(frames))
+
+
+def test_probabilities_become_logits() -> None:
+    frames = noise(2, 1, 3, 8, 8).requires_grad_()
+    plain = build_custom("classification", "own_networks.Linear")(frames)
+    victim = build_custom("classification", "own_networks.Softmax", answer="probabilities")
+    torch.testing.assert_close(victim(frames), plain.log_softmax(dim=1))
+    victim.network[0].network.head.weight.mul_(1e4)  # a network that is sure says exactly 0 and 1
+    assert victim(frames).isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["txt", "list.json", "object.json"])
 def test_names_of_classes_come_from_files(tmp_path: Path, kind: str) -> None:
     names = [f"name {number}" for number in range(11)]
@@ -205,6 +232,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("classification", "own_networks.Grey", {}, r"expected \[B, K\] for classification, got a dict of depth, name"),
     ("classification", "own_networks.Detached", {}, "expected an output with gradient to the images"),
     ("classification", "own_networks.Means", {"output": "logits"}, r"victim\.output=logits names, got ValueError"),
+    ("classification", "own_networks.Means", {"answer": "labels"}, "expected logits or probabilities, .* got labels"),
+    ("depth", "own_networks.Grey", {"answer": "probabilities"}, "for classification alone, got probabilities for dep"),
+    ("depth", "own_networks.Grey", {"centres": True, "output": "depth.0"}, "options of a depth network, got centres"),
     ("classification", "own_networks.Means", {"classes": ["a", "b"]}, "expected 3 names, .* got 2"),
     ("classification", "own_networks.Means", {"classes": "no.txt"}, r"got no\.txt: FileNotFoundError"),
     ("classification", "own_networks.Means", {"metric": True}, "got metric, scale, shift and inverse too"),

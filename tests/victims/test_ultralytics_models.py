@@ -62,10 +62,11 @@ def victim(request: pytest.FixtureRequest) -> Victim:
 
 
 def theirs(name: str, classes: int = 80) -> Any:
-    """The package's own detector, stirred; its head's two branches differ."""
-    from ultralytics.nn.tasks import DetectionModel
+    """The package's own network, stirred; a detector's two branches differ."""
+    from ultralytics.nn.tasks import ClassificationModel, DetectionModel
 
-    return stirred(DetectionModel(f"{name}.yaml", nc=classes, verbose=False)).eval().requires_grad_(False)
+    kind = ClassificationModel if name.endswith("-cls") else DetectionModel
+    return stirred(kind(f"{name}.yaml", nc=classes, verbose=False)).eval().requires_grad_(False)
 
 
 def refusal(build: Callable[..., Any], *arguments: Any, **options: Any) -> str:
@@ -269,6 +270,27 @@ def test_a_trusted_checkpoint_brings_its_classes(tmp_path: Path) -> None:
     assert victim.classes == ("sign", "cone")
     frames = noise(1, 1, 3, 64, 64)
     torch.testing.assert_close(victim(frames)[..., 4:], reference(frames[:, 0])[0].mT[..., 4:])
+
+
+def test_classes_that_a_checkpoint_calls_by_numbers_have_names(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "best.pt", "yolov8n", a=30, b=50)  # type: ignore[arg-type]
+    assert UltralyticsDetector("yolov8n", tmp_path / "best.pt", trust_checkpoint=True).classes == ("30", "50")
+    victim = UltralyticsDetector("yolov8n", tmp_path / "best.pt", trust_checkpoint=True, classes=["slow", "fast"])
+    assert victim.classes == ("slow", "fast")
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [(UltralyticsDetector, "yolov8n"), (UltralyticsClassifier, "yolo11n-cls")],
+)
+def test_a_fine_tuned_state_dict_has_classes_of_its_own(tmp_path: Path, build: Any, name: str) -> None:
+    """As many as its head; YOLO's layers before that depend on their number too."""
+    state = theirs(name, 3).state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    victim = build(name, tmp_path / "weights.pt", classes=["stop", "yield", "no entry"])
+    assert victim.classes == ("stop", "yield", "no entry")
+    assert victim(noise(1, 1, 3, 64, 64)).shape[-1] == (7 if build is UltralyticsDetector else 3)
+    assert build(name, tmp_path / "weights.pt").classes == ("class 0", "class 1", "class 2")
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
