@@ -18,6 +18,7 @@ CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT
 
 # A part imports from the rows above its own, and from no other part of its row.
 LAYERS = (
+    ("redaction",),
     ("errors",),
     ("files", "seeding"),
     ("scene",),
