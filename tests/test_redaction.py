@@ -45,7 +45,14 @@ def test_what_nobody_else_may_read_is_hidden(address: str) -> None:
     "text",
     [
         *("http://host:8080/users/@me", "https://host/a@b?size=2", "outputs/flow/2026", "victim.key_variable=MY_KEY"),
-        *("a@b.org", "ratio 3:4 @ 5 px", "tokens = 3; key: 7", "C:\\data", "?author=me&monk=1", "data:image/png;base64,=="),
+        *(
+            "a@b.org",
+            "ratio 3:4 @ 5 px",
+            "tokens = 3; key: 7",
+            "C:\\data",
+            "?author=me&monk=1",
+            "data:image/png;base64,==",
+        ),
     ],
 )
 def test_everything_else_stays(text: str) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from patchattack.errors import InputError
+from patchattack.errors import InputError, one_line
+from patchattack.webcam.overlay import outlined
 from patchattack.webcam.paper import White
 
 _QUALITY = 95  # of JPEG
@@ -29,7 +30,8 @@ class Record:
         time: seconds from the first frame.
         victim: that was asked.
         state: ``found``; ``cut`` (the frame's edge cuts the patch off); ``lost`` (no sheet in sight, or not in both
-            frames of a pair); ``other`` (a sheet that does not belong to the run).
+            frames of a pair); ``mirrored`` (a sheet's mirror image, looked for until one is found); ``other`` (a sheet
+            that does not belong to the run).
         sheet: number of the sheet, -1 where there is none.
         kind: ``patch`` or ``control``, the sheet on paper; ``drawn`` where AR mode has drawn the patch on it.
         markers: that were seen.
@@ -92,7 +94,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = path.open("w", newline="", buffering=1)
+            self._file = path.open("w", newline="", buffering=1, encoding="utf-8")
         except OSError as error:
             raise InputError(f"{path}: expected a file that can be written, got '{error.strerror}'") from error
         self._writer = csv.DictWriter(self._file, [one.name for one in fields(Record)])
@@ -109,15 +111,28 @@ class Log:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The columns of what :class:`Log` wrote: text for :data:`TEXT`, float64 for the others."""
-    with path.open(newline="") as file:
-        reader = csv.reader(file)
-        names = next(reader)
-        # An hour has a hundred thousand lines: numbers are kept as such, not as objects.
-        columns: list[Any] = [[] if name in TEXT else array("d") for name in names]
-        for row in reader:
-            for name, column, cell in zip(names, columns, row, strict=True):
-                column.append(sys.intern(cell) if name in TEXT else float(cell))
+    """The columns of what :class:`Log` wrote: text for :data:`TEXT`, float64 for the others.
+
+    A last line that was not written to its end is left out.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(line for line in file if line.endswith("\n"))
+            names = next(reader, [])
+            if missing := {one.name for one in fields(Record)}.difference(names):
+                raise ValueError(f"no column {min(missing)}")
+            # An hour has a hundred thousand lines: numbers are kept as such, not as objects.
+            columns: list[Any] = [[] if name in TEXT else array("d") for name in names]
+            for row in reader:
+                for name, column, cell in zip(names, columns, row, strict=True):
+                    column.append(sys.intern(cell) if name in TEXT else float(cell))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path}: expected the table that scripts/webcam.py writes, got none ({one_line(error)}); measure again"
+        ) from error
     return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
 
 
@@ -130,8 +145,7 @@ class Kept:
         corners: ``[T, 4, 2]`` of the patch in the victim's frames.
         whites: ``T``, the paper's brightness in them.
         files: of the ``T`` frames as the victim saw them.
-        photo: of the newest frame as the camera saw it, reduced.
-        outline: ``[4, 2]`` of the patch in the photo.
+        photo: of the newest frame as the camera saw it, reduced, with the patch outlined.
     """
 
     record: Record
@@ -139,7 +153,6 @@ class Kept:
     whites: list[White]
     files: list[Path]
     photo: Path
-    outline: np.ndarray
 
     def images(self) -> list[np.ndarray]:
         """``T`` of ``[H, W, 3]`` uint8 RGB, as the victim saw them.
@@ -147,18 +160,20 @@ class Kept:
         Raises:
             InputError: a file is gone.
         """
-        return [_stored(path) for path in self.files]
-
-    def photograph(self) -> np.ndarray:
-        """``[h, w, 3]`` uint8 RGB, as the camera saw it, reduced.
-
-        Raises:
-            InputError: the file is gone.
-        """
-        return _stored(self.photo)
+        return [stored(path) for path in self.files]
 
 
-def _stored(path: Path) -> np.ndarray:
+def photo_of(folder: Path, frame: int) -> Path:
+    """Where :class:`Store` puts what the camera saw in a frame."""
+    return folder / f"{frame:07d}_camera.jpg"
+
+
+def stored(path: Path) -> np.ndarray:
+    """``[h, w, 3]`` uint8 RGB, a frame that :class:`Store` has kept.
+
+    Raises:
+        InputError: the file is gone.
+    """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise InputError(f"{path}: expected the frame that was stored there, found none; measure again")
@@ -213,8 +228,8 @@ class Store:
         height, width = frame.shape[:2]
         scale = min(1.0, _WITHIN[0] / height, _WITHIN[1] / width)
         size = round(width * scale), round(height * scale)
-        photo = self.folder / f"{record.frame:07d}_camera.jpg"
-        _store(photo, cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        photo = photo_of(self.folder, record.frame)
         factors = size[0] / width, size[1] / height
         outline = (record.corners + 0.5) * factors - 0.5
-        self.kept.append(Kept(record, corners, whites, files, photo, outline))
+        _store(photo, outlined(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), outline))
+        self.kept.append(Kept(record, corners, whites, files, photo))

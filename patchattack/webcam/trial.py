@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from patchattack.attacks.attack import Attack
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError, one_line
 from patchattack.job import Fabric
 from patchattack.scene import Scene, Source, View
 from patchattack.victims.ensemble import Ensemble
@@ -109,8 +110,23 @@ class Trial:
 
     @torch.no_grad()
     def outputs(self, frames: Tensor) -> Any:
-        """The victim's output for ``frames [N, T, 3, H, W]`` uint8 on the host."""
-        return self.predict(to_floats(frames.to(self.device)))
+        """The victim's output for ``frames [N, T, 3, H, W]`` uint8, or float in [0, 1].
+
+        Raises:
+            VictimError: the victim fails.
+        """
+        try:
+            return self.predict(to_floats(frames.to(self.device)))
+        except (InputError, VictimError):
+            raise
+        except Exception as error:  # of somebody else's network
+            height, width = frames.shape[-2:]
+            memory = isinstance(error, MemoryError) or re.search("(out of|not enough|allocate) memory", str(error))
+            hint = f"; ask about smaller frames than {height} × {width}: size=[height,width]" if memory else ""
+            said = f"{type(error).__name__}: {one_line(error)}"
+            raise VictimError(
+                f"victim {self.name}: expected an output for {len(frames)} scenes at once, got {said}{hint}"
+            ) from error
 
     @torch.no_grad()
     def judge(self, frames: Tensor, coverage: Tensor, corners: Tensor) -> Verdicts:
@@ -120,10 +136,13 @@ class Trial:
             frames: ``[N, T, 3, H, W]`` uint8, or float in [0, 1]; the last version has no patch.
             coverage: ``[1, T, 1, H, W]`` uint8, or float in [0, 1], how much of a pixel shows the patch.
             corners: ``[1, T, 4, 2]`` of the patch.
+
+        Raises:
+            VictimError: the victim fails.
         """
         frames = to_floats(frames.to(self.device))
         count = len(frames)
-        outputs = self.predict(frames)
+        outputs = self.outputs(frames)
         clean = outputs[count - 1 :]
         scene = self._scene(Scene(frames[count - 1 :], torch.zeros(1).long(), surface=corners.float()), clean)
         if scene is None:

@@ -50,9 +50,16 @@ def test_a_video_without_a_window(
     outcome = start(f"source={path}", "show=false", "record=true", "independent=0.25")
     assert (outcome.status, outcome.err) == (0, "")
     out = tmp_path / "out"
-    assert {"frames.csv", "predicted.csv", "summary.json", "report.html", "recording_1.mp4", "frames"} == {
-        one.name for one in out.iterdir()
+    written = {
+        "session.json",
+        "frames.csv",
+        "predicted.csv",
+        "summary.json",
+        "report.html",
+        "recording_1.mp4",
+        "frames",
     }
+    assert written == {one.name for one in out.iterdir()}
     lines = (out / "frames.csv").read_text().splitlines()
     assert len(lines) == 1 + 8
     assert lines[-1].split(",")[3] == "lost"
@@ -132,7 +139,7 @@ def test_what_was_measured_is_saved_when_the_camera_goes(
 ) -> None:
     outcome = start(f"source={stream(hangs)}", "show=false", "timeout=2")
     assert (outcome.status, outcome.err) == (0, "")
-    assert f"The source failed midway: {why}, after" in outcome.out
+    assert f"Not all of it could be measured: {why}, after" in outcome.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["counts"]["with the sheet"] > 0
     assert (tmp_path / "out" / "report.html").is_file()
