@@ -63,12 +63,13 @@ class Frames(Source):
                 frame = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA)
             if not rows:
                 first, shape = name, frame.shape
-                if count * frame.size > MEMORY:
-                    raise InputError(
-                        f"{path}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {count:,} of "
-                        f"{shape[0]}×{shape[1]} ({count * frame.size / 2**30:.1f} GiB); shrink them with "
-                        "data.size=[h,w] or name fewer with data.root"
-                    )
+            held = count if path.is_dir() else len(rows) + 1  # a video need not have the frames that it announces
+            if held * frame.size > MEMORY:
+                got = f"{held:,}{'' if path.is_dir() else ' or more'} of {shape[0]}×{shape[1]}"
+                raise InputError(
+                    f"{path}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {got} "
+                    f"({held * frame.size / 2**30:.1f} GiB); shrink them with data.size=[h,w] or name fewer with data.root"
+                )
             if frame.shape != shape:
                 raise InputError(
                     f"{name}: expected {shape[0]}×{shape[1]} like {first}, got {frame.shape[0]}×{frame.shape[1]}; "

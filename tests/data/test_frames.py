@@ -235,6 +235,21 @@ def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(Frames(str(tmp_path), size=(15, 24))) == 3
 
 
+def test_what_a_video_holds_counts_and_not_what_it_announces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "film.avi"
+    write_video(path, [100] * 4, "MJPG")
+    raw = bytearray(path.read_bytes())
+    for field in (raw.index(b"avih") + 24, raw.index(b"strh") + 40):  # dwTotalFrames and dwLength
+        assert int.from_bytes(raw[field : field + 4], "little") == 4
+        raw[field : field + 4] = (614_126).to_bytes(4, "little")
+    path.write_bytes(raw)
+    one = Frames(str(path), frames=1).pixels[0].numel()
+    monkeypatch.setattr(frames, "MEMORY", 4 * one)
+    assert len(Frames(str(path), frames=1)) == 4
+    monkeypatch.setattr(frames, "MEMORY", 4 * one - 1)
+    assert "got 4 or more of" in refusal(path)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "film.gz"])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("OpenCV would show these letters as a film\n" * 50)
