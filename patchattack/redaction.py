@@ -17,7 +17,7 @@ _NAMES = (
     r"token|key|passw(?:or)?d|pass?|pwd|pw|secret|sig(?:nature)?|auth(?:orization)?|credentials?|jwt|session(?:id)?|"
     r"user(?:name)?|usr|login(?:use|pas)?"
 )
-_QUERY = re.compile(rf"""([?&;#][\w.%\[\]-]*(?:{_NAMES})=)[^\s&#"'<>]*""", re.IGNORECASE)  # ; ends HTML's &amp;
+_QUERY = re.compile(rf"""([?&;#][\w.%\[\]-]*(?:{_NAMES})\\*=)[^\s&#"'<>]*""", re.IGNORECASE)  # \ is Hydra's
 _BEARER = re.compile(r"(\bBearer\s+)[^\s\"',]+")
 _MARKED = re.compile(rf"//{re.escape(HIDDEN)}@|={re.escape(HIDDEN)}")
 

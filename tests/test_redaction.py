@@ -16,6 +16,7 @@ ADDRESSES = {
     "rtsp://user:s3c/r#e?t@host/live": "rtsp://***@host/live",
     "//user:s3cret@host/live": "//***@host/live",
     "http://host/x?a=1&token=s3cret&b=2#top": "http://host/x?a=1&token=***&b=2#top",
+    r"http://host/x?a\=1&token\=s3cret": r"http://host/x?a\=1&token\=***",
     "http://host/x?access_token=s3cret": "http://host/x?access_token=***",
     "http://host/x?key=s3cret;size=2": "http://host/x?key=***",
     "http://host/x?API-Key=s3cret%20": "http://host/x?API-Key=***",

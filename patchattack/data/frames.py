@@ -68,7 +68,8 @@ class Frames(Source):
                 got = f"{held:,}{'' if path.is_dir() else ' or more'} of {shape[0]}×{shape[1]}"
                 raise InputError(
                     f"{path}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {got} "
-                    f"({held * frame.size / 2**30:.1f} GiB); shrink them with data.size=[h,w] or name fewer with data.root"
+                    f"({held * frame.size / 2**30:.1f} GiB); shrink them with data.size=[h,w] or name fewer with "
+                    "data.root"
                 )
             if frame.shape != shape:
                 raise InputError(

@@ -208,7 +208,7 @@ class Video(Recorded):
         self.path = path
         with _quietly():
             video = cv2.VideoCapture(str(path))
-            there = next(_decoded(video), None) is not None
+            there = any(image is not None for image in _decoded(video))
         if not there:
             raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
         rate = video.get(cv2.CAP_PROP_FPS)

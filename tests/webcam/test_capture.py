@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -151,6 +152,87 @@ def test_a_video_is_read_to_its_end(tmp_path: Path, film: Callable[..., Path]) -
     assert np.abs(shots[2].images[0][16, 16].astype(int) - (200, 80, 20)).max() < 12
 
 
+def test_the_damaged_frames_of_a_video_are_left_out(tmp_path: Path, film: Callable[..., Path]) -> None:
+    path = film(tmp_path / "film.avi", [np.full((32, 32, 3), 20 * n, np.uint8) for n in range(12)])
+    raw = bytearray(path.read_bytes())
+    places = [match.start() for match in re.finditer(b"00dc", raw)][:12]  # of the frames; the index comes after them
+    for number in (0, 5, 6):
+        raw[places[number] + 8 : places[number + 1]] = bytes(places[number + 1] - places[number] - 8)
+    path.write_bytes(raw)
+    source = open_source(str(path), 2)
+    pairs = [tuple(round(one.mean() / 20) for one in shot.images) for shot in source.shots()]
+    assert pairs == [(1, 2), (2, 3), (3, 4), (7, 8), (8, 9), (9, 10), (10, 11)]
+    assert (source.frames, source.dropped, source.gaps) == (12, 3, 1)
+    assert source.faults == ["3 of 12 frames are damaged"]
+
+
+def test_a_video_that_is_cut_off_is_not_taken_for_a_whole_one(tmp_path: Path, film: Callable[..., Path]) -> None:
+    path = film(tmp_path / "film.avi", [np.full((32, 32, 3), 20 * n, np.uint8) for n in range(12)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    source = open_source(str(path), 1)
+    count = len(list(source.shots()))
+    assert 1 < count < 10
+    assert source.faults == [f"the video announces 12 frames and has {count}: it is cut off or damaged"]
+    source = open_source(str(path), 1)
+    next(source.shots())
+    assert source.faults == []  # of one that nobody has read to its end
+
+
+@pytest.mark.parametrize(
+    ("announced", "seconds", "cut"), [(300, 3.9, True), (300, 9.9, False), (float("nan"), 1, False)]
+)
+def test_where_frames_are_not_counted_the_time_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: float, seconds: float, cut: bool
+) -> None:
+    class Film:
+        """A hundred frames of a film that has 30 a second at most."""
+
+        def __init__(self, _: str) -> None:
+            self.left = 100
+
+        def read(self) -> tuple[bool, np.ndarray | None]:
+            self.left -= 1
+            return (True, image(0)) if self.left >= 0 else (False, None)
+
+        def get(self, what: int) -> float:
+            known = {cv2.CAP_PROP_FPS: 30.0, cv2.CAP_PROP_FRAME_COUNT: announced, cv2.CAP_PROP_POS_MSEC: 1000 * seconds}
+            return known[what]
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Film)
+    (tmp_path / "film.webm").touch()
+    source = open_source(str(tmp_path / "film.webm"), 1)
+    assert len(list(source.shots())) == 100
+    assert bool(source.faults) is cut
+
+
+def test_a_mirrored_picture_is_turned_back(tmp_path: Path) -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    picture[:, :2] = 255
+    cv2.imwrite(str(tmp_path / "0.png"), picture)
+    (shot,) = open_source(str(tmp_path), 1, mirrored=True).shots()
+    assert (shot.images[0] == picture[:, ::-1]).all()
+
+
+def test_a_camera_is_named_by_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+    asked: list[int] = []
+
+    def opened(number: int) -> object:
+        asked.append(number)
+        device.permits.release()
+        return SimpleNamespace(isOpened=lambda: True, set=lambda *_: True, read=device.read, release=device.release)
+
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    link = tmp_path / "usb-Some_Camera-video-index0"
+    link.symlink_to("/dev/video62")
+    for source in ("/dev/video61", str(link)):
+        assert isinstance(open_source(source, 1), Live)
+        device.unplug()
+    assert asked == [61, 62]
+
+
 def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
     for name in ("b10.png", "b2.png", "a1.jpg"):
         cv2.imwrite(str(tmp_path / name), image(int(name[1:-4])))
@@ -161,9 +243,11 @@ def test_a_folder_is_read_in_natural_order(tmp_path: Path) -> None:
     assert source.dropped == 1
 
 
-@pytest.mark.parametrize("source", [63, "63"])
+@pytest.mark.parametrize("source", [63, "63", "/dev/video63"])
 def test_no_camera(source: int | str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match=r"^source=63: expected a camera, got none .* a video, a folder or a stream$"):
+    with pytest.raises(
+        InputError, match=rf"^source={source}: expected a camera, got none .* a video, a folder or a stream$"
+    ):
         open_source(source, 1)
     assert capfd.readouterr().err == ""
 
