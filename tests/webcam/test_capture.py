@@ -155,7 +155,7 @@ def test_a_video_is_read_to_its_end(tmp_path: Path, film: Callable[..., Path]) -
 def test_the_damaged_frames_of_a_video_are_left_out(tmp_path: Path, film: Callable[..., Path]) -> None:
     path = film(tmp_path / "film.avi", [np.full((32, 32, 3), 20 * n, np.uint8) for n in range(12)])
     raw = bytearray(path.read_bytes())
-    places = [match.start() for match in re.finditer(b"00dc", raw)][:12]  # of the frames; the index comes after them
+    places = [match.start() for match in re.finditer(b"00dc", raw)][1:9]  # of the frames: one more is in the header
     for number in (0, 5, 6):
         raw[places[number] + 8 : places[number + 1]] = bytes(places[number + 1] - places[number] - 8)
     path.write_bytes(raw)
@@ -168,11 +168,11 @@ def test_the_damaged_frames_of_a_video_are_left_out(tmp_path: Path, film: Callab
 
 def test_a_video_that_is_cut_off_is_not_taken_for_a_whole_one(tmp_path: Path, film: Callable[..., Path]) -> None:
     path = film(tmp_path / "film.avi", [np.full((32, 32, 3), 20 * n, np.uint8) for n in range(12)])
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    raw = path.read_bytes()
+    path.write_bytes(raw[: [match.start() for match in re.finditer(b"00dc", raw)][6]])  # the first is in the header
     source = open_source(str(path), 1)
-    count = len(list(source.shots()))
-    assert 1 < count < 10
-    assert source.faults == [f"the video announces 12 frames and has {count}: it is cut off or damaged"]
+    assert len(list(source.shots())) == 5
+    assert source.faults == ["the video announces 12 frames and has 5: it is cut off or damaged"]
     source = open_source(str(path), 1)
     next(source.shots())
     assert source.faults == []  # of one that nobody has read to its end
@@ -216,20 +216,21 @@ def test_a_mirrored_picture_is_turned_back(tmp_path: Path) -> None:
     assert (shot.images[0] == picture[:, ::-1]).all()
 
 
-def test_a_camera_is_named_by_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
+def test_a_camera_is_named_by_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def opened(number: int) -> object:
         asked.append(number)
-        device.permits.release()
-        return SimpleNamespace(isOpened=lambda: True, set=lambda *_: True, read=device.read, release=device.release)
+        reads = iter([(True, image(0))])  # and nothing more
+        return SimpleNamespace(
+            isOpened=lambda: True, set=lambda *_: True, read=lambda: next(reads, (False, None)), release=lambda: None
+        )
 
     monkeypatch.setattr(cv2, "VideoCapture", opened)
     link = tmp_path / "usb-Some_Camera-video-index0"
     link.symlink_to("/dev/video62")
     for source in ("/dev/video61", str(link)):
         assert isinstance(open_source(source, 1), Live)
-        device.unplug()
     assert asked == [61, 62]
 
 
