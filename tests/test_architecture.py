@@ -20,7 +20,7 @@ CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT
 LAYERS = (
     ("redaction",),
     ("errors",),
-    ("files", "seeding"),
+    ("files", "seeding", "videos"),
     ("scene",),
     ("geometry",),
     ("patch",),

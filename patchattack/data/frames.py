@@ -16,6 +16,7 @@ from tqdm import tqdm
 from patchattack.data import images
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
+from patchattack.videos import decoded
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 MEMORY = 8 * 2**30  # bytes that the decoded frames may take
@@ -157,12 +158,13 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
 
     def decode() -> _Decoded:
         number = 0
-        while (frame := video.read()[1]) is not None:
-            yield (0, number), f"frame {number} of {path}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            number += 1
+        for number, frame in enumerate(decoded(video), 1):
+            name = f"frame {number - 1} of {path}"
+            damaged = InputError(f"{name}: expected one that can be decoded, got a damaged one")
+            yield (0, number - 1), name, damaged if frame is None else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         video.release()
         if number < announced:
-            _log.warning("%s: %d of the %d frames that it announces can be decoded", path, number, announced)
+            _log.warning("%s: it announces %d frames and has %d", path, announced, number)
 
     return announced, decode()
 

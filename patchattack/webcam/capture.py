@@ -18,12 +18,12 @@ import numpy as np
 
 from patchattack.errors import InputError
 from patchattack.redaction import redacted
+from patchattack.videos import decoded
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LATE = 1.75  # times the usual interval between two frames, from which one is missing in between
 INTERVALS = 31  # whose median is the usual one
 PATIENCE = 10_000  # milliseconds that a stream may take to open
-DAMAGED = 100  # frames in a row that cannot be decoded, after which a video is at its end
 WHOLE = 0.98  # share of the frames that a video announces which makes it a whole one
 COUNTED = (".avi", ".m4v", ".mov", ".mp4")  # containers that count their frames; of others OpenCV guesses the number
 
@@ -208,7 +208,7 @@ class Video(Recorded):
         self.path = path
         with _quietly():
             video = cv2.VideoCapture(str(path))
-            there = any(image is not None for image in _decoded(video))
+            there = any(image is not None for image in decoded(video))
         if not there:
             raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
         rate = video.get(cv2.CAP_PROP_FPS)
@@ -220,7 +220,7 @@ class Video(Recorded):
         video = cv2.VideoCapture(str(self.path))
         seconds = 0.0
         try:
-            for image in _decoded(video):
+            for image in decoded(video):
                 seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 yield image
         finally:
@@ -318,17 +318,6 @@ def _images(folder: Path) -> Iterator[np.ndarray | None]:
 def _image(path: Path) -> np.ndarray | None:
     with _quietly():
         return cv2.imread(str(path), cv2.IMREAD_COLOR)
-
-
-def _decoded(video: cv2.VideoCapture) -> Iterator[np.ndarray | None]:
-    """The frames ``[H, W, 3]`` uint8 BGR; None for one that cannot be decoded but has others after it."""
-    failed = 0
-    while failed < DAMAGED:
-        there, image = video.read()
-        if there:
-            yield from [None] * failed
-            yield image
-        failed = 0 if there else failed + 1
 
 
 @contextmanager

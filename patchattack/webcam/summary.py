@@ -223,7 +223,7 @@ def note(folder: Path, origin: Origin, setup: Setup, source: Mapping[str, int] |
         faults: as of :class:`Outcome`.
     """
     trial = setup.trials[0]
-    facts = {"rule": trial.rule, "label": trial.metric.label, "independent_s": setup.independent}
+    facts = {"rule": trial.rule, "label": trial.metric.label, "independent_s": float(setup.independent)}
     known = {**asdict(origin), **facts, "source": source, "faults": [*faults]}
     files.write(folder / "session.json", json.dumps(known, indent=1) + "\n")
 
@@ -278,7 +278,7 @@ def publish(folder: Path) -> Outcome:
 def _noted(folder: Path) -> dict[str, Any]:
     """What :func:`note` wrote; what can be said without it, where it is missing."""
     path = folder / "session.json"
-    known: dict[str, Any] = {
+    unknown: dict[str, Any] = {
         "title": "A printed patch before the camera",
         "setup": [("Folder", str(folder))],
         "command": "unknown",
@@ -290,9 +290,12 @@ def _noted(folder: Path) -> dict[str, Any]:
         "faults": [],
     }
     if not path.exists():
-        return known
+        return unknown
     try:
-        known |= json.loads(path.read_text(encoding="utf-8"))
+        known = unknown | json.loads(path.read_text(encoding="utf-8"))
+        for name, value in unknown.items():
+            if value is not None and not isinstance(known[name], type(value)):
+                raise TypeError(f"another {name}")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: expected what the evaluator wrote, got {one_line(error)}; remove it") from error
     return known
@@ -304,7 +307,7 @@ def _predicted(path: Path) -> dict[int, Prediction]:
         lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
         rows = [[float(cell) for cell in line.split(",")] for line in lines]
         return {int(frame): Prediction(value, success) for frame, value, success in rows}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: expected what the evaluator wrote, got {one_line(error)}; remove it") from error
 
 

@@ -196,6 +196,7 @@ def test_a_report_of_what_a_killed_session_has_left(tmp_path: Path) -> None:
         ("frames.csv", None, "got none .*No such file"),
         ("session.json", "{", r"session\.json: expected what the evaluator wrote, got .*; remove it"),
         ("session.json", "[1]", "expected what the evaluator wrote"),
+        ("session.json", '{"faults": "none"}', "got another faults; remove it"),
         ("predicted.csv", "frame,value,success\n1,2\n", r"predicted\.csv: expected what the evaluator wrote"),
     ],
 )
