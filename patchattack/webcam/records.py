@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 from array import array
@@ -98,16 +99,28 @@ class Log:
         except OSError as error:
             raise InputError(f"{path}: expected a file that can be written, got '{error.strerror}'") from error
         self._writer = csv.DictWriter(self._file, [one.name for one in fields(Record)])
-        self._writer.writeheader()
+        self._write({one.name: one.name for one in fields(Record)})
 
     def write(self, record: Record) -> None:
-        """Add a line."""
+        """Add a line.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         rounded = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(record).items()}
-        self._writer.writerow(rounded)
+        self._write(rounded)
 
     def close(self) -> None:
         """No more lines."""
         self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._writer.writerow(line)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # which closing says again
+                self._file.close()
+            raise InputError(f"{self._file.name}: expected room for a line, got '{error.strerror}'") from error
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

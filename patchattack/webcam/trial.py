@@ -115,18 +115,7 @@ class Trial:
         Raises:
             VictimError: the victim fails.
         """
-        try:
-            return self.predict(to_floats(frames.to(self.device)))
-        except (InputError, VictimError):
-            raise
-        except Exception as error:  # of somebody else's network
-            height, width = frames.shape[-2:]
-            memory = isinstance(error, MemoryError) or re.search("(out of|not enough|allocate) memory", str(error))
-            hint = f"; ask about smaller frames than {height} × {width}: size=[height,width]" if memory else ""
-            said = f"{type(error).__name__}: {one_line(error)}"
-            raise VictimError(
-                f"victim {self.name}: expected an output for {len(frames)} scenes at once, got {said}{hint}"
-            ) from error
+        return self._asked(frames)[1]
 
     @torch.no_grad()
     def judge(self, frames: Tensor, coverage: Tensor, corners: Tensor) -> Verdicts:
@@ -140,9 +129,8 @@ class Trial:
         Raises:
             VictimError: the victim fails.
         """
-        frames = to_floats(frames.to(self.device))
+        frames, outputs = self._asked(frames)
         count = len(frames)
-        outputs = self.outputs(frames)
         clean = outputs[count - 1 :]
         scene = self._scene(Scene(frames[count - 1 :], torch.zeros(1).long(), surface=corners.float()), clean)
         if scene is None:
@@ -154,6 +142,22 @@ class Trial:
             measured = self.attack.metrics(outputs[row : row + 1], clean, scene, view)
             values.append(float(measured[self.attack.headline]))
         return Verdicts(outputs, values, [self._success(value, values[-1]) for value in values])
+
+    def _asked(self, frames: Tensor) -> tuple[Tensor, Any]:
+        """The frames as the victim gets them, and its output."""
+        height, width = frames.shape[-2:]
+        try:
+            frames = to_floats(frames.to(self.device))
+            return frames, self.predict(frames)
+        except (InputError, VictimError):
+            raise
+        except Exception as error:  # of somebody else's network
+            memory = isinstance(error, MemoryError) or re.search("(out of|not enough|allocate) memory", str(error))
+            hint = f"; ask about smaller frames than {height} × {width}: size=[height,width]" if memory else ""
+            raise VictimError(
+                f"victim {self.name}: expected an output for {len(frames)} scenes at once, got "
+                f"{type(error).__name__}: {one_line(error)}{hint}"
+            ) from error
 
     def _success(self, value: float, clean: float) -> float:
         sign = 1 if self.metric.stronger == "higher" else -1

@@ -32,6 +32,12 @@ def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
         Log(tmp_path / "missing" / "frames.csv")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_full_disk_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"/dev/full: expected room for a line, got 'No space left"):
+        Log(Path("/dev/full"))
+
+
 @pytest.mark.parametrize("most", [1, 4, 5])
 def test_the_store_is_bounded_and_evenly_spread(tmp_path: Path, most: int) -> None:
     store = Store(tmp_path / "frames", most)

@@ -177,6 +177,11 @@ def test_json_has_neither_nan_nor_infinity(tmp_path: Path) -> None:
     assert "promised no success" in (tmp_path / "report.html").read_text()
 
 
+def test_a_report_of_nothing(tmp_path: Path) -> None:
+    records(tmp_path, [{"state": "lost", "kind": ""}] * 3)
+    assert publish(tmp_path).verdict == "Nothing was measured of the printed patch."
+
+
 def test_a_report_of_what_a_killed_session_has_left(tmp_path: Path) -> None:
     records(tmp_path, [{"success": 1.0}] * 20)
     table = tmp_path / "frames.csv"
