@@ -47,7 +47,7 @@ PASSING = (429, 500, 502, 503, 504)  # statuses that another try may mend
 LONGEST = 120.0  # seconds between two tries, where the service does not ask for more
 LATEST = 3600.0  # seconds between two tries, whatever it asks for
 TOLD = 10.0  # seconds that it asks for, of which the user is told
-WHOLE = 10  # times the timeout: seconds that all of a response may take
+WHOLE = 4  # times the timeout: seconds that all of a response may take
 ROOM = 16 * 2**20, 64  # most bytes of a response: of any, and for each pixel that it is about
 SHOWN = 120  # characters of a response in a message
 
@@ -89,7 +89,7 @@ def build_endpoint(
         batch: most images in a request.
         rate: most images per second; None does not wait.
         retries: how often a request is sent again.
-        timeout: seconds to wait for a connection, and for more of an answer; ten times as long for all of it.
+        timeout: seconds to wait for a connection, and for more of an answer; four times as long for all of it.
         cache: a file that remembers every answer, so that nothing is asked twice; None does not.
         size, multiple, classes, metric, reach, scale, shift, inverse: as of :class:`patchattack.victims.own.Output`.
 
@@ -263,9 +263,9 @@ class _Service:
             with contextlib.suppress(InvalidHeader, ValueError, OverflowError):  # a word, or a year that is none
                 pause = Retry().parse_retry_after(response.retry_after)
             if pause > LATEST:
+                asked = self._quoted(response.retry_after)
                 raise VictimError(
-                    f"{expected}, got {response.status} and the demand to wait for {pause / 3600:,.1f} h, more than "
-                    f"{LATEST / 3600:g} h; go on later"
+                    f"{expected}, got {response.status} and Retry-After: {asked}, more than {LATEST:g} s; go on later"
                 )
             if pause > TOLD:
                 _log.warning("victim %s asks to wait for %.0f s", self.name, pause)
