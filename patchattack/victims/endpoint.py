@@ -13,10 +13,10 @@ response is JSON too, an object that has the answers, one for each image in thei
 speaks otherwise is wrapped in a Python function: see :mod:`patchattack.victims.callable`.
 
 A request that finds nobody, gets no answer in time, or a status of 429, 500, 502, 503 or 504 is sent again: after as
-long as the service asks for by ``Retry-After``, at most an hour, or after half a second, one, two, and so on. What a
-service says is bounded: in its size, unpacked, and in the time that all of it may take. The answers of a request are
-written to the run's journal before the next is sent. A request whose answer never arrived, as one that was on its way
-when the run was killed, is sent again too: the service may have seen it twice, and nobody here can know.
+long as the service asks for by ``Retry-After``, or after half a second, one, two, and so on. What a service may say is
+bounded: the size of a response, unpacked, the time that all of it takes, and an hour for ``Retry-After``. The answers
+of a request are written to the run's journal before the next is sent. A request whose answer never arrived, as one that
+was on its way when the run was killed, is sent again too: the service may have seen it twice, and nobody here can know.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from patchattack.victims.victim import Victim
 
 PASSING = (429, 500, 502, 503, 504)  # statuses that another try may mend
 LONGEST = 120.0  # seconds between two tries, where the service does not ask for more
-LATEST = 3600.0  # seconds between two tries, whatever it asks for
+LATEST = 3600.0  # seconds that it may ask for
 TOLD = 10.0  # seconds that it asks for, of which the user is told
 WHOLE = 4  # times the timeout: seconds that all of a response may take
 ROOM = 16 * 2**20, 64  # most bytes of a response: of any, and for each pixel that it is about
