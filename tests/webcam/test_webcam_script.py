@@ -96,13 +96,10 @@ def test_a_report_is_made_again_without_source_and_victim(
     assert refused.err.startswith(f"patchattack: {source}/frames.csv: expected the table")
 
 
-def test_a_mirrored_video_is_said_and_can_be_turned_back(
+def test_a_mirrored_video_can_be_turned_back(
     start: Any, photo: Callable[..., np.ndarray], film: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = film(tmp_path / "film.avi", [photo(x=round(0.01 * n, 2))[:, ::-1] for n in range(3)])
-    refused = start(f"source={path}", "show=false")
-    assert refused.status == 2
-    assert "expected sheet 3, got its mirror image in 2 of 3 frames; turn the picture with mirrored=true" in refused.err
     outcome = start(f"source={path}", "show=false", "mirrored=true")
     assert (outcome.status, outcome.err) == (0, "")
     assert "with the sheet: 2" in outcome.out
@@ -186,11 +183,8 @@ def test_what_was_measured_is_saved_when_the_camera_goes(
 
 
 def test_an_address_is_not_told(start: Any) -> None:
-    hidden = {"rtsp://user:s3cret@127.0.0.1:9/x": "rtsp://***@127.0.0.1:9/x", "film?key=s3cret": "film?key=***"}
-    for address, shown in hidden.items():
-        outcome = start(f"source='{address}'", "show=false")
-        assert shown in outcome.err
-        assert "s3cret" not in outcome.err
+    outcome = start("source='rtsp://user:s3cret@127.0.0.1:9/x?key=s3cret'", "show=false")
+    assert "expected a stream, got no answer from rtsp://***@127.0.0.1:9/x?key=***" in outcome.err
     assert "source: expected the whole address" in start("source=rtsp://***@127.0.0.1:9/x", "show=false").err
 
 
