@@ -26,6 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from patchattack import files
 from patchattack.errors import InputError, VictimError, one_line, out_of_memory
+from patchattack.redaction import HIDDEN, all_redacted, is_redacted, printable, redacted
 
 # A resumed run may differ in these and in nothing else: they do not change what is computed.
 FREE_TO_CHANGE = (
@@ -97,6 +98,7 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) 
         sys.argv[1:] = _with_several_victims(
             _with_overrides_of_the_run(_with_attack_for_help(sys.argv[1:], name), of_run)
         )
+        _check_whole(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
     except Exception as error:
         if error in failures:
@@ -115,7 +117,7 @@ def _say(error: Exception, line: str | None, full_error: str) -> None:
     if full_error == "1" or line is None:
         raise error
     if os.environ.get("LOCAL_RANK", "0") == "0":  # every process meets the same error
-        print(f"patchattack: {line}", file=sys.stderr)
+        print(f"patchattack: {printable(redacted(line))}", file=sys.stderr)
 
 
 def run(config: DictConfig) -> None:
@@ -140,7 +142,7 @@ def run(config: DictConfig) -> None:
         raise folder
     overrides = _overrides()
     origin = pipeline.Origin(
-        {key: value for key, value in plain.items() if key not in ("resume", "output")},
+        all_redacted({key: value for key, value in plain.items() if key not in ("resume", "output")}),
         command_line("train.py"),
     )
     if fabric.global_rank == 0:
@@ -199,8 +201,8 @@ def _overrides() -> list[str]:
 
 
 def command_line(script: str) -> str:
-    """What to type to repeat what runs now."""
-    return shlex.join(["python", script, *_overrides()])
+    """What to type to repeat what runs now, but for the passwords and tokens of addresses."""
+    return redacted(shlex.join(["python", script, *_overrides()]))
 
 
 def build(plain: dict[str, Any], resumed: Path | None = None) -> Any:
@@ -371,10 +373,20 @@ def _with_overrides_of_the_run(arguments: list[str], name: str | None) -> list[s
     return [one for one in stored if _key(one) not in given] + arguments
 
 
+def _check_whole(arguments: list[str]) -> None:
+    """Refuse an address that was read where it had been redacted."""
+    if cut := [_key(one) for one in arguments if is_redacted(one)]:
+        raise InputError(
+            f"{cut[0]}: expected the whole address, got one with {HIDDEN} in place of its password or token, which are "
+            f"never stored; give {cut[0]}=ADDRESS again"
+        )
+
+
 def _check_same(plain: dict[str, Any], folder: Path) -> None:
     """Refuse to resume a run with another config."""
     before, now = (
-        dict(_flat(each)) for each in (OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), plain)
+        dict(_flat(each))
+        for each in (OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), all_redacted(plain))
     )
     differing = [
         f"{key} was {before.get(key)}, is {now.get(key)}"

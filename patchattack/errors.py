@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 
+from patchattack.redaction import printable
+
 
 class InputError(Exception):
     """Bad input: a key, a file, a value or a device that cannot be used.
@@ -27,7 +29,7 @@ def nearest(name: str, names: list[str]) -> str:
 
 def one_line(error: BaseException) -> str:
     """What an error of somebody else's code says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def out_of_memory(error: BaseException | None) -> bool:

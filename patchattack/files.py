@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from patchattack.errors import InputError
+from patchattack.redaction import redacted
 
 _PACKAGE = Path(__file__).parent
 
@@ -20,10 +21,12 @@ def shipped(folder: str) -> Path:
 def write(path: Path, data: bytes | str) -> None:
     """Write ``data`` so that, killed at any moment, ``path`` holds either its old content or all of the new one.
 
+    Text is redacted: no file has the password or token of an address.
+
     Raises:
         InputError: the file cannot be written (rights, full disk); the old content stays.
     """
-    raw = data.encode() if isinstance(data, str) else data
+    raw = redacted(data).encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

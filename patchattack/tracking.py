@@ -7,11 +7,13 @@ import io
 import os
 import secrets
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from patchattack.errors import InputError
 from patchattack.files import write
+from patchattack.redaction import all_redacted
 
 if TYPE_CHECKING:
     import wandb
@@ -176,8 +178,13 @@ class Wandb:
         os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")  # else tables wait for upload in the user's home
         self._folder = folder
         self.run_id: str | None = run_id or secrets.token_hex(4)
-        about = {"project": project, "entity": entity, "name": name, "config": config, "id": self.run_id}
-        self._run = self._start(mode, {**about, "dir": folder, "resume": "allow"})
+        about = {"project": project, "entity": entity, "name": name, "config": all_redacted(config), "id": self.run_id}
+        typed = sys.argv
+        sys.argv = all_redacted(typed)  # which W&B stores
+        try:
+            self._run = self._start(mode, {**about, "dir": folder, "resume": "allow"})
+        finally:
+            sys.argv = typed
         if not self._run.offline and self._run.url:
             print(f"W&B: {self._run.url}")
 

@@ -2,10 +2,14 @@
 
 python scripts/webcam.py run=RUN source=0
 python scripts/webcam.py run=RUN source=video.mp4 show=false record=true
+python scripts/webcam.py report=FOLDER
+
+The last makes the report of a measurement again, whatever ended it, from what its folder has: without camera or victim.
 """
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,19 @@ from patchattack.errors import InputError
 
 
 def main() -> None:
-    """Compose the config from the command line and measure."""
-    cli.command("webcam", run, of_run="run", unbuilt=("data",))
+    """Compose the config from the command line and measure, or report again."""
+    if any(one.startswith("report=") for one in sys.argv[1:]):
+        cli.command("webcam_report", report)
+    else:
+        cli.command("webcam", run, of_run="run", unbuilt=("data",))
+
+
+def report(parts: dict[str, Any]) -> None:
+    """Make the report of a session's folder again."""
+    from patchattack.webcam.summary import publish
+
+    folder = Path(str(parts["report"]))
+    tell(folder, publish(folder))
 
 
 def run(parts: dict[str, Any]) -> None:
@@ -55,7 +70,14 @@ def run(parts: dict[str, Any]) -> None:
     )
     output = cli.new_folder(parts["output"], "webcam")
     screen = Window() if parts["show"] else Nowhere()
-    capture = open_source(parts["source"], setup.trials[0].frames, parts["timeout"], parts["fps"], parts["resolution"])
+    capture = open_source(
+        parts["source"],
+        setup.trials[0].frames,
+        parts["timeout"],
+        parts["fps"],
+        parts["resolution"],
+        parts["mirrored"],
+    )
     origin = Origin(
         title=f"The printed patch of {folder.name} before the camera",
         setup=[
@@ -69,12 +91,17 @@ def run(parts: dict[str, Any]) -> None:
     )
     progress = partial(tqdm, desc="predicting", unit="frame", delay=2, disable=None)
     outcome = evaluate(setup, capture, screen, output, origin, progress)
+    tell(output, outcome)
+
+
+def tell(folder: Path, outcome: Any) -> None:
+    """Print the verdict, what it is of, and where everything is."""
     print(f"\n{outcome.verdict}")
     print("; ".join(f"{name}: {count}" for name, count in outcome.counts.items()))
-    if outcome.ended:
-        print(f"The source failed midway: {outcome.ended}; what was measured is saved.")
+    if outcome.faults:
+        print(f"Not all of it could be measured: {'; '.join(outcome.faults)}.")
     for name, file in (("report", "report.html"), ("per frame", "frames.csv"), ("numbers", "summary.json")):
-        print(f"  {name:9} {output / file}")
+        print(f"  {name:9} {folder / file}")
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT
 
 # A part imports from the rows above its own, and from no other part of its row.
 LAYERS = (
+    ("redaction",),
     ("errors",),
-    ("files", "seeding"),
-    ("scene",),
+    ("files", "seeding", "videos"),
+    ("scene", "hand_drawn"),
     ("geometry",),
     ("patch",),
     ("eot", "victims", "attacks", "regularizers", "optimizers", "defenses", "data", "tracking"),
-    ("controls", "statistics", "indicators"),
+    ("controls", "statistics", "indicators", "search"),
     ("evaluation", "reporting", "printing"),
     ("job",),
     ("checkpoint", "runs"),

@@ -103,9 +103,14 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
 
 
 @pytest.mark.usefixtures("no_account")
-def test_wandb_without_a_key_keeps_the_run_below_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "my run"
-    tracker = Wandb(folder=folder, config={"seed": 3, "patch": {"size_mm": [100, 100]}}, run_id=None)
+def test_wandb_without_a_key_keeps_the_run_below_its_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, url = tmp_path / "my run", "https://example.org/?token=s3cret"
+    monkeypatch.setattr(sys, "argv", typed := ["train.py", f"victim.url='{url}'"])
+    config = {"seed": 3, "patch": {"size_mm": [100, 100]}, "victim": {"url": url}}
+    tracker = Wandb(folder=folder, config=config, run_id=None)
+    assert sys.argv is typed
     tracker.log(0, {"loss/attack": 0.25}, {"view": torch.full((3, 4, 6), 0.5)})
     (folder / "patch.png").write_bytes(b"pixels")
     tracker.finish(ROWS, [folder / "patch.png"])
@@ -116,6 +121,7 @@ def test_wandb_without_a_key_keeps_the_run_below_its_folder(tmp_path: Path, capf
     (log,) = run.glob("*.wandb")
     for said in (b"loss/attack", b"size_mm", b"patch.png"):
         assert said in log.read_bytes()
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
     (image,) = run.glob("files/media/images/*.png")
     assert (cv2.imread(str(image)) == 128).all()  # a flat grey stays that grey
     (table,) = run.glob("files/media/table/*.json")

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from patchattack.data import images
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
+from patchattack.videos import decoded
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 MEMORY = 8 * 2**30  # bytes that the decoded frames may take
@@ -63,12 +64,14 @@ class Frames(Source):
                 frame = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA)
             if not rows:
                 first, shape = name, frame.shape
-                if count * frame.size > MEMORY:
-                    raise InputError(
-                        f"{path}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {count:,} of "
-                        f"{shape[0]}×{shape[1]} ({count * frame.size / 2**30:.1f} GiB); shrink them with "
-                        "data.size=[h,w] or name fewer with data.root"
-                    )
+            held = count if path.is_dir() else len(rows) + 1  # a video need not have the frames that it announces
+            if held * frame.size > MEMORY:
+                got = f"{held:,}{'' if path.is_dir() else ' or more'} of {shape[0]}×{shape[1]}"
+                raise InputError(
+                    f"{path}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {got} "
+                    f"({held * frame.size / 2**30:.1f} GiB); shrink them with data.size=[h,w] or name fewer with "
+                    "data.root"
+                )
             if frame.shape != shape:
                 raise InputError(
                     f"{name}: expected {shape[0]}×{shape[1]} like {first}, got {frame.shape[0]}×{frame.shape[1]}; "
@@ -155,12 +158,13 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
 
     def decode() -> _Decoded:
         number = 0
-        while (frame := video.read()[1]) is not None:
-            yield (0, number), f"frame {number} of {path}", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            number += 1
+        for number, frame in enumerate(decoded(video), 1):
+            name = f"frame {number - 1} of {path}"
+            damaged = InputError(f"{name}: expected one that can be decoded, got a damaged one")
+            yield (0, number - 1), name, damaged if frame is None else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
         video.release()
         if number < announced:
-            _log.warning("%s: %d of the %d frames that it announces can be decoded", path, number, announced)
+            _log.warning("%s: it announces %d frames and has %d", path, announced, number)
 
     return announced, decode()
 

@@ -183,7 +183,7 @@ def rehearse(
         facts = [*origin.setup, ("Video", f"{video}, made by the rehearsal"), ("World", world(plan.street))]
         about = replace(origin, title=f"{origin.title}: {name.replace('_', '-')}", setup=facts)
         outcome = evaluate(plan.setup, capture, Nowhere(), own, about, progress)
-        if outcome.counts["frames"] < len(truths):  # Ctrl-C ends a measurement, as it should before a camera
+        if outcome.interrupted:  # Ctrl-C ends a measurement, as it should before a camera
             raise KeyboardInterrupt
         records = read(own / "frames.csv")
         poses, takes = compare(records, truths, frames), by_take(records, truths)

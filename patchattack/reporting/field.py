@@ -75,6 +75,7 @@ class Field:
         title: names the measurement.
         verdict: one sentence.
         facts: the numbers behind it, in words.
+        faults: why it is not all that was to be measured.
         worked: the printed patch did more than a grey card.
         rule: when a frame counts as won, a sentence.
         label: the headline metric in words.
@@ -91,6 +92,7 @@ class Field:
     title: str
     verdict: str
     facts: str
+    faults: list[str]
     worked: bool
     rule: str
     label: str

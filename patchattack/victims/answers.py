@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError, VictimError
+from patchattack.redaction import quoted
 from patchattack.victims import journal
 from patchattack.victims.own import Output, read_classes, said
 from patchattack.victims.victim import Victim
@@ -38,6 +39,7 @@ KINDS = {
     "flow": ("flow",),
     "detection": ("boxes", "candidates"),
 }
+SHOWN = 300  # characters of what was got instead, in a message
 FLOOR = 1e-12  # the smallest probability that differs from none
 BOXES = 100  # of an image: the best are kept, and empty ones fill up, so that every image has as many
 
@@ -156,7 +158,7 @@ class Answers(nn.Module):
         return values
 
     def _unlike(self, expected: str, got: str) -> VictimError:
-        return VictimError(f"victim {self.name}: expected {expected}, got {got}")
+        return VictimError(f"victim {self.name}: expected {expected}, got {quoted(got, SHOWN)}")
 
     def _array(self, found: Any, shape: str, *fits: Sequence[int | None]) -> np.ndarray:
         """``found`` as float32 of one of the shapes; None stands for any number."""

@@ -13,34 +13,46 @@ response is JSON too, an object that has the answers, one for each image in thei
 speaks otherwise is wrapped in a Python function: see :mod:`patchattack.victims.callable`.
 
 A request that finds nobody, gets no answer in time, or a status of 429, 500, 502, 503 or 504 is sent again: after as
-long as the service asks for by ``Retry-After``, or after half a second, one, two, and so on. The answers of a request
-are written to the run's journal before the next is sent. A request whose answer never arrived, as one that was on its
-way when the run was killed, is sent again too: the service may have seen it twice, and nobody here can know.
+long as the service asks for by ``Retry-After``, or after half a second, one, two, and so on. What a service may say is
+bounded: the size of a response, unpacked, the time that all of it takes, and an hour for ``Retry-After``. The answers
+of a request are written to the run's journal before the next is sent. A request whose answer never arrived, as one that
+was on its way when the run was killed, is sent again too: the service may have seen it twice, and nobody here can know.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import logging
 import math
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 from torch import Tensor
 
 from patchattack.errors import InputError, VictimError
+from patchattack.redaction import quoted, redacted
 from patchattack.victims.answers import KINDS, Memory, answering, as_bytes
 from patchattack.victims.own import Output, said
 from patchattack.victims.victim import Victim
 
 PASSING = (429, 500, 502, 503, 504)  # statuses that another try may mend
 LONGEST = 120.0  # seconds between two tries, where the service does not ask for more
+LATEST = 3600.0  # seconds that it may ask for
+TOLD = 10.0  # seconds that it asks for, of which the user is told
+WHOLE = 4  # times the timeout: seconds that all of a response may take
+ROOM = 16 * 2**20, 64  # most bytes of a response: of any, and for each pixel that it is about
 SHOWN = 120  # characters of a response in a message
+
+_PART = 2**16  # bytes of a response at a time
+_log = logging.getLogger(__name__)
 
 
 def build_endpoint(
@@ -77,7 +89,7 @@ def build_endpoint(
         batch: most images in a request.
         rate: most images per second; None does not wait.
         retries: how often a request is sent again.
-        timeout: seconds to wait for a connection, and for more of an answer.
+        timeout: seconds to wait for a connection, and for more of an answer; four times as long for all of it.
         cache: a file that remembers every answer, so that nothing is asked twice; None does not.
         size, multiple, classes, metric, reach, scale, shift, inverse: as of :class:`patchattack.victims.own.Output`.
 
@@ -100,30 +112,32 @@ def build_endpoint(
             f"got batch={batch}, retries={retries}, timeout={timeout:g} and rate={rate}"
         )
     kind = KINDS[task][0] if answer is None else answer
-    service = _Service(parts.hostname, url, kind, retries, timeout, _key(key_variable, key_header))
+    service = _Service(parts.hostname, url, kind, retries, timeout, _key(key_variable), key_header)
     memory = None if cache is None else Memory(Path(cache).expanduser())
     pace = _Pace(rate)
 
     def ask(*given: Tensor) -> list[Any]:
         pace.wait(len(given[0]))
         written = ([_written(image, images) for image in as_bytes(one)] for one in given)
-        return service.post(dict(zip(("images", "next_images"), written, strict=False)))
+        base, each = ROOM
+        pixels = given[0][:, 0].numel()
+        return service.post(dict(zip(("images", "next_images"), written, strict=False)), base + each * pixels)
 
-    about = f"{url} {task} {kind} {classes}"
+    about = f"{redacted(url)} {task} {kind} {classes}"  # another token changes no answer
     return answering(output, kind, parts.hostname, ask, about, batch=batch, memory=memory)
 
 
-def _key(variable: str | None, header: str) -> dict[str, str]:
-    """The header that carries the key."""
+def _key(variable: str | None) -> str | None:
+    """The key that an environment variable holds."""
     if variable is None:
-        return {}
+        return None
     key = os.environ.get(variable, "").strip()
     if not key or not key.isascii() or not key.isprintable():
         raise InputError(
             f"victim.key_variable: expected an environment variable {variable} with the key, got "
             f"{'one with characters that no key has' if key else 'none'}; export {variable}=..."
         )
-    return {header: f"Bearer {key}" if header == "Authorization" else key}
+    return key
 
 
 def _written(image: np.ndarray, form: str) -> Any:
@@ -135,61 +149,127 @@ def _written(image: np.ndarray, form: str) -> Any:
     return base64.b64encode(cv2.imencode(".png", image[..., ::-1])[1].tobytes()).decode()
 
 
+class _UnboundedError(Exception):
+    """A response has no end."""
+
+
+class _Response(NamedTuple):
+    status: int
+    reason: str
+    text: str
+    retry_after: str | None
+
+
 class _Service:
     """Posts requests and gives the list of answers."""
 
-    def __init__(self, name: str, url: str, kind: str, retries: int, timeout: float, headers: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, url: str, kind: str, retries: int, timeout: float, key: str | None, key_header: str
+    ) -> None:
         import requests
-        from requests.adapters import HTTPAdapter
-        from urllib3.util import Retry
 
         self.name, self.url, self.kind, self.retries, self.timeout = name, url, kind, retries, timeout
-        again = Retry(
-            retries,
-            backoff_factor=0.5,
-            backoff_max=LONGEST,
-            status_forcelist=PASSING,
-            allowed_methods=None,  # POST too: to ask again does no harm
-            raise_on_status=False,
-        )
+        self.secrets = () if key is None else (key,)
         self.session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self.session.mount(scheme, HTTPAdapter(max_retries=again))
         self.failures = requests.RequestException
 
         def signed(request: Any) -> Any:  # as requests' own auth, or a .netrc would replace the header
-            request.headers.update(headers)
+            if key is not None:
+                request.headers[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
             return request
 
         self.session.auth = signed
 
-    def post(self, content: dict[str, list[Any]]) -> list[Any]:
-        """The answers to a request's images, as many.
+    def post(self, content: dict[str, list[Any]], most: int) -> list[Any]:
+        """The answers to a request's images, as many, of ``most`` bytes.
 
         Raises:
             VictimError: there are none, after all tries.
         """
         count = len(content["images"])
-        expected = f'victim {self.name}: expected JSON {{"{self.kind}": [...]}} with {count} answer(s) from {self.url}'
+        shape = f'JSON {{"{self.kind}": [...]}} with {count} answer(s)'
+        expected = f"victim {self.name}: expected {shape} from {redacted(self.url)}"
+        response = self._asked(content, most, expected)
+        shown = self._quoted(response.text) or "nothing"
+        if response.status != 200:
+            tries = f" after {self.retries + 1} tries" if response.status in PASSING else ""
+            raise VictimError(f"{expected}, got {response.status} {self._quoted(response.reason)}{tries}: {shown}")
         try:
-            response = self.session.post(self.url, json=content, timeout=self.timeout, allow_redirects=False)
-            text = response.text
-        except self.failures as error:
-            raise VictimError(
-                f"{expected}, got none in {self.retries + 1} tries of {self.timeout:g} s: {said(error)}"
-            ) from error
-        shown = " ".join(text.split())[:SHOWN] or "nothing"
-        if response.status_code != 200:
-            tries = f" after {self.retries + 1} tries" if response.status_code in PASSING else ""
-            raise VictimError(f"{expected}, got {response.status_code} {response.reason}{tries}: {shown}")
-        try:
-            answers = json.loads(text)[self.kind]
-        except (ValueError, KeyError, TypeError) as error:
+            answers = json.loads(response.text)[self.kind]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise VictimError(f"{expected}, got {shown}") from error
         if not isinstance(answers, list) or len(answers) != count or None in answers:
             many = f"{len(answers)} of them" if isinstance(answers, list) else type(answers).__name__
             raise VictimError(f"{expected}, got {many}: {shown}")
         return answers
+
+    def _quoted(self, text: str, most: int = SHOWN) -> str:
+        return quoted(text, most, *self.secrets)
+
+    def _asked(self, content: dict[str, list[Any]], most: int, expected: str) -> _Response:
+        """The response to the last of all tries that it takes."""
+        for tried in range(self.retries + 1):
+            last, response = tried == self.retries, None
+            try:
+                response = self._tried(content, most)
+            except _UnboundedError as error:
+                raise VictimError(f"{expected}, got {error}") from error
+            except self.failures as error:
+                if last:
+                    tries, why = f"{self.retries + 1} tries of {self.timeout:g} s", self._quoted(said(error), 3 * SHOWN)
+                    raise VictimError(f"{expected}, got none in {tries}: {why}") from error
+            if response is not None and (last or response.status not in PASSING):
+                return response
+            self._wait(response, min(0.5 * 2.0**tried, LONGEST), expected)
+        raise AssertionError("the last try returns or raises")
+
+    def _tried(self, content: dict[str, list[Any]], most: int) -> _Response:
+        """One try, in a thread of its own: of a service that says a byte now and then, no read ever takes too long."""
+        found: list[_Response | Exception] = []
+
+        def exchange() -> None:
+            try:
+                found.append(self._exchange(content, most))
+            except Exception as error:
+                found.append(error)
+
+        thread = threading.Thread(target=exchange, name="request", daemon=True)
+        thread.start()
+        thread.join(WHOLE * self.timeout)
+        if not found:
+            raise _UnboundedError(f"no end of it in {WHOLE * self.timeout:g} s")
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def _exchange(self, content: dict[str, list[Any]], most: int) -> _Response:
+        with self.session.post(
+            self.url, json=content, timeout=self.timeout, allow_redirects=False, stream=True
+        ) as response:
+            body = bytearray()
+            for part in response.iter_content(_PART):  # unpacked as it comes
+                body += part
+                if len(body) > most:
+                    raise _UnboundedError(f"more than {most / 2**20:.0f} MiB")
+            text = body.decode(errors="replace")
+            return _Response(response.status_code, response.reason or "", text, response.headers.get("Retry-After"))
+
+    def _wait(self, response: _Response | None, pause: float, expected: str) -> None:
+        """``pause`` seconds until the next try, or as many as the service asks for."""
+        from urllib3.exceptions import InvalidHeader
+        from urllib3.util import Retry
+
+        if response is not None and response.retry_after is not None:
+            with contextlib.suppress(InvalidHeader, ValueError, OverflowError):  # a word, or a year that is none
+                pause = Retry().parse_retry_after(response.retry_after)
+            if pause > LATEST:
+                asked = self._quoted(response.retry_after)
+                raise VictimError(
+                    f"{expected}, got {response.status} and Retry-After: {asked}, more than {LATEST:g} s; go on later"
+                )
+            if pause > TOLD:
+                _log.warning("victim %s asks to wait for %.0f s", self.name, pause)
+        sleep(pause)
 
 
 class _Pace:

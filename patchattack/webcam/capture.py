@@ -17,11 +17,15 @@ import cv2
 import numpy as np
 
 from patchattack.errors import InputError
+from patchattack.redaction import redacted
+from patchattack.videos import decoded
 
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LATE = 1.75  # times the usual interval between two frames, from which one is missing in between
 INTERVALS = 31  # whose median is the usual one
 PATIENCE = 10_000  # milliseconds that a stream may take to open
+WHOLE = 0.98  # share of the frames that a video announces which makes it a whole one
+COUNTED = (".avi", ".m4v", ".mov", ".mp4")  # containers that count their frames; of others OpenCV guesses the number
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,15 @@ class Capture(ABC):
         frames: that came, whether they were delivered or not.
         dropped: of these, how many were never delivered: a newer one was there already, or they were damaged.
         gaps: places where frames are missing from the source itself, so that no shot goes across.
-        ended: why no more frames came, where that was not to be expected.
+        faults: why frames are missing that were to be expected.
+        mirrored: the source's pictures are mirrored: they are turned back.
     """
+
+    mirrored = False
 
     def __init__(self) -> None:
         self.frames = self.dropped = self.gaps = 0
-        self.ended: str | None = None
+        self.faults: list[str] = []
 
     @abstractmethod
     def shots(self) -> Iterator[Shot]:
@@ -70,6 +77,14 @@ class Capture(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free the source; a second time does nothing."""
+
+    @property
+    def other_way(self) -> str:
+        """What mirrors the pictures that come, or does not if it is done now."""
+        return f"mirrored={str(not self.mirrored).lower()}"
+
+    def _rgb(self, image: np.ndarray) -> np.ndarray:
+        return cv2.cvtColor(cv2.flip(image, 1) if self.mirrored else image, cv2.COLOR_BGR2RGB)
 
 
 class Recorded(Capture):
@@ -96,9 +111,11 @@ class Recorded(Capture):
             if image is None:
                 self.dropped += 1
                 continue
-            held.append(_rgb(image))
+            held.append(self._rgb(image))
             if len(held) == self.count:
                 yield Shot(tuple(held), number, number / self.fps)
+        if self.dropped:
+            self.faults.append(f"{self.dropped:,} of {self.frames:,} frames are damaged")
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -152,18 +169,18 @@ class Live(Capture):
                 self._changed.notify()
 
     def shots(self) -> Iterator[Shot]:
-        """The newest shot each time; ends when the device fails or stalls, and says so in ``ended``."""
+        """The newest shot each time; ends when the device fails or stalls, and says so in ``faults``."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._failed or self._fresh(), self.timeout)
                 if not self._fresh():
                     what = "it stopped answering" if self._failed else f"no new frame for {self.timeout:g} s"
-                    self.ended = f"{what}, after {self.frames} frames"
+                    self.faults.append(f"{what}, after {self.frames} frames")
                     return
                 self.dropped += max(self.frames - self.count - self._delivered, 0)
                 self._delivered = number = self.frames
                 images, moment = tuple(self._held), self._times[-1] - self._first
-            yield Shot(tuple(map(_rgb, images)), number - 1, moment)
+            yield Shot(tuple(map(self._rgb, images)), number - 1, moment)
 
     def _fresh(self) -> bool:
         return len(self._held) == self.count and self.frames > self._delivered
@@ -176,43 +193,90 @@ class Live(Capture):
             self.device.release()
 
 
+class Video(Recorded):
+    """Every frame of a video file in its order; it says where frames are damaged or fewer than the file announces.
+
+    Args:
+        path: of the file.
+        count: frames of a shot.
+
+    Raises:
+        InputError: OpenCV decodes no frame of it.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path = path
+        with _quietly():
+            video = cv2.VideoCapture(str(path))
+            there = any(image is not None for image in decoded(video))
+        if not there:
+            raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
+        rate = video.get(cv2.CAP_PROP_FPS)
+        self.announced = video.get(cv2.CAP_PROP_FRAME_COUNT)
+        video.release()
+        super().__init__(self._frames(), count, rate if 0 < rate < 1000 else 30.0)
+
+    def _frames(self) -> Iterator[np.ndarray | None]:
+        video = cv2.VideoCapture(str(self.path))
+        seconds = 0.0
+        try:
+            for image in decoded(video):
+                seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                yield image
+        finally:
+            video.release()
+        # Where frames are not counted, their number is guessed of the duration: what it was guessed of is compared.
+        found = self.frames if self.path.suffix.lower() in COUNTED else max(self.frames, seconds * self.fps + 1)
+        if found < WHOLE * self.announced - 1:
+            self.faults.append(
+                f"the video announces {self.announced:,.0f} frames and has {self.frames:,}: it is cut off or damaged"
+            )
+
+
 def open_source(
-    source: int | str, count: int, timeout: float = 5.0, fps: float = 1.0, resolution: Sequence[int] = (720, 1280)
+    source: int | str,
+    count: int,
+    timeout: float = 5.0,
+    fps: float = 1.0,
+    resolution: Sequence[int] = (720, 1280),
+    mirrored: bool = False,
 ) -> Capture:
     """The capture for what the user names.
 
     Args:
-        source: a camera's number, a stream's address, a video file, or a folder of images in the order of their names.
+        source: a camera's number or device (``/dev/video0``, or a link to it), a stream's address, a video file, or a
+            folder of images in the order of their names.
         count: frames of a shot.
         timeout: seconds without a frame after which a camera or a stream counts as stalled.
         fps: of a folder's images.
         resolution: height and width asked of a camera, which gives what it can.
+        mirrored: the source's pictures are mirrored: they are turned back.
 
     Raises:
         InputError: it cannot be opened, or gives no frame.
     """
     if not timeout > 0 or not fps > 0:
         raise InputError(f"expected timeout and fps above 0, got {timeout} and {fps}")
-    if isinstance(source, int) or source.isdecimal():
-        return Live(_camera(int(source), resolution), count, timeout)
+    capture = _opened(str(source), count, timeout, fps, resolution)
+    capture.mirrored = mirrored
+    return capture
+
+
+def _opened(source: str, count: int, timeout: float, fps: float, resolution: Sequence[int]) -> Capture:
     if "://" in source:
         return Live(_stream(source), count, timeout)
     path = Path(source).expanduser()
+    device = re.fullmatch(r"/dev/video(\d+)", str(path.resolve()))  # of several cameras, links alone have stable names
+    if device or source.isdecimal():
+        return Live(_camera(source, int(device[1] if device else source), resolution), count, timeout)
     if path.is_dir():
         return Recorded(_images(path), count, fps)
     if not path.is_file():
         raise InputError(f"source: expected a camera's number, a video, a folder or an address, found no {path}")
-    with _quietly():
-        video = cv2.VideoCapture(str(path))
-        there, _ = video.read()
-    if not there:
-        raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
-    rate = video.get(cv2.CAP_PROP_FPS)
-    video.release()
-    return Recorded(_video(path), count, rate if 0 < rate < 1000 else 30.0)
+    return Video(path, count)
 
 
-def _camera(number: int, resolution: Sequence[int]) -> cv2.VideoCapture:
+def _camera(name: str, number: int, resolution: Sequence[int]) -> cv2.VideoCapture:
     with _quietly():
         camera = cv2.VideoCapture(number)
         if camera.isOpened():
@@ -226,7 +290,7 @@ def _camera(number: int, resolution: Sequence[int]) -> cv2.VideoCapture:
         state = "that gives no frame; close the program that uses it" if camera.isOpened() else "that cannot be opened"
         camera.release()
         raise InputError(
-            f"source={number}: expected a camera, got none or one {state}; "
+            f"source={name}: expected a camera, got none or one {state}; "
             "name another number, a video, a folder or a stream"
         )
     return camera
@@ -237,8 +301,9 @@ def _stream(address: str) -> cv2.VideoCapture:
     with _quietly():
         stream = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
     if not stream.isOpened():
-        shown = re.sub(r"//[^/@]*@", "//", address)  # without name and password
-        raise InputError(f"source: expected a stream, got no answer from {shown}; check address and network")
+        raise InputError(
+            f"source: expected a stream, got no answer from {redacted(address)}; check address and network"
+        )
     return stream
 
 
@@ -253,19 +318,6 @@ def _images(folder: Path) -> Iterator[np.ndarray | None]:
 def _image(path: Path) -> np.ndarray | None:
     with _quietly():
         return cv2.imread(str(path), cv2.IMREAD_COLOR)
-
-
-def _video(path: Path) -> Iterator[np.ndarray | None]:
-    video = cv2.VideoCapture(str(path))
-    try:
-        while (frame := video.read())[0]:
-            yield frame[1]
-    finally:
-        video.release()
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,18 +68,22 @@ def drawn(images: list[np.ndarray], corners: np.ndarray, patch: Patch) -> list[n
     return [to_array((frame * 255).round().byte()) for frame in rendered]
 
 
-def predict(shots: Iterable[Kept], trials: Sequence[Trial], patch: Patch, stencil: Stencil) -> Mapping[int, Prediction]:
-    """What the digital patch does at the places where the printed one was measured, by the shots' frame numbers.
+def predict(
+    shots: Iterable[Kept], trials: Sequence[Trial], patch: Patch, stencil: Stencil
+) -> Iterator[tuple[int, Prediction]]:
+    """What the digital patch does at the places where the printed one was measured, shot by shot: frame and prediction.
 
     It is rendered into the inpainted frames, so that everything but the patch's own pixels is as the camera saw it.
+
+    Raises:
+        InputError: a frame is gone.
+        VictimError: the victim fails.
     """
     named = {trial.name: trial for trial in trials}
-    found = {}
     for shot in shots:
         images = shot.images()
         without = [stencil.replace(*one) for one in zip(images, shot.corners, shot.whites, strict=True)]
         clean = to_floats(to_tensor([one.inpainted for one in without])[None])
         both = torch.cat([render(clean, shot.corners, patch), clean])
         verdicts = named[shot.record.victim].judge(both, coverage(without), torch.from_numpy(shot.corners)[None])
-        found[shot.record.frame] = Prediction(verdicts.values[0], verdicts.success[0])
-    return found
+        yield shot.record.frame, Prediction(verdicts.values[0], verdicts.success[0])

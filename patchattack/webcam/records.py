@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 from array import array
@@ -12,7 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from patchattack.errors import InputError
+from patchattack.errors import InputError, one_line
+from patchattack.webcam.overlay import outlined
 from patchattack.webcam.paper import White
 
 _QUALITY = 95  # of JPEG
@@ -29,7 +31,8 @@ class Record:
         time: seconds from the first frame.
         victim: that was asked.
         state: ``found``; ``cut`` (the frame's edge cuts the patch off); ``lost`` (no sheet in sight, or not in both
-            frames of a pair); ``other`` (a sheet that does not belong to the run).
+            frames of a pair); ``mirrored`` (a sheet's mirror image, looked for until one is found); ``other`` (a sheet
+            that does not belong to the run).
         sheet: number of the sheet, -1 where there is none.
         kind: ``patch`` or ``control``, the sheet on paper; ``drawn`` where AR mode has drawn the patch on it.
         markers: that were seen.
@@ -92,32 +95,57 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = path.open("w", newline="", buffering=1)
+            self._file = path.open("w", newline="", buffering=1, encoding="utf-8")
         except OSError as error:
             raise InputError(f"{path}: expected a file that can be written, got '{error.strerror}'") from error
         self._writer = csv.DictWriter(self._file, [one.name for one in fields(Record)])
-        self._writer.writeheader()
+        self._write({one.name: one.name for one in fields(Record)})
 
     def write(self, record: Record) -> None:
-        """Add a line."""
+        """Add a line.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         rounded = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(record).items()}
-        self._writer.writerow(rounded)
+        self._write(rounded)
 
     def close(self) -> None:
         """No more lines."""
         self._file.close()
 
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            self._writer.writerow(line)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # which closing says again
+                self._file.close()
+            raise InputError(f"{self._file.name}: expected room for a line, got '{error.strerror}'") from error
+
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The columns of what :class:`Log` wrote: text for :data:`TEXT`, float64 for the others."""
-    with path.open(newline="") as file:
-        reader = csv.reader(file)
-        names = next(reader)
-        # An hour has a hundred thousand lines: numbers are kept as such, not as objects.
-        columns: list[Any] = [[] if name in TEXT else array("d") for name in names]
-        for row in reader:
-            for name, column, cell in zip(names, columns, row, strict=True):
-                column.append(sys.intern(cell) if name in TEXT else float(cell))
+    """The columns of what :class:`Log` wrote: text for :data:`TEXT`, float64 for the others.
+
+    A last line that was not written to its end is left out.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(line for line in file if line.endswith("\n"))
+            names = next(reader, [])
+            if missing := {one.name for one in fields(Record)}.difference(names):
+                raise ValueError(f"no column {min(missing)}")
+            # An hour has a hundred thousand lines: numbers are kept as such, not as objects.
+            columns: list[Any] = [[] if name in TEXT else array("d") for name in names]
+            for row in reader:
+                for name, column, cell in zip(names, columns, row, strict=True):
+                    column.append(sys.intern(cell) if name in TEXT else float(cell))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path}: expected the table that scripts/webcam.py writes, got none ({one_line(error)}); measure again"
+        ) from error
     return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
 
 
@@ -130,8 +158,7 @@ class Kept:
         corners: ``[T, 4, 2]`` of the patch in the victim's frames.
         whites: ``T``, the paper's brightness in them.
         files: of the ``T`` frames as the victim saw them.
-        photo: of the newest frame as the camera saw it, reduced.
-        outline: ``[4, 2]`` of the patch in the photo.
+        photo: of the newest frame as the camera saw it, reduced, with the patch outlined.
     """
 
     record: Record
@@ -139,7 +166,6 @@ class Kept:
     whites: list[White]
     files: list[Path]
     photo: Path
-    outline: np.ndarray
 
     def images(self) -> list[np.ndarray]:
         """``T`` of ``[H, W, 3]`` uint8 RGB, as the victim saw them.
@@ -147,18 +173,20 @@ class Kept:
         Raises:
             InputError: a file is gone.
         """
-        return [_stored(path) for path in self.files]
-
-    def photograph(self) -> np.ndarray:
-        """``[h, w, 3]`` uint8 RGB, as the camera saw it, reduced.
-
-        Raises:
-            InputError: the file is gone.
-        """
-        return _stored(self.photo)
+        return [stored(path) for path in self.files]
 
 
-def _stored(path: Path) -> np.ndarray:
+def photo_of(folder: Path, frame: int) -> Path:
+    """Where :class:`Store` puts what the camera saw in a frame."""
+    return folder / f"{frame:07d}_camera.jpg"
+
+
+def stored(path: Path) -> np.ndarray:
+    """``[h, w, 3]`` uint8 RGB, a frame that :class:`Store` has kept.
+
+    Raises:
+        InputError: the file is gone.
+    """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise InputError(f"{path}: expected the frame that was stored there, found none; measure again")
@@ -213,8 +241,8 @@ class Store:
         height, width = frame.shape[:2]
         scale = min(1.0, _WITHIN[0] / height, _WITHIN[1] / width)
         size = round(width * scale), round(height * scale)
-        photo = self.folder / f"{record.frame:07d}_camera.jpg"
-        _store(photo, cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        photo = photo_of(self.folder, record.frame)
         factors = size[0] / width, size[1] / height
         outline = (record.corners + 0.5) * factors - 0.5
-        self.kept.append(Kept(record, corners, whites, files, photo, outline))
+        _store(photo, outlined(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), outline))
+        self.kept.append(Kept(record, corners, whites, files, photo))

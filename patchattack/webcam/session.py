@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 from patchattack.patch import Patch
 from patchattack.printing import fiducials
 from patchattack.printing.fiducials import Layout, Sighting
@@ -182,12 +182,19 @@ class Session:
         capture: of the frames.
         screen: shows the live picture.
         folder: gets ``frames.csv``, ``frames/``, screenshots and videos.
+
+    Attributes:
+        tally: how it stands.
+        interrupted: Ctrl-C has ended it.
+        failure: what else has ended it before the source did.
     """
 
     def __init__(self, setup: Setup, capture: Capture, screen: Screen, folder: Path) -> None:
         self.setup, self.capture, self.screen, self.folder = setup, capture, screen, folder
         self.controls = Controls(recording=setup.record)
         self.tally = Tally()
+        self.interrupted = False
+        self.failure: InputError | VictimError | None = None
         self.store = Store(folder / "frames", setup.keep)
         self.stencil = Stencil(setup.patch.mask)
         self._foreign = [
@@ -206,7 +213,7 @@ class Session:
         return self.setup.trials[self.controls.victim % len(self.setup.trials)]
 
     def run(self) -> list[Kept]:
-        """Measure all shots; Ctrl-C ends it as quitting does.
+        """Measure all shots; Ctrl-C ends it as quitting does, and a victim or a file that fails ends it too.
 
         Returns:
             The shots that were kept on disk.
@@ -223,7 +230,9 @@ class Session:
                 if self.controls.quitting:
                     break
         except KeyboardInterrupt:
-            pass
+            self.interrupted = True
+        except (InputError, VictimError) as error:
+            self.failure = error
         finally:
             log.close()
             self._stop_recording()
@@ -271,7 +280,12 @@ class Session:
         record = Record(shot.number, shot.time, self.trial.name, "lost")
         if sightings:
             return replace(record, state="cut", sheet=sightings[0].number)
-        strangers = fiducials.find(shot.images[-1], self._foreign) if self._last is None else []
+        if self._last is not None:
+            return record
+        # A picture is mirrored from the first frame on, or never. Mirrored markers may read as another sheet's.
+        if not self.tally.states["found"] and fiducials.find(cv2.flip(shot.images[-1], 1), self.setup.sheets):
+            return replace(record, state="mirrored")
+        strangers = fiducials.find(shot.images[-1], self._foreign)
         return replace(record, state="other", sheet=strangers[0].number) if strangers else record
 
     def _look(self, shot: Shot, sightings: list[Sighting], whites: list[White]) -> _Seen:
@@ -349,6 +363,7 @@ class Session:
         picture = self.trial.attack.pictures([self.trial.outputs(frames)], [frames[0].float() / 255])[0]
         wanted = ", ".join(str(sheet.number) for sheet in self.setup.sheets)
         state, reason = {
+            "mirrored": ("mirrored", f"the picture is mirrored; give {self.capture.other_way}"),
             "other": ("wrong sheet", f"sheet {record.sheet} is not of this run"),
             "cut": ("cut off", "the patch is not all in the frame"),
         }.get(record.state, ("no sheet", "go nearer, give more light, keep the markers in the frame and flat"))

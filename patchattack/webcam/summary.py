@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import numpy as np
 import torch
 
 from patchattack import files
+from patchattack.errors import InputError, one_line
 from patchattack.reporting.field import Curve, Field, Photo, Section, write_field
 from patchattack.statistics import FEWEST, difference, too_few, wilson
-from patchattack.webcam import overlay
 from patchattack.webcam.digital import Prediction
-from patchattack.webcam.records import Kept, read
+from patchattack.webcam.records import photo_of, read, stored
+from patchattack.webcam.session import Setup
 
 # Columns of the records against which success is shown, in words.
 AXES = {
@@ -189,67 +192,151 @@ def verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
     return False, f"It does not work on camera: the printed patch won {share}."
 
 
-def publish(
-    folder: Path,
-    predicted: Mapping[int, Prediction],
-    kept: Sequence[Kept],
-    counts: Mapping[str, int],
-    rule: str,
-    label: str,
-    independent: float,
-    origin: Origin,
-) -> str:
-    """Write ``summary.json``, ``predicted.csv`` and ``report.html`` into the session's folder.
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended.
+
+    Attributes:
+        verdict: one sentence, on the victim that was asked most.
+        counts: of frames, by what became of them.
+        faults: why it is not all that was to be measured.
+        interrupted: Ctrl-C has ended it.
+    """
+
+    verdict: str
+    counts: dict[str, int]
+    faults: list[str]
+    interrupted: bool = False
+
+
+def note(folder: Path, origin: Origin, setup: Setup, source: Mapping[str, int] | None, faults: Sequence[str]) -> None:
+    """Write ``session.json``: what a report needs to know beside what was measured.
 
     Args:
-        folder: with ``frames.csv``.
-        predicted: by frame number.
-        kept: shots with their frames.
-        counts: of frames, by what became of them.
-        rule: when a frame counts as won.
-        label: the headline metric in words.
-        independent: as in :func:`summarise`.
-        origin: for the report.
-
-    Returns:
-        The verdict on the victim that was asked most.
+        folder: of the session.
+        origin: of the measurement.
+        setup: of the session.
+        source: how many ``frames`` came from it, how many were ``dropped``, and the ``gaps`` in it; None while they
+            come.
+        faults: as of :class:`Outcome`.
     """
-    found = summarise(read(folder / "frames.csv"), predicted, independent)
+    trial = setup.trials[0]
+    facts = {"rule": trial.rule, "label": trial.metric.label, "independent_s": float(setup.independent)}
+    known = {**asdict(origin), **facts, "source": source, "faults": [*faults]}
+    files.write(folder / "session.json", json.dumps(known, indent=1) + "\n")
+
+
+def note_predicted(folder: Path, predicted: Mapping[int, Prediction]) -> None:
+    """Write ``predicted.csv``."""
     lines = [f"{frame},{one.value:.6g},{one.success:.6g}" for frame, one in sorted(predicted.items())]
     files.write(folder / "predicted.csv", "\n".join(["frame,value,success", *lines]) + "\n")
-    summary = {"counts": dict(counts), "rule": rule, "independent_s": independent, "victims": found}
-    files.write(folder / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
+
+
+def publish(folder: Path) -> Outcome:
+    """Write ``summary.json`` and ``report.html`` of what a session's folder has: at least ``frames.csv``.
+
+    ``session.json``, ``predicted.csv`` and the photographs in ``frames/`` are used where they are.
+
+    Raises:
+        InputError: there is no such table, a file is none of a session's, or one cannot be written.
+    """
+    records, about, predicted = read(folder / "frames.csv"), _noted(folder), _predicted(folder / "predicted.csv")
+    found = summarise(records, predicted, about["independent_s"])
+    counts, faults = _counts(records, about["source"]), about["faults"]
+    if about["source"] is None:
+        faults = [*faults, "it was ended before all was written down"]
+    summary = {"counts": counts, "faults": faults, "rule": about["rule"], "independent_s": about["independent_s"]}
+    plain = _plain({**summary, "victims": found})
+    files.write(folder / "summary.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
     main: Mapping[str, Any] = max(
         found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": []}
     )
     worked, sentence = verdict(main)
     field = Field(
-        title=origin.title,
+        title=about["title"],
         verdict=sentence,
         facts=_facts(main),
+        faults=faults,
         worked=worked,
-        rule=rule[0].upper() + rule[1:] + ".",
-        label=label,
-        independent=independent,
+        rule=f"{about['rule'][:1].upper()}{about['rule'][1:]}.",
+        label=about["label"],
+        independent=about["independent_s"],
         counts=list(counts.items()),
         sections=[_section(name, one) for name, one in found.items()],
-        won=_photos(kept, predicted, won=True),
-        lost=_photos(kept, predicted, won=False),
-        setup=origin.setup,
-        command=origin.command,
-        versions=origin.versions,
+        won=_photos(folder / "frames", records, predicted, won=True),
+        lost=_photos(folder / "frames", records, predicted, won=False),
+        setup=about["setup"],
+        command=about["command"],
+        versions=about["versions"],
     )
     write_field(folder / "report.html", field)
-    return sentence
+    return Outcome(sentence, counts, faults)
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """What :func:`note` wrote; what can be said without it, where it is missing."""
+    path = folder / "session.json"
+    unknown: dict[str, Any] = {
+        "title": "A printed patch before the camera",
+        "setup": [("Folder", str(folder))],
+        "command": "unknown",
+        "versions": {},
+        "rule": "the rule was not written down",
+        "label": "headline metric",
+        "independent_s": 0.5,
+        "source": None,
+        "faults": [],
+    }
+    if not path.exists():
+        return unknown
+    try:
+        known = unknown | json.loads(path.read_text(encoding="utf-8"))
+        for name, value in unknown.items():
+            if value is not None and not isinstance(known[name], type(value)):
+                raise TypeError(f"another {name}")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: expected what the evaluator wrote, got {one_line(error)}; remove it") from error
+    return known
+
+
+def _predicted(path: Path) -> dict[int, Prediction]:
+    """What :func:`note_predicted` wrote; nothing where it is missing."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+        rows = [[float(cell) for cell in line.split(",")] for line in lines]
+        return {int(frame): Prediction(value, success) for frame, value, success in rows}
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{path}: expected what the evaluator wrote, got {one_line(error)}; remove it") from error
+
+
+def _counts(records: Mapping[str, np.ndarray], source: Mapping[str, int] | None) -> dict[str, int]:
+    """Frames by what became of them; of the source, where that is known."""
+    states = Counter(records["state"].tolist())
+    measured = {
+        "with the sheet": states["found"],
+        "without it": states["lost"],
+        "with a patch that the frame cuts off": states["cut"],
+        "with a sheet of another run": states["other"],
+        "with a mirrored sheet": states["mirrored"],
+        "of those with the sheet, nothing to win": int(np.isnan(records["success"][records["state"] == "found"]).sum()),
+    }
+    if source is None:
+        return {"frames": len(records["frame"]), **measured}
+    return {
+        "frames": source["frames"],
+        **measured,
+        "dropped, because a newer one was there or they were damaged": source["dropped"],
+        "gaps in the source": source["gaps"],
+    }
 
 
 def _plain(node: Any) -> Any:
-    """JSON has no NaN: null says that something is not known."""
+    """JSON has neither NaN nor infinity: null says that something is not known."""
     if isinstance(node, dict):
         return {key: _plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(value) for value in node]
-    return None if node != node else node
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def _facts(found: Mapping[str, Any]) -> str:
@@ -278,17 +365,23 @@ def _section(victim: str, found: Mapping[str, Any]) -> Section:
     return Section(victim, found["rows"], curves, found.get("gap"), found.get("destroyed"))
 
 
-def _photos(kept: Sequence[Kept], predicted: Mapping[int, Prediction], won: bool) -> list[Photo]:
-    """Some of the kept frames, from near to far."""
-    chosen = [one for one in kept if (one.record.success > 0.5 if won else one.record.success <= 0.5)]
-    chosen.sort(key=lambda one: one.record.distance_m)
+def _photos(
+    folder: Path, records: Mapping[str, np.ndarray], predicted: Mapping[int, Prediction], won: bool
+) -> list[Photo]:
+    """Some of the printed patch's frames whose photograph is kept, from near to far."""
+    success = records["success"] > 0.5 if won else records["success"] <= 0.5
+    rows = np.flatnonzero((records["state"] == "found") & (records["kind"] == "patch") & success)
+    rows = rows[np.argsort(records["distance_m"][rows], kind="stable")]
+    chosen = [row for row in rows if photo_of(folder, int(records["frame"][row])).is_file()]
     count = min(PHOTOS, len(chosen))
     photos = []
-    for one in (chosen[place * len(chosen) // count] for place in range(count)):
-        record, guess = one.record, predicted.get(one.record.frame)
-        image = overlay.outlined(one.photograph(), one.outline)
-        caption = f"frame {record.frame}: {record.distance_m:.2f} m, {record.tilt:.0f}°, {record.size_px:.0f} px"
+    for row in (chosen[place * len(chosen) // count] for place in range(count)):
+        frame = int(records["frame"][row])
+        distance, tilt, size = (records[name][row] for name in ("distance_m", "tilt", "size_px"))
+        caption = f"frame {frame}: {distance:.2f} m, {tilt:.0f}°, {size:.0f} px"
+        guess = predicted.get(frame)
         if guess is not None and guess.success == guess.success:
             caption += ", predicted " + ("won" if guess.success > 0.5 else "not won")
-        photos.append(Photo(torch.from_numpy(image).permute(2, 0, 1).float() / 255, caption))
+        image = torch.from_numpy(stored(photo_of(folder, frame))).permute(2, 0, 1).float() / 255
+        photos.append(Photo(image, caption))
     return photos

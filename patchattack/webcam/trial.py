@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchattack.attacks.attack import Attack
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError, one_line
 from patchattack.job import Fabric, asking
 from patchattack.scene import Scene, Source, View
 from patchattack.victims.ensemble import Ensemble
@@ -108,8 +109,12 @@ class Trial:
 
     @torch.no_grad()
     def outputs(self, frames: Tensor) -> Any:
-        """The victim's output for ``frames [N, T, 3, H, W]`` uint8 on the host."""
-        return self.predict(to_floats(frames.to(self.device)))
+        """The victim's output for ``frames [N, T, 3, H, W]`` uint8, or float in [0, 1].
+
+        Raises:
+            VictimError: the victim fails.
+        """
+        return self._asked(frames)[1]
 
     @torch.no_grad()
     def judge(self, frames: Tensor, coverage: Tensor, corners: Tensor) -> Verdicts:
@@ -119,10 +124,12 @@ class Trial:
             frames: ``[N, T, 3, H, W]`` uint8, or float in [0, 1]; the last version has no patch.
             coverage: ``[1, T, 1, H, W]`` uint8, or float in [0, 1], how much of a pixel shows the patch.
             corners: ``[1, T, 4, 2]`` of the patch.
+
+        Raises:
+            VictimError: the victim fails.
         """
-        frames = to_floats(frames.to(self.device))
+        frames, outputs = self._asked(frames)
         count = len(frames)
-        outputs = self.predict(frames)
         clean = outputs[count - 1 :]
         scene = self._scene(Scene(frames[count - 1 :], torch.zeros(1).long(), surface=corners.float()), clean)
         if scene is None:
@@ -134,6 +141,22 @@ class Trial:
             measured = self.attack.metrics(outputs[row : row + 1], clean, scene, view)
             values.append(float(measured[self.attack.headline]))
         return Verdicts(outputs, values, [self._success(value, values[-1]) for value in values])
+
+    def _asked(self, frames: Tensor) -> tuple[Tensor, Any]:
+        """The frames as the victim gets them, and its output."""
+        height, width = frames.shape[-2:]
+        try:
+            frames = to_floats(frames.to(self.device))
+            return frames, self.predict(frames)
+        except (InputError, VictimError):
+            raise
+        except Exception as error:  # of somebody else's network
+            memory = isinstance(error, MemoryError) or re.search("(out of|not enough|allocate) memory", str(error))
+            hint = f"; ask about smaller frames than {height} × {width}: size=[height,width]" if memory else ""
+            raise VictimError(
+                f"victim {self.name}: expected an output for {len(frames)} scenes at once, got "
+                f"{type(error).__name__}: {one_line(error)}{hint}"
+            ) from error
 
     def _success(self, value: float, clean: float) -> float:
         sign = 1 if self.metric.stronger == "higher" else -1

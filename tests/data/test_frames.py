@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -235,6 +236,21 @@ def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(Frames(str(tmp_path), size=(15, 24))) == 3
 
 
+def test_what_a_video_holds_counts_and_not_what_it_announces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "film.avi"
+    write_video(path, [100] * 4, "MJPG")
+    raw = bytearray(path.read_bytes())
+    for field in (raw.index(b"avih") + 24, raw.index(b"strh") + 40):  # dwTotalFrames and dwLength
+        assert int.from_bytes(raw[field : field + 4], "little") == 4
+        raw[field : field + 4] = (614_126).to_bytes(4, "little")
+    path.write_bytes(raw)
+    one = Frames(str(path), frames=1).pixels[0].numel()
+    monkeypatch.setattr(frames, "MEMORY", 4 * one)
+    assert len(Frames(str(path), frames=1)) == 4
+    monkeypatch.setattr(frames, "MEMORY", 4 * one - 1)
+    assert "got 4 or more of" in refusal(path)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "film.gz"])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("OpenCV would show these letters as a film\n" * 50)
@@ -262,7 +278,19 @@ def test_a_truncated_video_gives_its_whole_frames_and_a_warning(
     with caplog.at_level(logging.WARNING):
         source = Frames(str(path))
     assert 2 <= len(source) < 15
-    assert f"{len(source) + 1} of the 20 frames that it announces" in caplog.text
+    assert f"it announces 20 frames and has {len(source) + 1}" in caplog.text
+
+
+def test_damaged_frames_of_a_video_leave_a_gap(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "film.avi"
+    write_video(path, [20 * n for n in range(8)], "MJPG")
+    raw = bytearray(path.read_bytes())
+    places = [match.start() for match in re.finditer(b"00dc", raw)][1:9]  # of the frames: one more is in the header
+    raw[places[3] + 8 : places[4]] = bytes(places[4] - places[3] - 8)
+    path.write_bytes(raw)
+    source = Frames(str(path))
+    assert source.scenes.tolist() == [[0, 1], [1, 2], [3, 4], [4, 5], [5, 6]]  # of the seven that are left
+    assert "1 image(s) cannot be used, the first is frame 3 of" in caplog.text
 
 
 @pytest.mark.parametrize(("size", "stride"), [(None, 0), ((0, 8), 1), ((8,), 1)])

@@ -24,6 +24,7 @@ def some_field() -> Field:
         title="Sheet <3>",
         verdict="It works & how.",
         facts="The digital patch wins more.",
+        faults=["it stopped answering"],
         worked=True,
         rule="Success is x.",
         label="success rate",
@@ -48,6 +49,7 @@ def test_the_page_shows_everything_and_escapes_it(tmp_path: Path) -> None:
     for text in (
         *("Sheet &lt;3&gt;", "It works &amp; how.", "flow &lt;net&gt;", "frame 7: 1.20 m", "run=&#39;x y&#39;"),
         *("Success is x.", "0.123", "25 % [10 %, 40 %]", "30 % [20 %, 50 %] of 40", "rtsp://camera", "Dropped"),
+        "Not all of it could be measured: it stopped answering.",
         *CONDITIONS.values(),
     ):
         assert text in page
@@ -78,7 +80,10 @@ def test_curves_are_in_the_colours_of_the_page(tmp_path: Path) -> None:
 def test_without_curves_gap_or_photos_there_is_still_a_page(tmp_path: Path, worked: bool) -> None:
     bare = replace(some_field().sections[0], curves=[], gap=None, destroyed=None)
     unknown = [row | {"mean": math.nan, "low": math.nan, "high": math.nan} for row in bare.rows]
-    page = page_of(tmp_path, replace(some_field(), sections=[replace(bare, rows=unknown)], won=[], worked=worked))
+    page = page_of(
+        tmp_path, replace(some_field(), sections=[replace(bare, rows=unknown)], won=[], faults=[], worked=worked)
+    )
+    assert "Not all" not in page
     assert "<svg" not in page
     assert "gap" not in page.split("</style>")[1]
     assert "nan" not in page.split("</style>")[1].lower()

@@ -112,10 +112,10 @@ def test_the_prediction_is_rendered_at_the_measured_places(
 ) -> None:
     unprinted = photo()  # on whose paper there is another patch: what is on paper does not matter
     session, _ = measured(setup, recorded([unprinted, photo(yaw=30.0)]), tmp_path)
-    found = predict(session.store.kept, setup.trials, setup.patch, session.stencil)
+    found = dict(predict(session.store.kept, setup.trials, setup.patch, session.stencil))
     assert {number: one.success for number, one in found.items()} == {0: 1.0, 1: 1.0}
     black = Patch(torch.zeros(3, 8, 8), torch.ones(1, 8, 8), (150.0, 150.0)).requires_grad_(False)
-    found = predict(session.store.kept, setup.trials, black, session.stencil)
+    found = dict(predict(session.store.kept, setup.trials, black, session.stencil))
     assert {number: one.success for number, one in found.items()} == {0: 0.0, 1: 0.0}
 
 

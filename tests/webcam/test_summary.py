@@ -11,12 +11,23 @@ import cv2
 import numpy as np
 import pytest
 
+from patchattack.errors import InputError
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.paper import White
 from patchattack.webcam.records import CORNERS, Log, Record, Store, read
-from patchattack.webcam.summary import Origin, by_stretch, publish, summarise, verdict
+from patchattack.webcam.summary import by_stretch, note_predicted, publish, summarise, verdict
 
-ORIGIN = Origin("The patch", [("Patch", "outputs/x")], "python scripts/webcam.py run=x source=0", {"torch": "2"})
+NOTED = {
+    "title": "The patch",
+    "setup": [["Patch", "outputs/x"]],
+    "command": "python scripts/webcam.py source=0",
+    "versions": {"torch": "2"},
+    "rule": "success is x",
+    "label": "x",
+    "independent_s": 1.0,
+    "source": {"frames": 40, "dropped": 24, "gaps": 2},
+    "faults": [],
+}
 
 
 def records(folder: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -132,15 +143,17 @@ def test_everything_is_written(tmp_path: Path) -> None:
     for number, one in enumerate(rows):
         record = Record(number, number, "v", "found", kind="patch", **one, **outline)
         store.offer(record, [np.full((32, 32, 3), 90, np.uint8)], corners, [White(np.zeros((3, 3)))], camera)
-    predicted = {n: Prediction(1.0, 1.0) for n in range(16)}
-    sentence = publish(tmp_path, predicted, store.kept, {"frames": 16}, "success is x", "x", 1.0, ORIGIN)
-    assert sentence.startswith("It works on camera: the printed patch won 50 %")
+    note_predicted(tmp_path, {n: Prediction(1.0, 1.0) for n in range(16)})
+    (tmp_path / "session.json").write_text(json.dumps(NOTED))
+    outcome = publish(tmp_path)
+    assert outcome.verdict.startswith("It works on camera: the printed patch won 50 %")
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["counts"] == {"frames": 16}
+    assert summary["counts"] == outcome.counts
+    assert (outcome.counts["frames"], outcome.counts["with the sheet"], outcome.faults) == (40, 16, [])
     assert summary["victims"]["v"]["destroyed"]["mean"] == 0.5
     assert (tmp_path / "predicted.csv").read_text().splitlines()[:2] == ["frame,value,success", "0,1,1"]
     page = (tmp_path / "report.html").read_text()
-    assert sentence in page
+    assert outcome.verdict in page
     assert page.count("<svg") == 2  # of distance and angle; the light never changed
     pictures = [
         cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
@@ -149,12 +162,53 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert [picture.shape for picture in pictures] == [(270, 480, 3)] * 12  # what the camera saw, not the victim's 32
     assert len(page) < 7e6
     assert "predicted won" in page
+    publish(tmp_path)
+    assert (tmp_path / "report.html").read_text() == page
 
 
-def test_json_knows_no_nan(tmp_path: Path) -> None:
-    records(tmp_path, [{"success": 0.0}] * 8)
-    publish(tmp_path, {0: Prediction(0.0, 0.0)}, [], {}, "rule", "x", 1.0, ORIGIN)
+def test_json_has_neither_nan_nor_infinity(tmp_path: Path) -> None:
+    records(tmp_path, [{"success": 0.0, "patch": float("inf")}] * 8)
+    note_predicted(tmp_path, {0: Prediction(0.0, 0.0)})
+    publish(tmp_path)
     text = (tmp_path / "summary.json").read_text()
-    assert "NaN" not in text
-    assert json.loads(text)["victims"]["v"]["destroyed"]["mean"] is None
+    found = json.loads(text, parse_constant=pytest.fail)["victims"]["v"]
+    assert found["destroyed"]["mean"] is None
+    assert row(found, "patch")["value"] is None
     assert "promised no success" in (tmp_path / "report.html").read_text()
+
+
+def test_a_report_of_nothing(tmp_path: Path) -> None:
+    records(tmp_path, [{"state": "lost", "kind": ""}] * 3)
+    assert publish(tmp_path).verdict == "Nothing was measured of the printed patch."
+
+
+def test_a_report_of_what_a_killed_session_has_left(tmp_path: Path) -> None:
+    records(tmp_path, [{"success": 1.0}] * 20)
+    table = tmp_path / "frames.csv"
+    table.write_text(table.read_text() + "20,20,v,fou")  # the line that was being written
+    outcome = publish(tmp_path)
+    assert outcome.verdict.startswith("It works on camera")
+    assert outcome.counts["frames"] == 20
+    assert outcome.faults == ["it was ended before all was written down"]
+    assert "ended before all was written down" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("frames.csv", "frame,time\n1,2\n", r"frames\.csv: expected the table that .* got none \(no column "),
+        ("frames.csv", "", "got none .no column"),
+        ("frames.csv", None, "got none .*No such file"),
+        ("session.json", "{", r"session\.json: expected what the evaluator wrote, got .*; remove it"),
+        ("session.json", "[1]", "expected what the evaluator wrote"),
+        ("session.json", '{"faults": "none"}', "got another faults; remove it"),
+        ("predicted.csv", "frame,value,success\n1,2\n", r"predicted\.csv: expected what the evaluator wrote"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+    records(tmp_path, [{"success": 1.0}])
+    (tmp_path / name).unlink(missing_ok=True)
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        publish(tmp_path)

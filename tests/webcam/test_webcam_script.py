@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,9 +51,16 @@ def test_a_video_without_a_window(
     outcome = start(f"source={path}", "show=false", "record=true", "independent=0.25")
     assert (outcome.status, outcome.err) == (0, "")
     out = tmp_path / "out"
-    assert {"frames.csv", "predicted.csv", "summary.json", "report.html", "recording_1.mp4", "frames"} == {
-        one.name for one in out.iterdir()
+    written = {
+        "session.json",
+        "frames.csv",
+        "predicted.csv",
+        "summary.json",
+        "report.html",
+        "recording_1.mp4",
+        "frames",
     }
+    assert written == {one.name for one in out.iterdir()}
     lines = (out / "frames.csv").read_text().splitlines()
     assert len(lines) == 1 + 8
     assert lines[-1].split(",")[3] == "lost"
@@ -63,6 +71,38 @@ def test_a_video_without_a_window(
     assert "with the sheet: 7" in outcome.out
     assert str(out / "report.html") in outcome.out
     assert "python scripts/webcam.py" in (out / "report.html").read_text()
+
+
+def test_a_report_is_made_again_without_source_and_victim(
+    start: Any, command: Callable[..., Any], webcam: ModuleType, photo: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    for number in range(3):
+        cv2.imwrite(str(source / f"{number}.png"), photo(x=round(0.01 * number, 2))[..., ::-1])
+    first = start(f"source={source}", "show=false")
+    page = (out / "report.html").read_text()
+    for path in (source, tmp_path / "run"):
+        shutil.rmtree(path)
+    for name in ("report.html", "summary.json"):
+        (out / name).unlink()
+    again = command(f"report={out}", entry=webcam.main)
+    assert (again.status, again.err) == (0, "")
+    assert again.out == first.out
+    assert (out / "report.html").read_text() == page
+    assert (out / "summary.json").is_file()
+    refused = command(f"report={source}", entry=webcam.main)
+    assert (refused.status, refused.out) == (2, "")
+    assert refused.err.startswith(f"patchattack: {source}/frames.csv: expected the table")
+
+
+def test_a_mirrored_video_can_be_turned_back(
+    start: Any, photo: Callable[..., np.ndarray], film: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = film(tmp_path / "film.avi", [photo(x=round(0.01 * n, 2))[:, ::-1] for n in range(3)])
+    outcome = start(f"source={path}", "show=false", "mirrored=true")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "with the sheet: 2" in outcome.out
 
 
 def test_a_folder_and_another_victim(start: Any, photo: Callable[..., np.ndarray], tmp_path: Path) -> None:
@@ -117,7 +157,7 @@ def stream(photo: Callable[..., np.ndarray]) -> Iterator[Callable[[bool], str]]:
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Camera))
         threading.Thread(target=servers[0].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{servers[0].server_port}/camera.mjpg"
+        return f"http://user:s3cret@127.0.0.1:{servers[0].server_port}/camera.mjpg?size=2&token=s3cret"
 
     yield serve
     over.set()
@@ -130,12 +170,22 @@ def stream(photo: Callable[..., np.ndarray]) -> Iterator[Callable[[bool], str]]:
 def test_what_was_measured_is_saved_when_the_camera_goes(
     start: Any, stream: Callable[[bool], str], hangs: bool, why: str, tmp_path: Path
 ) -> None:
-    outcome = start(f"source={stream(hangs)}", "show=false", "timeout=2")
+    outcome = start(f"source='{stream(hangs)}'", "show=false", "timeout=2")
     assert (outcome.status, outcome.err) == (0, "")
-    assert f"The source failed midway: {why}, after" in outcome.out
+    assert f"Not all of it could be measured: {why}, after" in outcome.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["counts"]["with the sheet"] > 0
-    assert (tmp_path / "out" / "report.html").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "/camera.mjpg?size=2&amp;token=***" in page
+    assert f"Not all of it could be measured: {why}" in page
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+    assert "s3cret" not in outcome.out
+
+
+def test_an_address_is_not_told(start: Any) -> None:
+    outcome = start("source='rtsp://user:s3cret@127.0.0.1:9/x?key=s3cret'", "show=false")
+    assert "expected a stream, got no answer from rtsp://***@127.0.0.1:9/x?key=***" in outcome.err
+    assert "source: expected the whole address" in start("source=rtsp://***@127.0.0.1:9/x", "show=false").err
 
 
 def test_no_source_no_run_no_sheet(start: Any, tmp_path: Path) -> None:
