@@ -1,8 +1,8 @@
 """The one reader of picture files: every part of the project sees the same pixels, the right way up.
 
-A picture is what a viewer shows of the file: turned by its EXIF orientation, the first of several pages, colours as they
-are stored (profiles are not applied), 16 bits a channel rounded to 8. Maps of numbers (depth, flow) are read with all
-their bits by :func:`read_16_bit`, and turned by the same rule.
+A picture is what viewers show of the file: turned by its EXIF orientation, the first of several pages, 16 bits a
+channel rounded to 8; but colour profiles are not applied. Maps of numbers (depth, flow) are read with all their bits
+by :func:`read_16_bit`, and turned by the same rule.
 
 Files are opened by Python and decoded from memory: C libraries do not take every file name. JPEG is OpenCV's, as
 decoders differ by a grey level; what is transparent is PIL's, as OpenCV multiplies or loses some alpha. The header goes
@@ -95,11 +95,12 @@ def read_rgba(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def read_16_bit(path: Path, orientation: int | None = None) -> Tensor:
-    """float32 ``[h, w]``, or ``[h, w, 3]`` in the file's order of channels, from a PNG or TIFF of 16 bits.
+def read_16_bit(path: Path, channels: int = 1, orientation: int | None = None) -> Tensor:
+    """float32 ``[channels, h, w]``, as stored and in the file's order of channels, from a PNG or TIFF of 16 bits.
 
     Args:
         path: of the file.
+        channels: that it has, 1 or 3.
         orientation: EXIF's number by which the numbers are turned; None is that of the file.
 
     Raises:
@@ -110,10 +111,16 @@ def read_16_bit(path: Path, orientation: int | None = None) -> Tensor:
     with _opened(path, io.BytesIO(data)) as image:
         found = _header(path, image)
     values = _stored(path, data, found)
-    if values.dtype != np.uint16 or values.ndim == 3 and values.shape[2] != 3:
-        got = f"{values.dtype} in {1 if values.ndim == 2 else values.shape[2]} channel(s)"
-        raise InputError(f"{path}: expected a 16-bit PNG, got {got}; copy the file again")
-    return torch.from_numpy(_turned(values, orientation or found.orientation).astype(np.float32))
+    values = np.atleast_3d(_turned(values, orientation or found.orientation))
+    if values.dtype != np.uint16 or values.shape[2] != channels:
+        got = f"{values.dtype} in {values.shape[2]}"
+        raise InputError(f"{path}: expected a 16-bit PNG of {channels} channel(s), got {got}; copy the file again")
+    return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
+
+
+def decode(data: np.ndarray) -> Tensor:
+    """uint8 RGB ``[3, h, w]`` of a picture that OpenCV has encoded in memory."""
+    return torch.from_numpy(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)).permute(2, 0, 1)
 
 
 def named(path: Path) -> str:

@@ -50,7 +50,7 @@ class Coco(BoxedImages):
                         f"{height}×{width} of {path.name}, got {one['bbox']}; correct it or take it away"
                     )
                 rows[one["image_id"]].append([*box, numbers[one["category_id"]]])
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(
                 f"{file}: expected COCO's images, categories and annotations with a bbox, got {error!r}; "
                 "name a file of instances with data.annotations=FILE"
@@ -65,7 +65,7 @@ class Coco(BoxedImages):
 def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: expected a JSON file of annotations, got '{error}'; name one with data.annotations=FILE"
         ) from error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError, one_line
+from patchattack.names import class_names
 from patchattack.victims.victim import (
     ClassificationVictim,
     DepthVictim,
@@ -235,7 +236,7 @@ def read_classes(classes: Sequence[str] | str | None) -> list[str] | None:
         InputError: the file cannot be read.
     """
     if classes is None or not isinstance(classes, str):
-        return None if classes is None else list(classes)
+        return None if classes is None else list(class_names(classes, "victim.classes"))
     path = Path(classes).expanduser()
     try:
         text = path.read_text()
@@ -244,7 +245,7 @@ def read_classes(classes: Sequence[str] | str | None) -> list[str] | None:
         found = json.loads(text)
         if isinstance(found, dict):
             found = [found[key] for key in sorted(found, key=int)]
-        return [str(one) for one in found]
+        return list(class_names(found, path))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"victim.classes: expected names, or a file with one per line or a JSON list, got {path}: {said(error)}"

@@ -8,7 +8,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,9 +15,10 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from patchattack import pictures
 from patchattack.errors import InputError
+from patchattack.pictures import named, quietly
 
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LATE = 1.75  # times the usual interval between two frames, from which one is missing in between
 INTERVALS = 31  # whose median is the usual one
 PATIENCE = 10_000  # milliseconds that a stream may take to open
@@ -202,8 +202,8 @@ def open_source(
         return Recorded(_images(path), count, fps)
     if not path.is_file():
         raise InputError(f"source: expected a camera's number, a video, a folder or an address, found no {path}")
-    with _quietly():
-        video = cv2.VideoCapture(str(path))
+    with quietly():
+        video = cv2.VideoCapture(named(path))
         there, _ = video.read()
     if not there:
         raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
@@ -213,7 +213,7 @@ def open_source(
 
 
 def _camera(number: int, resolution: Sequence[int]) -> cv2.VideoCapture:
-    with _quietly():
+    with quietly():
         camera = cv2.VideoCapture(number)
         if camera.isOpened():
             height, width = resolution
@@ -234,7 +234,7 @@ def _camera(number: int, resolution: Sequence[int]) -> cv2.VideoCapture:
 
 def _stream(address: str) -> cv2.VideoCapture:
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE]
-    with _quietly():
+    with quietly():
         stream = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
     if not stream.isOpened():
         shown = re.sub(r"//[^/@]*@", "//", address)  # without name and password
@@ -243,20 +243,22 @@ def _stream(address: str) -> cv2.VideoCapture:
 
 
 def _images(folder: Path) -> Iterator[np.ndarray | None]:
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES]
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in pictures.ENDINGS]
     if not paths:
-        raise InputError(f"source: expected a folder of images ({', '.join(IMAGES)}), got none in {folder}")
+        raise InputError(f"source: expected a folder of images ({', '.join(pictures.ENDINGS)}), got none in {folder}")
     natural = sorted(paths, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
     return (_image(path) for path in natural)
 
 
 def _image(path: Path) -> np.ndarray | None:
-    with _quietly():
-        return cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        return cv2.cvtColor(pictures.read(path).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR)
+    except InputError:
+        return None
 
 
 def _video(path: Path) -> Iterator[np.ndarray | None]:
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(named(path))
     try:
         while (frame := video.read())[0]:
             yield frame[1]
@@ -266,14 +268,3 @@ def _video(path: Path) -> Iterator[np.ndarray | None]:
 
 def _rgb(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """OpenCV's own log is pages long when a camera is missing; the user gets one line of ours."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)

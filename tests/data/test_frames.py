@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchattack.data import frames, images
+from patchattack import pictures
+from patchattack.data import frames
 from patchattack.data.frames import Frames
 from patchattack.errors import InputError
 
@@ -49,7 +50,7 @@ def test_channels_are_red_green_blue(tmp_path: Path) -> None:
     red[..., 2] = 255  # OpenCV writes blue, green, red
     for name in ("0.png", "1.png"):
         cv2.imwrite(str(tmp_path / name), red)
-    assert images.read(tmp_path / "0.png")[:, 1, 2].tolist() == [255, 0, 0]
+    assert pictures.read(tmp_path / "0.png")[:, 1, 2].tolist() == [255, 0, 0]
     assert Frames(str(tmp_path))[0].frames[0, :, :, 1, 2].tolist() == [[255, 0, 0]] * 2
 
 
@@ -65,7 +66,7 @@ def test_video_channels_are_red_green_blue(tmp_path: Path) -> None:
 
 def test_grey_images_become_three_equal_channels(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((4, 6), 77, np.uint8))
-    assert torch.equal(images.read(tmp_path / "grey.png"), torch.full((3, 4, 6), 77, dtype=torch.uint8))
+    assert torch.equal(pictures.read(tmp_path / "grey.png"), torch.full((3, 4, 6), 77, dtype=torch.uint8))
 
 
 def test_pairs_follow_the_natural_order(tmp_path: Path) -> None:
@@ -153,16 +154,16 @@ def test_a_truncated_image_is_refused(tmp_path: Path, ending: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     path = tmp_path / f"cut.{ending}"
     cv2.imwrite(str(path), noise)
-    assert images.read(path).shape == (3, 48, 64)
+    assert pictures.read(path).shape == (3, 48, 64)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=rf"cut\.{ending}: expected"):
-        images.read(path)
+        pictures.read(path)
 
 
 def test_a_16_bit_image_is_not_a_frame(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "depth.png"), np.full((4, 6), 2560, np.uint16))
     with pytest.raises(InputError, match="expected 8 bits per channel, got uint16"):
-        images.read(tmp_path / "depth.png")
+        pictures.read(tmp_path / "depth.png")
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -170,14 +171,14 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "nowhere: expected a folder of images or a video" in message
     assert "got nothing there" in message
     with pytest.raises(InputError, match=r"missing\.png: expected an image"):
-        images.read(tmp_path / "missing.png")
+        pictures.read(tmp_path / "missing.png")
 
 
 def test_an_empty_folder_names_the_endings(tmp_path: Path) -> None:
     (tmp_path / "clip.txt").write_text("")
     message = refusal(tmp_path)
     assert "got none" in message
-    for ending in images.ENDINGS:
+    for ending in pictures.ENDINGS:
         assert ending in message
 
 
