@@ -113,7 +113,7 @@ def read_16_bit(path: Path, channels: int = 1, orientation: int | None = None) -
     values = _stored(path, data, found)
     values = np.atleast_3d(_turned(values, orientation or found.orientation))
     if values.dtype != np.uint16 or values.shape[2] != channels:
-        got = f"{values.dtype} in {values.shape[2]}"
+        got = f"{values.shape[2]} of {values.dtype}"
         raise InputError(f"{path}: expected a 16-bit PNG of {channels} channel(s), got {got}; copy the file again")
     return torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
 

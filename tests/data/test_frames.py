@@ -106,6 +106,28 @@ def test_pairs_never_cross_folders(tmp_path: Path) -> None:
     assert greys(Frames(str(tmp_path))) == [[0, 1], [20, 21], [100, 101], [200, 201]]
 
 
+def test_a_folder_of_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """FlyingChairs' layout: the second picture of a pair and the first of the next are of two scenes."""
+    for scene in (1, 2, 10):
+        for number in (1, 2):
+            write(tmp_path / f"{scene:05d}_img{number}.ppm", 10 * scene + number)
+    assert greys(Frames(str(tmp_path))) == [[11, 12], [21, 22], [101, 102]]
+    assert "pairs are taken within each of 3 sequences, such as 00001_img1.ppm and 00001_img2.ppm" in caplog.text
+    caplog.clear()
+    assert len(Frames(str(tmp_path), pairs=False)) == 5
+    assert len(Frames(str(tmp_path), frames=1)) == 6
+    (tmp_path / "00010_img2.ppm").unlink()
+    assert len(Frames(str(tmp_path))) == 4  # not the same numbers for all: nobody said that these are pairs
+    assert greys(Frames(str(tmp_path), pairs=True)) == [[11, 12], [21, 22]]
+    assert not caplog.records
+
+
+def test_names_that_are_no_pairs_stay_one_sequence(tmp_path: Path) -> None:
+    for name in ("2024-05-01_12-00-59.png", "2024-05-01_12-01-00.png", "start.png"):
+        write(tmp_path / name)
+    assert len(Frames(str(tmp_path))) == 2
+
+
 def test_other_files_and_dot_files_are_not_frames(tmp_path: Path) -> None:
     write(tmp_path / "1.PNG", 1)
     write(tmp_path / "2.png", 2)
