@@ -159,13 +159,16 @@ def _motions(drive: Path, names: list[str]) -> Tensor | None:
     cameras, laser, inertial = files
     projection = _read_calibration(cameras, "P_rect_02", (3, 4))
     # The rectified cameras share their axes; the last column of the projection is where camera 2 stands among them.
-    offset = torch.linalg.solve(projection[:, :3], projection[:, 3])
+    offset, singular = torch.linalg.solve_ex(projection[:, :3], projection[:, 3])
     to_camera = _rigid(_read_calibration(cameras, "R_rect_00", (3, 3)), offset)
     for path in (laser, inertial):
         to_camera @= _rigid(_read_calibration(path, "R", (3, 3)), _read_calibration(path, "T", (3,)))
     oxts = torch.stack([_numbers(path, path.read_text(errors="replace").split()[:6], 6) for path in positions])
-    poses = to_camera @ torch.linalg.inv(_poses(oxts))  # world to camera
-    return poses[1:] @ torch.linalg.inv(poses[:-1])
+    poses = to_camera @ torch.linalg.inv_ex(_poses(oxts))[0]  # world to camera
+    motions = poses[1:] @ torch.linalg.inv_ex(poses[:-1])[0]
+    if singular or not motions.float().isfinite().all():
+        raise InputError(f"{drive}: expected rotations and places on earth, got others; copy the drive again")
+    return motions
 
 
 def _poses(oxts: Tensor) -> Tensor:
@@ -202,8 +205,9 @@ def _numbers(path: Path, words: list[str], count: int) -> Tensor:
         values = [float(word) for word in words]
     except ValueError as error:
         raise InputError(f"{path}: expected numbers, got '{error}'; copy the file again") from error
-    if len(values) != count:
-        raise InputError(f"{path}: expected {count} numbers, got {len(values)}; copy the file again")
+    usable = [value for value in values if abs(value) < 1e12]  # not NaN either
+    if len(values) != count or len(usable) != count:
+        raise InputError(f"{path}: expected {count} numbers, got {len(usable)}; copy the file again")
     return torch.tensor(values, dtype=torch.float64)
 
 

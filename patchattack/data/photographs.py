@@ -174,18 +174,19 @@ def _class_names(root: Path, paths: list[Path], labels: str) -> list[str | None]
 def _places(path: Path, found: list[str]) -> dict[str, int]:
     """The line of each folder of ``found`` in a file of folders, from 0."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"data.classes: expected a text file with a folder on each line, got {path} ({error})"
-        ) from error
-    first = {line.split(maxsplit=1)[0]: number for number, line in enumerate(lines) if line.strip()}
-    known = first | {line.strip(): number for number, line in enumerate(lines)}
-    if strangers := [name for name in found if name not in known]:
-        raise InputError(
-            f"{path}: expected a line for each class folder, got none for {len(strangers)}, such as {strangers[0]}; "
-            "give the folders in the order of the victim's classes"
-        )
+        raise InputError(f"data.classes: expected a text file of folders, got {path} ({error})") from error
+    first = [line.split(maxsplit=1)[0] for line in lines]
+    known: dict[str, int] = {}
+    for name in found:
+        listed = lines if name in lines else first
+        if listed.count(name) != 1:
+            raise InputError(
+                f"{path}: expected one line for each class folder, got {listed.count(name)} for {name}; list the "
+                "folders in the order of the victim's classes"
+            )
+        known[name] = listed.index(name)
     return known
 
 

@@ -131,7 +131,7 @@ def test_depth_follows_the_orientation_of_its_frame(
     stored[:, :12] = 20 * 256
     maps = [stored]
     if orientation >= 5:
-        maps.append(np.rot90(stored, {5: 1, 6: 3, 7: 3, 8: 1}[orientation]))
+        maps.append(np.rot90(stored, {5: 3, 6: 3, 7: 1, 8: 1}[orientation]))
     for depth in maps:
         scene = phone_pair(tmp_path, orientation, depth)[0]
         red = scene.frames[0, 0, 0] > 128

@@ -82,8 +82,8 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
 def test_images_beside_class_folders(tmp_path: Path) -> None:
     """One picture too many must not take all labels away."""
     write_classes(tmp_path, {"cat": 1})
-    write(tmp_path / "Thumbs.png", 99)
-    assert "got 1 in folders and 1 beside them, such as Thumbs.png; move one or the other away" in refusal(tmp_path)
+    write(tmp_path / "thumbs.png", 99)
+    assert "got 1 in folders and 1 beside them, such as thumbs.png; move one or the other away" in refusal(tmp_path)
     assert opened(tmp_path, labels="none")[0].label is None
     source = opened(tmp_path, labels="folders", shuffle=False)
     assert source.__getitems__([0, 1]).label.tolist() == [0, -1]
@@ -97,10 +97,10 @@ def test_folders_named_by_wordnet_go_by_the_lines_of_a_file(tmp_path: Path, capl
     source = opened(tmp_path, classes=str(table), shuffle=False)
     assert source.classes == ()  # the victim's numbers
     assert source.__getitems__([0, 1, 2]).label.tolist() == [0, 1, 3]
-    table.write_text("n01440764\n")
-    assert "expected a line for each class folder, got none for 2, such as n01443537" in refusal(
-        tmp_path, classes=str(table)
-    )
+    for text, count in (("n01440764\n", 0), ("traffic light\nn01440764\nn01443537 a\nn01443537 b\n", 2)):
+        table.write_text(text)
+        message = refusal(tmp_path, classes=str(table))
+        assert f"expected one line for each class folder, got {count} for n01443537" in message
     assert "expected a text file of folders, got nowhere" in refusal(tmp_path, classes="nowhere")
     shutil.rmtree(tmp_path / "traffic light")
     assert not caplog.records
