@@ -58,8 +58,9 @@ class DepthFolder(Source):
             )
         folder = Path(root).expanduser()
         self.pairs = _pairs(folder, frames, depths)
-        found, self._turns = [], []
-        unsaid = []
+        found: list[tuple[int, int]] = []
+        self._turns: list[int | None] = []  # EXIF's number by which a depth map is turned, None is its own
+        unsaid: list[Path] = []
         for frame, depth in self.pairs:
             (height, width), turn = _fitted(frame, depth)
             found.append((height, width))
