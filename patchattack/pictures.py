@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -182,13 +182,11 @@ def _header(path: Path, image: Image) -> Header:
         raise InputError(
             f"{path}: expected an image of 1 to {PIXELS // 10**6} million pixels, got {height}×{width}; make it smaller"
         )
-    exif = Exif()
-    try:
-        exif.load(image.info.get("exif", b""))  # TIFF has none: both libraries turn it by themselves
-        orientation = exif.get(0x0112)
-    except Exception:  # damaged EXIF is none
-        orientation = None
-    return Header((height, width), orientation if orientation in range(1, 9) else 1)
+    exif, orientation = Exif(), 1
+    with suppress(Exception):  # damaged EXIF is none; TIFF has none, as both libraries turn it by themselves
+        exif.load(image.info.get("exif", b""))
+        orientation = int(exif.get(0x0112, 1))
+    return Header((height, width), orientation if 1 <= orientation <= 8 else 1)
 
 
 def _decoded(path: Path) -> np.ndarray:

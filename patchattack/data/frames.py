@@ -181,13 +181,12 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
 
 def _sequences(folder: Path, names: list[str], pairs: bool | None) -> list[list[str]]:
     """``names`` of one folder as sequences, as :class:`Frames` says of ``pairs``."""
-    parts: dict[tuple[str, str], list[str]] = {}
-    numbers: dict[tuple[str, str], list[str]] = {}
+    parts: dict[str, list[str]] = {}
+    numbers: dict[str, list[list[str]]] = {}
     for name in names:
-        *before, number, after = re.split("([0-9]+)", name) if re.search("[0-9]", name) else ["", "", name]
-        alike = ("".join(before), after)
+        alike = re.sub(r"[0-9]+(?=[^0-9]*\Z)", "*", name)
         parts.setdefault(alike, []).append(name)
-        numbers.setdefault(alike, []).append(number)
+        numbers.setdefault(alike, []).append(re.findall("[0-9]+", name)[-1:])
     counts = list(numbers.values())
     if pairs is None and len(parts) > 1 and len(counts[0]) > 1 and all(one == counts[0] for one in counts):
         _log.warning(
