@@ -33,6 +33,7 @@ class Coco(BoxedImages):
         content = _read(file)
         try:
             categories = sorted(content["categories"], key=lambda category: category["id"])
+            names = [category["name"] for category in categories]
             numbers = {category["id"]: number for number, category in enumerate(categories)}
             pictures = {
                 one["id"]: (folder / one["file_name"], one["height"], one["width"]) for one in content["images"]
@@ -59,7 +60,7 @@ class Coco(BoxedImages):
             Labelled(path, torch.tensor(rows[picture], dtype=torch.float64).view(-1, 5), (height, width))
             for picture, (path, height, width) in pictures.items()
         ]
-        super().__init__(labelled, [category["name"] for category in categories], size, folder)
+        super().__init__(labelled, names, size, folder)
 
 
 def _read(file: Path) -> Any:

@@ -166,7 +166,7 @@ def _class_names(root: Path, paths: list[Path], labels: str) -> list[str | None]
     if strangers := listed.keys() - {place.as_posix() for place in places}:
         raise InputError(
             f"{labels}: expected files of images in {root}, got {len(strangers)} that are not there, such as "
-            f"{min(strangers)}; name them relative to data.root"
+            f"{_shown(min(strangers))}; name them relative to data.root"
         )
     return [listed.get(place.as_posix()) for place in places]
 
@@ -205,12 +205,17 @@ def _read_csv(path: Path) -> dict[str, str]:
             continue
         if len(row) != 2 or not all(row):
             raise InputError(
-                f"{path}, line {number}: expected file,class, got '{','.join(row)}'; quote names with commas"
+                f"{path}, line {number}: expected file,class, got '{_shown(','.join(row))}'; quote names with commas"
             )
         listed[row[0]] = row[1]
     if not listed:
         raise InputError(f"{path}: expected a line file,class for each labelled image, got none")
     return listed
+
+
+def _shown(cell: str) -> str:
+    """A cell of a CSV file, which may hold lines, as part of a message."""
+    return " ".join(cell.split())[:80]
 
 
 def _mixed(numbers: Tensor, seed: int) -> Tensor:

@@ -147,5 +147,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert "bad.json: expected a JSON file of annotations" in refusal(str(tmp_path), str(tmp_path / "bad.json"))
     (tmp_path / "list.json").write_text("[1, 2]")
     assert "expected COCO's images" in refusal(str(tmp_path), str(tmp_path / "list.json"))
+    assert "got KeyError('name')" in refusal(*write(tmp_path, [image(1)], [], categories=[{"id": 1}]))
     paths = write(tmp_path, [image(1)], [])
     assert "expected data.size=[h,w] of positive numbers, got [0, 0]" in refusal(*paths, size=(0, 0))
