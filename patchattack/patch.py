@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchattack import files
+from patchattack import files, pictures
 from patchattack.errors import InputError
 
 MILLIMETRES_PER_INCH = 25.4
@@ -203,16 +203,23 @@ class Patch(nn.Module):
         Raises:
             InputError: the image or the JSON is missing or not a patch's.
         """
-        image = read_image(str(path), "patch")
+        with _named(path, "patch"):
+            texels = list(pictures.header(path).size)
         described = path.with_suffix(".json")
         try:
-            size_mm = json.loads(described.read_text())["size_mm"]
-            width_mm, height_mm = (float(side) for side in size_mm)
+            sheet = json.loads(described.read_text())
+            width_mm, height_mm = (float(side) for side in sheet["size_mm"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{described}: expected JSON with size_mm: [width, height] beside the patch, got {error!r}; "
                 "keep patch.png and patch.json together"
             ) from error
+        if sheet.get("texels", texels) != texels:
+            raise InputError(
+                f"{described}: expected the JSON of this patch of {texels} texels, got that of one of "
+                f"{str(sheet['texels'])[:60]}; keep patch.png and patch.json of one run together"
+            )
+        image = read_image(path, "patch")
         return cls(image[:3], image[3:], (width_mm, height_mm))
 
 
@@ -260,11 +267,15 @@ def read_image(path: str | Path, key: str, others: str = "") -> Tensor:
     Raises:
         InputError: it is missing or damaged; ``key`` says whose it is, and ``others`` what else could stand there.
     """
-    from PIL import Image
+    with _named(path, key, others):
+        return pictures.read_rgba(Path(path).expanduser()).float() / 255
 
+
+@contextmanager
+def _named(path: str | Path, key: str, others: str = "") -> Iterator[None]:
+    """What is wrong with the picture in ``path`` is said of ``key``."""
     try:
-        with Image.open(Path(path).expanduser()) as image:
-            pixels = np.asarray(image.convert("RGBA"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL says of bad files
-        raise InputError(f"{key}: expected {others}a readable image file, got {path} ({error})") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+        yield
+    except InputError as error:
+        why = str(error).removeprefix(f"{Path(path).expanduser()}: ")
+        raise InputError(f"{key}: expected {others}a readable image file, got {path} ({why})") from error

@@ -36,14 +36,7 @@ def load_image(path: Path, width_mm: float) -> Patch:
         InputError: it is no image, the JSON beside it is not this patch's, or there is no such size.
     """
     if path.with_suffix(".json").exists():
-        patch = Patch.load(path)
-        texels = json.loads(path.with_suffix(".json").read_text()).get("texels", list(patch.mask.shape[1:]))
-        if texels != list(patch.mask.shape[1:]):
-            raise InputError(
-                f"{path.with_suffix('.json')}: expected the JSON of this patch of {list(patch.mask.shape[1:])} texels, "
-                f"got that of one of {texels}; keep patch.png and patch.json of one run together"
-            )
-        return patch
+        return Patch.load(path)
     image = read_image(path, "patch")
     height, width = image.shape[1:]
     scale = min(1.0, LONGEST / max(height, width))

@@ -20,7 +20,7 @@ CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT
 LAYERS = (
     ("redaction",),
     ("errors",),
-    ("files", "seeding", "videos"),
+    ("files", "names", "pictures", "seeding", "videos"),
     ("scene", "hand_drawn"),
     ("geometry",),
     ("patch",),

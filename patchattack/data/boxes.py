@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchattack.data import images
+from patchattack import pictures
 from patchattack.errors import InputError
+from patchattack.names import class_names
 from patchattack.scene import Scene, Source
 
 GREY = 114  # beside an image that does not fill its frame: what YOLO is trained with
@@ -45,23 +46,25 @@ class BoxedImages(Source):
 
     Args:
         labelled: the images and their boxes.
-        classes: names of what the boxes number.
+        classes: names of what the boxes number, as the user's file has them.
         size: ``(h, w)`` of the frames.
         place: what messages call the whole of the images.
 
     Raises:
-        InputError: no image can be used, or ``size`` is not two positive numbers.
+        InputError: no image can be used, a class has no name, or ``size`` is not two positive numbers.
     """
 
-    def __init__(self, labelled: Sequence[Labelled], classes: Sequence[str], size: Sequence[int], place: Path) -> None:
+    def __init__(
+        self, labelled: Sequence[Labelled], classes: Sequence[object], size: Sequence[int], place: Path
+    ) -> None:
         if len(size) != 2 or min(size) < 1:
             raise InputError(f"{place}: expected data.size=[h,w] of positive numbers, got {list(size)}")
-        self.classes, self.size = tuple(classes), (size[0], size[1])
+        self.classes, self.size = class_names(classes, place), (size[0], size[1])
         self.labelled: list[Labelled] = []
         refused: list[InputError] = []
         for one in tqdm(labelled, "Reading images", unit="image", delay=2, disable=None):
             try:
-                found = images.read(one.path).shape[-2:]
+                found = pictures.read(one.path).shape[-2:]
                 if one.size not in (None, found):
                     raise InputError(
                         f"{one.path}: expected {one.size[0]}×{one.size[1]} like its labels, got {found[0]}×{found[1]}"
@@ -81,7 +84,7 @@ class BoxedImages(Source):
 
     def __getitem__(self, index: int) -> Scene:
         one = self.labelled[index]
-        frame, boxes = fitted(images.read(one.path), one.boxes, self.size)
+        frame, boxes = fitted(pictures.read(one.path), one.boxes, self.size)
         if not len(boxes):
             boxes = torch.full((1, 5), torch.nan)
         return Scene(frames=frame[None, None], index=torch.tensor([index]), boxes=boxes[None])

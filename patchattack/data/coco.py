@@ -33,6 +33,7 @@ class Coco(BoxedImages):
         content = _read(file)
         try:
             categories = sorted(content["categories"], key=lambda category: category["id"])
+            names = [category["name"] for category in categories]
             numbers = {category["id"]: number for number, category in enumerate(categories)}
             pictures = {
                 one["id"]: (folder / one["file_name"], one["height"], one["width"]) for one in content["images"]
@@ -50,7 +51,7 @@ class Coco(BoxedImages):
                         f"{height}×{width} of {path.name}, got {one['bbox']}; correct it or take it away"
                     )
                 rows[one["image_id"]].append([*box, numbers[one["category_id"]]])
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise InputError(
                 f"{file}: expected COCO's images, categories and annotations with a bbox, got {error!r}; "
                 "name a file of instances with data.annotations=FILE"
@@ -59,13 +60,13 @@ class Coco(BoxedImages):
             Labelled(path, torch.tensor(rows[picture], dtype=torch.float64).view(-1, 5), (height, width))
             for picture, (path, height, width) in pictures.items()
         ]
-        super().__init__(labelled, [category["name"] for category in categories], size, folder)
+        super().__init__(labelled, names, size, folder)
 
 
 def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{file}: expected a JSON file of annotations, got '{error}'; name one with data.annotations=FILE"
         ) from error

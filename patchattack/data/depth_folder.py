@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchattack.data import images
+from patchattack import pictures
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 
@@ -20,6 +20,9 @@ class DepthFolder(Source):
 
     A pattern is a path below ``root`` with one ``*``; what it stands for is the same for a frame and its depth map,
     as in ``image_02/data/*.png`` and ``groundtruth/image_02/*.png``. Frames without a depth map are left out.
+
+    A frame with an EXIF orientation is turned as viewers show it. A depth map without one is turned with it where it is
+    as large as the stored pixels, as of one sensor, and taken as it is where it is as large as the picture shown.
 
     As in :class:`~patchattack.data.kitti.Kitti`, frames are cropped, never resized, to one size, and the bottom and
     the horizontal centre stay.
@@ -55,7 +58,23 @@ class DepthFolder(Source):
             )
         folder = Path(root).expanduser()
         self.pairs = _pairs(folder, frames, depths)
-        found = [_common_size(*pair) for pair in self.pairs]
+        found: list[tuple[int, int]] = []
+        self._turns: list[int | None] = []  # EXIF's number by which a depth map is turned, None is its own
+        unsaid: list[Path] = []
+        for frame, depth in self.pairs:
+            (height, width), turn = _fitted(frame, depth)
+            found.append((height, width))
+            self._turns.append(turn)
+            if turn is not None and (turn < 5 or height == width):  # the map has both sizes
+                unsaid.append(frame)
+        if unsaid:
+            _log.warning(
+                "%s: %d frame(s) have an EXIF orientation and their depth maps none: both are turned, as of one "
+                "sensor; if the maps are as the frames are shown, save the frames without EXIF. The first is %s",
+                folder,
+                len(unsaid),
+                unsaid[0],
+            )
         self.size = (size[0], size[1]) if size else (min(h for h, _ in found), min(w for _, w in found))
         for (frame, _), (height, width) in zip(self.pairs, found, strict=True):
             if height < self.size[0] or width < self.size[1]:
@@ -70,14 +89,12 @@ class DepthFolder(Source):
 
     def __getitem__(self, index: int) -> Scene:
         frame, depth = self.pairs[index]
-        numbers = images.read_16_bit(depth)
-        if numbers.ndim != 2:
-            raise InputError(f"{depth}: expected a depth map with one channel, got three; give another data.depths")
+        numbers = pictures.read_16_bit(depth, orientation=self._turns[index])
         metres = (numbers / self.scale).where(numbers > 0, torch.nan)
         return Scene(
-            frames=self._crop(images.read(frame))[None, None],
+            frames=self._crop(pictures.read(frame))[None, None],
             index=torch.tensor([index]),
-            depth=self._crop(metres)[None, None],
+            depth=self._crop(metres)[None],
         )
 
     def _crop(self, image: Tensor) -> Tensor:
@@ -109,22 +126,14 @@ def _pairs(folder: Path, frames: str, depths: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _common_size(frame: Path, depth: Path) -> tuple[int, int]:
-    """Height and width of both, from their headers."""
-    size, other = _size(frame), _size(depth)
-    if other != size:
+def _fitted(frame: Path, depth: Path) -> tuple[tuple[int, int], int | None]:
+    """Height and width of both as shown, and the frame's orientation where the depth map is turned by it."""
+    picture, numbers = pictures.header(frame), pictures.header(depth)
+    if numbers.orientation == 1 != picture.orientation and numbers.stored == picture.stored:
+        return picture.size, picture.orientation
+    if numbers.size != picture.size:
         raise InputError(
-            f"{depth}: expected {size[0]}×{size[1]} like {frame}, got {other[0]}×{other[1]}; copy both again"
+            f"{depth}: expected {picture.size[0]}×{picture.size[1]} like {frame}, got "
+            f"{numbers.size[0]}×{numbers.size[1]}; copy both again"
         )
-    return size
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width from an image's header, without decoding it."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise InputError(f"{path}: expected an image, got '{error}'; replace it or take it away") from error
+    return picture.size, None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from patchattack.data import images
+from patchattack import pictures
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 from patchattack.videos import decoded
@@ -28,7 +28,9 @@ class Frames(Source):
     """Frames of image sequences or of one video without ground truth: pairs of ``i`` and ``i + stride``, or each alone.
 
     Every folder that directly holds images, ``root`` or one below it, is a sequence in the natural order of its
-    file names (2 before 10). A pair never crosses sequences, and images that cannot be used leave a gap.
+    file names (2 before 10). A pair never crosses sequences, and images that cannot be used leave a gap. A folder can
+    hold many sequences, too: those of one have names that are alike but for their last number, as in FlyingChairs
+    (``00001_img1.ppm``, ``00001_img2.ppm``) and KITTI 2015 (``000000_10.png``, ``000000_11.png``).
 
     All frames are decoded once, here, and stay in memory as uint8: it shows before the work starts which files are
     damaged, reading in random order costs no decoding, and seeking in a video, which is not exact to the frame with
@@ -39,20 +41,29 @@ class Frames(Source):
         size: ``(h, w)`` to which frames are resized, ``None`` keeps theirs.
         stride: frames from the first of a pair to the second.
         frames: of a scene: 2 for pairs, 1 for networks that take one image.
+        pairs: names alike but for their last number are a sequence of their own; False takes a folder as one sequence,
+            None does so where the last numbers are not the same two or more for all, and warns where they are.
 
     Raises:
         InputError: there is no such folder or video, it cannot be read, it holds no scene, its frames differ in size
             while ``size`` is ``None``, or they take more than 8 GiB.
     """
 
-    def __init__(self, root: str, size: tuple[int, int] | None = None, stride: int = 1, frames: int = 2) -> None:
+    def __init__(
+        self,
+        root: str,
+        size: tuple[int, int] | None = None,
+        stride: int = 1,
+        frames: int = 2,
+        pairs: bool | None = None,
+    ) -> None:
         if stride < 1 or frames not in (1, 2) or (size is not None and (len(size) != 2 or min(size) < 1)):
             raise InputError(
                 f"data=frames: expected stride >= 1, frames of 1 or 2 and size [h, w] of positive numbers or null, "
                 f"got stride={stride}, frames={frames} and size={size if size is None else list(size)}"
             )
         path = Path(root).expanduser()
-        count, decoded = _open_folder(path) if path.is_dir() else _open_video(path)
+        count, decoded = _open_folder(path, pairs if frames == 2 else False) if path.is_dir() else _open_video(path)
         pixels = bytearray()
         rows: dict[tuple[int, int], int] = {}  # (sequence, number in it) -> row among the frames
         refused: list[InputError] = []
@@ -110,7 +121,7 @@ class Frames(Source):
 _Decoded = Iterator[tuple[tuple[int, int], str, np.ndarray | InputError]]
 
 
-def _open_folder(root: Path) -> tuple[int, _Decoded]:
+def _open_folder(root: Path, pairs: bool | None) -> tuple[int, _Decoded]:
     """How many images the sequences in ``root`` have, and the images."""
 
     def refuse(error: OSError) -> None:
@@ -118,20 +129,23 @@ def _open_folder(root: Path) -> tuple[int, _Decoded]:
 
     paths: dict[tuple[int, int], Path] = {}
     walk = sorted(os.walk(root, onerror=refuse, followlinks=True), key=lambda entry: _natural(entry[0]))
-    for sequence, (folder, _, files) in enumerate(walk):
+    sequence = 0
+    for folder, _, files in walk:
         # A dot file is not a frame: macOS leaves ._name.jpg beside name.jpg on foreign disks.
-        names = [n for n in files if n.lower().endswith(images.ENDINGS) and not n.startswith(".")]
-        paths |= {(sequence, n): Path(folder, name) for n, name in enumerate(sorted(names, key=_natural))}
+        names = [n for n in files if n.lower().endswith(pictures.ENDINGS) and not n.startswith(".")]
+        for part in _sequences(Path(folder), sorted(names, key=_natural), pairs):
+            paths |= {(sequence, n): Path(folder, name) for n, name in enumerate(part)}
+            sequence += 1
     if not paths:
         raise InputError(
-            f"{root}: expected images ({', '.join(images.ENDINGS)}) in this folder or below it, got none; "
+            f"{root}: expected images ({', '.join(pictures.ENDINGS)}) in this folder or below it, got none; "
             "name another folder or a video with data.root"
         )
 
     def decode() -> _Decoded:
         for place, path in paths.items():
             try:
-                yield place, str(path), images.read(path).permute(1, 2, 0).numpy()
+                yield place, str(path), pictures.read(path).permute(1, 2, 0).numpy()
             except InputError as error:
                 yield place, str(path), error
 
@@ -142,13 +156,13 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
     """How many frames the video announces (0: unknown), and those that it has."""
     # By its ending, because OpenCV takes a text file for a film of typed letters and an image for a numbered sequence.
     if not path.is_file() or path.suffix.lower() not in VIDEOS:
-        single = "a single image" if path.suffix.lower() in images.ENDINGS else "another file"
+        single = "a single image" if path.suffix.lower() in pictures.ENDINGS else "another file"
         got = single if path.is_file() else "nothing there"
         raise InputError(
             f"{path}: expected a folder of images or a video ({', '.join(VIDEOS)}), got {got}; "
             "name one with data.root=PATH"
         )
-    video = cv2.VideoCapture(str(path))
+    video = cv2.VideoCapture(pictures.named(path))
     if not video.isOpened():
         raise InputError(
             f"{path}: expected a video that OpenCV decodes, got one that does not open; convert it to H.264 or "
@@ -167,6 +181,26 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
             _log.warning("%s: it announces %d frames and has %d", path, announced, number)
 
     return announced, decode()
+
+
+def _sequences(folder: Path, names: list[str], pairs: bool | None) -> list[list[str]]:
+    """``names`` of one folder as sequences, as :class:`Frames` says of ``pairs``."""
+    parts: dict[str, list[str]] = {}
+    numbers: dict[str, list[list[str]]] = {}
+    for name in names:
+        alike = re.sub(r"[0-9]+(?=[^0-9]*\Z)", "*", name)
+        parts.setdefault(alike, []).append(name)
+        numbers.setdefault(alike, []).append(re.findall("[0-9]+", name)[-1:])
+    counts = list(numbers.values())
+    if pairs is None and len(parts) > 1 and len(counts[0]) > 1 and all(one == counts[0] for one in counts):
+        _log.warning(
+            "%s: pairs are taken within each of %d sequences, such as %s; data.pairs=false makes them one sequence",
+            folder,
+            len(parts),
+            " and ".join(next(iter(parts.values()))[:2]),
+        )
+        pairs = True
+    return list(parts.values()) if pairs else [names]
 
 
 def _natural(name: str) -> list[str | int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import struct
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchattack import geometry
-from patchattack.data import images
+from patchattack import geometry, pictures
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 
@@ -94,7 +92,7 @@ class Kitti(Source):
 
     def __getitem__(self, index: int) -> Scene:
         pair = self.pairs[index]
-        frames = torch.stack([images.read(path) for path in (pair.first, pair.second)])  # [2, 3, H, W]
+        frames = torch.stack([pictures.read(path) for path in (pair.first, pair.second)])  # [2, 3, H, W]
         top, left = frames.shape[-2] - self.size[0], (frames.shape[-1] - self.size[1]) // 2
 
         def crop(image: Tensor) -> Tensor:
@@ -107,7 +105,7 @@ class Kitti(Source):
             if pair.flow_seen is not None:
                 occluded = crop(valid & ~_read_flow(pair.flow_seen)[1])
         if pair.depth is not None:
-            metres = images.read_16_bit(pair.depth).unsqueeze(0) / 256
+            metres = pictures.read_16_bit(pair.depth) / 256
             depth = crop(metres.where(metres > 0, torch.nan))
         if pair.intrinsics is not None:
             shift = torch.tensor([[0, 0, left], [0, 0, top], [0, 0, 0]])
@@ -161,13 +159,16 @@ def _motions(drive: Path, names: list[str]) -> Tensor | None:
     cameras, laser, inertial = files
     projection = _read_calibration(cameras, "P_rect_02", (3, 4))
     # The rectified cameras share their axes; the last column of the projection is where camera 2 stands among them.
-    offset = torch.linalg.solve(projection[:, :3], projection[:, 3])
+    offset, singular = torch.linalg.solve_ex(projection[:, :3], projection[:, 3])
     to_camera = _rigid(_read_calibration(cameras, "R_rect_00", (3, 3)), offset)
     for path in (laser, inertial):
         to_camera @= _rigid(_read_calibration(path, "R", (3, 3)), _read_calibration(path, "T", (3,)))
     oxts = torch.stack([_numbers(path, path.read_text(errors="replace").split()[:6], 6) for path in positions])
-    poses = to_camera @ torch.linalg.inv(_poses(oxts))  # world to camera
-    return poses[1:] @ torch.linalg.inv(poses[:-1])
+    poses = to_camera @ torch.linalg.inv_ex(_poses(oxts))[0]  # world to camera
+    motions = poses[1:] @ torch.linalg.inv_ex(poses[:-1])[0]
+    if singular or not motions.float().isfinite().all():
+        raise InputError(f"{drive}: expected rotations and places on earth, got others; copy the drive again")
+    return motions
 
 
 def _poses(oxts: Tensor) -> Tensor:
@@ -204,8 +205,9 @@ def _numbers(path: Path, words: list[str], count: int) -> Tensor:
         values = [float(word) for word in words]
     except ValueError as error:
         raise InputError(f"{path}: expected numbers, got '{error}'; copy the file again") from error
-    if len(values) != count:
-        raise InputError(f"{path}: expected {count} numbers, got {len(values)}; copy the file again")
+    usable = [value for value in values if abs(value) < 1e12]  # not NaN either
+    if len(values) != count or len(usable) != count:
+        raise InputError(f"{path}: expected {count} numbers, got {len(usable)}; copy the file again")
     return torch.tensor(values, dtype=torch.float64)
 
 
@@ -224,33 +226,17 @@ def _same_truth(pairs: list[_Pair]) -> list[_Pair]:
 
 def _common_size(pair: _Pair) -> tuple[int, int]:
     """Height and width that all files of ``pair`` share."""
-    size = _png_size(pair.first)
+    size = pictures.header(pair.first).size
     for path in pair.files[1:]:
-        if (other := _png_size(path)) != size:
+        if (other := pictures.header(path).size) != size:
             raise InputError(
                 f"{path}: expected {size[0]}×{size[1]} like {pair.first}, got {other[0]}×{other[1]}; copy both again"
             )
     return size
 
 
-def _png_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header of a PNG whose end is there: cheap enough for every file of the raw data."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(24)
-            file.seek(-min(8, len(head)), 2)
-            tail = file.read()
-    except OSError as error:
-        raise InputError(f"{path}: expected a PNG, got '{error.strerror}'; copy the file again") from error
-    if not (head.startswith(b"\x89PNG\r\n\x1a\n") and tail.startswith(b"IEND")):
-        raise InputError(f"{path}: expected a whole PNG, got a damaged file; copy it again")
-    width, height = struct.unpack(">II", head[16:])
-    return height, width
-
-
 def _read_flow(path: Path) -> tuple[Tensor, Tensor]:
     """Flow float32 ``[2, H, W]`` in pixels, NaN where unknown, and whether it is known, bool ``[1, H, W]``."""
-    # KITTI's channels are u, v, valid in the file's order, which is red, green, blue; OpenCV turns it round.
-    valid, v, u = images.read_16_bit(path).unbind(-1)
+    u, v, valid = pictures.read_16_bit(path, channels=3)
     known = (valid > 0).unsqueeze(0)
     return ((torch.stack([u, v]) - 2**15) / 64).where(known, torch.nan), known

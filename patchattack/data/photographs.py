@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchattack import seeding
-from patchattack.data import images
+from patchattack import pictures, seeding
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 
 MEMORY = 8 * 2**30  # bytes that the decoded images may take
+
+_WORDNET = re.compile(r"n\d{8}")  # ImageNet's names of its folders
 
 _log = logging.getLogger(__name__)
 
@@ -37,10 +39,13 @@ class Photographs(Source):
         root: the folder.
         size: ``(h, w)`` of the frames.
         crop: share of the resized image's shorter side that is kept, where the image has the frames' proportions.
-        labels: ``folders`` takes the name of the folder in ``root`` that an image lies in or below; ``none`` leaves
-            scenes without label; ``auto`` takes the folders where ``root`` has no images of its own. Or a CSV file
-            with a line ``file,class`` for each labelled image: its file relative to ``root``, and its class's name or
-            the victim's number of it.
+        labels: ``folders`` takes the name of the folder in ``root`` that an image lies in or below, and leaves those
+            beside the folders without label; ``none`` leaves all so; ``auto`` takes the folders, if there are any and
+            no image lies beside them. Or a CSV file with a line ``file,class`` for each labelled image: its file
+            relative to ``root``, and its class's name or the victim's number of it.
+        classes: a text file with a line for each of the victim's classes, in its order, that is or begins with the name
+            of their folder, as ImageNet's ``LOC_synset_mapping.txt`` does; None where folders are named as the
+            victim's classes are.
         shuffle: mix the classes, so that every stretch of the source has its share of each: a run takes its training,
             validation and test scenes in the source's order.
         seed: of the mixing.
@@ -56,6 +61,7 @@ class Photographs(Source):
         size: Sequence[int] = (224, 224),
         crop: float = 0.875,
         labels: str = "auto",
+        classes: str | None = None,
         shuffle: bool = True,
         seed: int = 0,
     ) -> None:
@@ -73,16 +79,26 @@ class Photographs(Source):
                 f"({total / 2**30:.1f} GiB); shrink them with data.size=[h,w] or name fewer with data.root"
             )
         names = _class_names(folder, paths, labels)
-        self.classes = tuple(sorted({name for name in names if name is not None}))
-        by_name = {None: -1} | {name: number for number, name in enumerate(self.classes)}
-        numbers = torch.tensor([by_name[name] for name in names])
+        found = sorted({name for name in names if name is not None})
+        if classes is None:
+            by_name = {name: number for number, name in enumerate(found)}
+            self.classes = tuple(found)
+            if all(map(_WORDNET.fullmatch, found)) and found:
+                _log.warning(
+                    "%s: folders are named by WordNet's numbers; for a victim with other names of its classes, give "
+                    "data.classes=FILE, such as ImageNet's LOC_synset_mapping.txt",
+                    folder,
+                )
+        else:
+            by_name = _places(Path(classes).expanduser(), found)  # the victim's own numbers: no names to compare
+        numbers = torch.tensor([-1 if name is None else by_name[name] for name in names])
         order = _mixed(numbers, seed) if shuffle else torch.arange(len(paths))
         frames = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
         kept: list[int] = []
         refused: list[InputError] = []
         for row in tqdm(order.tolist(), "Reading images", unit="image", delay=2, disable=None):
             try:
-                image = images.read(paths[row])
+                image = pictures.read(paths[row])
             except InputError as error:
                 refused.append(error)
                 continue
@@ -94,7 +110,7 @@ class Photographs(Source):
         if skipped:
             _log.warning("%s: %s", folder, skipped)
         self.frames = frames[: len(kept)].unsqueeze(1)  # [N, 1, 3, h, w]
-        self.labels = numbers[kept] if self.classes else None  # [N]
+        self.labels = numbers[kept] if found else None  # [N]
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -119,10 +135,10 @@ def _images_below(root: Path) -> list[Path]:
     paths = []
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
-        paths += [Path(folder, n) for n in names if n.lower().endswith(images.ENDINGS) and not n.startswith(".")]
+        paths += [Path(folder, n) for n in names if n.lower().endswith(pictures.ENDINGS) and not n.startswith(".")]
     if not paths:
         raise InputError(
-            f"{root}: expected images ({', '.join(images.ENDINGS)}) in this folder or below it, got none; "
+            f"{root}: expected images ({', '.join(pictures.ENDINGS)}) in this folder or below it, got none; "
             "name another folder with data.root"
         )
     return sorted(paths)
@@ -132,7 +148,14 @@ def _class_names(root: Path, paths: list[Path], labels: str) -> list[str | None]
     """The class of each image, None where it is unknown."""
     places = [path.relative_to(root) for path in paths]
     if labels == "auto":
-        labels = "folders" if all(len(place.parts) > 1 for place in places) else "none"
+        beside = [place for place in places if len(place.parts) == 1]
+        if 0 < len(beside) < len(places):
+            raise InputError(
+                f"{root}: expected images in class folders or without folders, got {len(places) - len(beside)} in "
+                f"folders and {len(beside)} beside them, such as {beside[0]}; move one or the other away, or set "
+                "data.labels=folders (no label for those beside) or data.labels=none"
+            )
+        labels = "none" if beside else "folders"
     if labels == "none":
         return [None] * len(paths)
     if labels == "folders":
@@ -143,9 +166,28 @@ def _class_names(root: Path, paths: list[Path], labels: str) -> list[str | None]
     if strangers := listed.keys() - {place.as_posix() for place in places}:
         raise InputError(
             f"{labels}: expected files of images in {root}, got {len(strangers)} that are not there, such as "
-            f"{min(strangers)}; name them relative to data.root"
+            f"{_shown(min(strangers))}; name them relative to data.root"
         )
     return [listed.get(place.as_posix()) for place in places]
+
+
+def _places(path: Path, found: list[str]) -> dict[str, int]:
+    """The line of each folder of ``found`` in a file of folders, from 0."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"data.classes: expected a text file of folders, got {path} ({error})") from error
+    first = [line.split(maxsplit=1)[0] for line in lines]
+    known: dict[str, int] = {}
+    for name in found:
+        listed = lines if name in lines else first
+        if listed.count(name) != 1:
+            raise InputError(
+                f"{path}: expected one line for each class folder, got {listed.count(name)} for {name}; list the "
+                "folders in the order of the victim's classes"
+            )
+        known[name] = listed.index(name)
+    return known
 
 
 def _read_csv(path: Path) -> dict[str, str]:
@@ -163,12 +205,17 @@ def _read_csv(path: Path) -> dict[str, str]:
             continue
         if len(row) != 2 or not all(row):
             raise InputError(
-                f"{path}, line {number}: expected file,class, got '{','.join(row)}'; quote names with commas"
+                f"{path}, line {number}: expected file,class, got '{_shown(','.join(row))}'; quote names with commas"
             )
         listed[row[0]] = row[1]
     if not listed:
         raise InputError(f"{path}: expected a line file,class for each labelled image, got none")
     return listed
+
+
+def _shown(cell: str) -> str:
+    """A cell of a CSV file, which may hold lines, as part of a message."""
+    return " ".join(cell.split())[:80]
 
 
 def _mixed(numbers: Tensor, seed: int) -> Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchattack import pictures
 from patchattack.defenses.defense import Preprocessing, straight_through
 from patchattack.errors import InputError
 
@@ -45,4 +46,4 @@ class Jpeg(Preprocessing):
         _, file = cv2.imencode(
             ".jpg", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, self.quality]
         )
-        return torch.from_numpy(cv2.imdecode(file, cv2.IMREAD_COLOR_RGB)).permute(2, 0, 1) / 255
+        return pictures.decode(file) / 255

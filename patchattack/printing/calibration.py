@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchattack import files
+from patchattack import files, pictures
 from patchattack.eot.calibrated import Calibration, look_up
 from patchattack.errors import InputError
-from patchattack.patch import read_image
 from patchattack.printing import chart
 from patchattack.printing.colour import delta_e, encoded, lab, linear
 
@@ -153,7 +152,7 @@ def read(path: Path) -> Reading:
     """
     import cv2
 
-    pixels = (read_image(path, "photo")[:3].permute(1, 2, 0) * 255).round().byte().numpy()
+    pixels = pictures.read(path).permute(1, 2, 0).numpy()
     to_photo = _find(pixels, path)
     cells, noise = _cells(pixels, to_photo, path)
     seen, light = _even_light(cells, to_photo, pixels.shape)

@@ -13,6 +13,7 @@ import numpy as np
 
 from patchattack import files
 from patchattack.errors import InputError
+from patchattack.pictures import named
 from patchattack.printing import chart
 from patchattack.rehearsal.street import Street, Take, View, seen
 from patchattack.rehearsal.unknown import Unknown
@@ -80,7 +81,7 @@ def film(
         InputError: the video cannot be written.
     """
     height, width = street.frame
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+    writer = cv2.VideoWriter(named(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
     if not writer.isOpened():
         raise InputError(f"{path}: expected a video that OpenCV can write, got none; check the folder and its room")
     shots: list[tuple[Take, View] | None] = []

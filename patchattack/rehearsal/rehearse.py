@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from patchattack import files
+from patchattack import files, pictures
 from patchattack.errors import InputError
-from patchattack.patch import MILLIMETRES_PER_INCH, Patch, read_image
+from patchattack.patch import MILLIMETRES_PER_INCH, Patch
 from patchattack.printing import calibration
 from patchattack.printing.fiducials import Layout
 from patchattack.printing.sheet import Sheet
@@ -140,7 +140,7 @@ def printed(path: Path, printer: Sheet, sheet: Layout, patch: Patch, unknown: Un
     That is what the PDF has between its cut marks, in pixels of ``print.dpi``.
     """
     printer.write_png(path, patch().detach(), patch.mask, patch.size_mm, sheet.number)
-    pixels = (read_image(path, "sheet")[:3].permute(1, 2, 0) * 255).round().byte().numpy()
+    pixels = pictures.read(path).permute(1, 2, 0).numpy()
     scale = printer.dpi / MILLIMETRES_PER_INCH
     left, top = sheet.bounds_mm[:2]
     matrix = np.array([(scale, 0, -left * scale - 0.5), (0, scale, -top * scale - 0.5), (0, 0, 1.0)])

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError
+from patchattack.pictures import named
 from patchattack.victims.answers import answering
 from patchattack.victims.own import Output, Prepared, read_classes, said
 from patchattack.victims.victim import Victim
@@ -116,8 +117,9 @@ def _session(path: Path, providers: Sequence[str] | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors: they become one line, and warnings help nobody here
+    name = named(path)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        return onnxruntime.InferenceSession(name, options, providers=list(providers))
     except Exception as error:  # onnxruntime's own kinds have no common name
         raise InputError(
             f"victim.file: expected an ONNX file that onnxruntime can run, got {path}: {said(error)}"

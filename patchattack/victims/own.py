@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError, one_line
+from patchattack.names import class_names
 from patchattack.victims.victim import (
     ClassificationVictim,
     DepthVictim,
@@ -119,7 +120,7 @@ class Output:
             nearest, farthest = self.reach
             units = self.scale, self.shift, self.inverse
             return _Depth(network, name, units, self.metric, (nearest, farthest), self.fixed, self.multiple)
-        names = class_names(self.classes, name, count)
+        names = named_classes(self.classes, name, count)
         if self.task == "detection":
             return _Detection(network, name, names, self.fixed, self.multiple, self.centres)
         return ClassificationVictim(network, name, names, self.fixed)
@@ -247,7 +248,7 @@ def read_classes(classes: Sequence[str] | str | None) -> list[str] | None:
         InputError: the file cannot be read.
     """
     if classes is None or not isinstance(classes, str):
-        return None if classes is None else list(classes)
+        return None if classes is None else list(class_names(classes, "victim.classes"))
     path = Path(classes).expanduser()
     try:
         text = path.read_text()
@@ -256,14 +257,14 @@ def read_classes(classes: Sequence[str] | str | None) -> list[str] | None:
         found = json.loads(text)
         if isinstance(found, dict):
             found = [found[key] for key in sorted(found, key=int)]
-        return [str(one) for one in found]
+        return list(class_names(found, path))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"victim.classes: expected names, or a file with one per line or a JSON list, got {path}: {said(error)}"
         ) from error
 
 
-def class_names(classes: Sequence[str] | str | None, victim: str, count: int, known: Sequence[str] = ()) -> list[str]:
+def named_classes(classes: Sequence[str] | str | None, victim: str, count: int, known: Sequence[str] = ()) -> list[str]:
     """The names of a victim's ``count`` classes: those that are given, else those ``known`` where they are as many.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patchattack.errors import InputError, nearest, one_line
-from patchattack.victims.own import class_names, read_classes
+from patchattack.victims.own import named_classes, read_classes
 from patchattack.victims.torchvision_classifier import imagenet_classes
 from patchattack.victims.victim import ClassificationVictim
 from patchattack.victims.weights import fetch, fetch_from_hugging_face, fitted, initialised
@@ -63,7 +63,7 @@ class TimmClassifier(ClassificationVictim):
             network, _ = fitted(build, network.num_classes, weights, trust_checkpoint)
         elif given := read_classes(classes):
             network = initialised(lambda: build(len(given)))
-        names = class_names(classes, name, network.num_classes, imagenet_classes())
+        names = named_classes(classes, name, network.num_classes, imagenet_classes())
         super().__init__(network, f"timm_{name}", names, config["input_size"][1:], config["mean"], config["std"])
 
 

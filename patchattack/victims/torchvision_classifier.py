@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from patchattack.errors import InputError, nearest
-from patchattack.victims.own import class_names, read_classes
+from patchattack.victims.own import named_classes, read_classes
 from patchattack.victims.victim import ClassificationVictim
 from patchattack.victims.weights import fitted, initialised, load_hub
 
@@ -68,7 +68,7 @@ class TorchvisionClassifier(ClassificationVictim):
             network, count = fitted(build, count, weights, trust_checkpoint, _densenet_key)
         if weights == "hub":
             load_hub(network, default.url, _densenet_key)
-        names = class_names(classes, name, count, known)
+        names = named_classes(classes, name, count, known)
         super().__init__(network, name, names, (side, side), preset.mean, preset.std)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchattack.errors import InputError, one_line
-from patchattack.victims.own import class_names, read_classes
+from patchattack.victims.own import named_classes, read_classes
 from patchattack.victims.ultralytics_import import quietly
 from patchattack.victims.victim import ClassificationVictim, DetectionVictim
 from patchattack.victims.weights import fetch, fitted, initialised
@@ -165,7 +165,7 @@ def _built(
         except RuntimeError as error:
             found = checkpoint.yaml.get("yaml_file", "another network")
             raise InputError(f"{weights}: expected weights of victim.name={name}, got those of {found}") from error
-    return network, class_names(classes, name, count, names)
+    return network, named_classes(classes, name, count, names)
 
 
 def _with_prefix(key: str) -> str:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchattack.errors import InputError
+from patchattack.names import class_names
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green and blue
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -155,7 +156,7 @@ class ClassificationVictim(Victim):
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__(network, name)
-        self.classes, self.size = tuple(classes), size
+        self.classes, self.size = class_names(classes, f"victim {name}"), size
         _normalising(self, mean, std)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -244,7 +245,7 @@ class DetectionVictim(Victim):
         multiple: int = 32,
     ) -> None:
         super().__init__(network, name)
-        self.classes, self.size, self.multiple = tuple(classes), size, multiple
+        self.classes, self.size, self.multiple = class_names(classes, f"victim {name}"), size, multiple
 
     @abstractmethod
     def candidates(self, images: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +15,12 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from patchattack import pictures
 from patchattack.errors import InputError
+from patchattack.pictures import named, quietly
 from patchattack.redaction import redacted
 from patchattack.videos import decoded
 
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LATE = 1.75  # times the usual interval between two frames, from which one is missing in between
 INTERVALS = 31  # whose median is the usual one
 PATIENCE = 10_000  # milliseconds that a stream may take to open
@@ -206,8 +206,8 @@ class Video(Recorded):
 
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
-        with _quietly():
-            video = cv2.VideoCapture(str(path))
+        with quietly():
+            video = cv2.VideoCapture(named(path))
             there = any(image is not None for image in decoded(video))
         if not there:
             raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
@@ -217,7 +217,7 @@ class Video(Recorded):
         super().__init__(self._frames(), count, rate if 0 < rate < 1000 else 30.0)
 
     def _frames(self) -> Iterator[np.ndarray | None]:
-        video = cv2.VideoCapture(str(self.path))
+        video = cv2.VideoCapture(named(self.path))
         seconds = 0.0
         try:
             for image in decoded(video):
@@ -277,7 +277,7 @@ def _opened(source: str, count: int, timeout: float, fps: float, resolution: Seq
 
 
 def _camera(name: str, number: int, resolution: Sequence[int]) -> cv2.VideoCapture:
-    with _quietly():
+    with quietly():
         camera = cv2.VideoCapture(number)
         if camera.isOpened():
             height, width = resolution
@@ -298,7 +298,7 @@ def _camera(name: str, number: int, resolution: Sequence[int]) -> cv2.VideoCaptu
 
 def _stream(address: str) -> cv2.VideoCapture:
     limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE]
-    with _quietly():
+    with quietly():
         stream = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
     if not stream.isOpened():
         raise InputError(
@@ -308,24 +308,15 @@ def _stream(address: str) -> cv2.VideoCapture:
 
 
 def _images(folder: Path) -> Iterator[np.ndarray | None]:
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES]
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in pictures.ENDINGS]
     if not paths:
-        raise InputError(f"source: expected a folder of images ({', '.join(IMAGES)}), got none in {folder}")
+        raise InputError(f"source: expected a folder of images ({', '.join(pictures.ENDINGS)}), got none in {folder}")
     natural = sorted(paths, key=lambda path: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", path.name)])
     return (_image(path) for path in natural)
 
 
 def _image(path: Path) -> np.ndarray | None:
-    with _quietly():
-        return cv2.imread(str(path), cv2.IMREAD_COLOR)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """OpenCV's own log is pages long when a camera is missing; the user gets one line of ours."""
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+        return cv2.cvtColor(pictures.read(path).permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR)
+    except InputError:
+        return None

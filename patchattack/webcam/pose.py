@@ -144,12 +144,12 @@ def projected(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def _calibration(path: Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     try:
-        file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
+        file = cv2.FileStorage(path.read_text("utf-8"), cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
         matrix = file.getNode("camera_matrix").mat()
         distortion = file.getNode("distortion_coefficients").mat()
         width, height = (int(file.getNode(f"image_{side}").real()) for side in ("width", "height"))
         file.release()
-    except (cv2.error, SystemError):  # what OpenCV says of files that are not its own
+    except (OSError, ValueError, cv2.error, SystemError):  # what OpenCV says of files that are not its own
         matrix = None
     if matrix is None or matrix.shape != (3, 3) or width < 1 or height < 1:
         raise InputError(

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from patchattack import pictures
 from patchattack.errors import InputError, one_line
 from patchattack.webcam.overlay import outlined
 from patchattack.webcam.paper import White
@@ -187,14 +188,12 @@ def stored(path: Path) -> np.ndarray:
     Raises:
         InputError: the file is gone.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise InputError(f"{path}: expected the frame that was stored there, found none; measure again")
-    return image
+    return pictures.read(path).permute(1, 2, 0).numpy()
 
 
 def _store(path: Path, image: np.ndarray) -> None:
-    cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes())
 
 
 @dataclass

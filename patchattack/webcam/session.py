@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchattack import files
 from patchattack.errors import InputError, VictimError
 from patchattack.patch import Patch
 from patchattack.printing import fiducials
@@ -402,7 +403,7 @@ class Session:
             self.controls.screenshot = False
             self._screenshots += 1
             path = self.folder / f"screenshot_{self._screenshots}.png"
-            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            files.write(path, cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
         return key
 
     def _film(self, picture: np.ndarray, moment: float) -> None:

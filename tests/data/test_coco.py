@@ -55,6 +55,13 @@ def test_boxes_are_in_pixels_and_classes_in_the_order_of_their_ids(tmp_path: Pat
     assert scene.boxes.tolist() == [[[-0.5, -0.5, 39.5, 19.5, 1], [9.5, 4.5, 19.5, 14.5, 0]]]
 
 
+def test_names_that_json_reads_as_something_else(tmp_path: Path) -> None:
+    paths = write(tmp_path, [image(1)], [], categories=[{"id": 1, "name": 30}, {"id": 2, "name": "30 end"}])
+    assert Coco(*paths).classes == ("30", "30 end")
+    message = refusal(*write(tmp_path, [image(1)], [], categories=[{"id": 1, "name": True}]))
+    assert "expected the names of the classes as text, got 'True' for class 0; quote them" in message
+
+
 def test_boxes_move_with_the_image(tmp_path: Path) -> None:
     scene = Coco(*write(tmp_path, [image(1)], [annotation(1, 1, [10, 5, 10, 10])]), size=(60, 80))[0]
     assert scene.boxes is not None
@@ -140,5 +147,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     assert "bad.json: expected a JSON file of annotations" in refusal(str(tmp_path), str(tmp_path / "bad.json"))
     (tmp_path / "list.json").write_text("[1, 2]")
     assert "expected COCO's images" in refusal(str(tmp_path), str(tmp_path / "list.json"))
+    assert "got KeyError('name')" in refusal(*write(tmp_path, [image(1)], [], categories=[{"id": 1}]))
     paths = write(tmp_path, [image(1)], [])
     assert "expected data.size=[h,w] of positive numbers, got [0, 0]" in refusal(*paths, size=(0, 0))

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from patchattack.data.depth_folder import DepthFolder
 from patchattack.errors import InputError
@@ -102,12 +103,48 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
 def test_depth_maps_of_other_kinds_are_refused(tmp_path: Path) -> None:
     write_pair(tmp_path / "a.png", None)
     for depth, message in (
-        (np.zeros((6, 9), np.uint8), "expected a 16-bit PNG, got uint8"),
-        (np.zeros((6, 9, 3), np.uint16), "expected a depth map with one channel, got three"),
+        (np.zeros((6, 9), np.uint8), r"expected a 16-bit PNG of 1 channel\(s\), got 1 of uint8"),
+        (np.zeros((6, 9, 3), np.uint16), r"expected a 16-bit PNG of 1 channel\(s\), got 3 of uint16"),
     ):
         write(tmp_path / "a_depth.png", depth)
         with pytest.raises(InputError, match=message):
             DepthFolder(str(tmp_path), "*.png")[0]
+
+
+def phone_pair(folder: Path, orientation: int, depth: np.ndarray) -> DepthFolder:
+    """A JPEG of 16×24, stored red on the left and blue on the right, and its depth map."""
+    pixels = np.zeros((16, 24, 3), np.uint8)
+    pixels[:, :12, 0] = pixels[:, 12:, 2] = 220
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(folder / "a.jpg", quality=95, subsampling=0, exif=exif)
+    write(folder / "a_depth.png", depth)
+    return DepthFolder(str(folder))
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_depth_follows_the_orientation_of_its_frame(
+    tmp_path: Path, orientation: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """20 m where it is red, in the sensor's orientation, and where sizes tell it apart in that of the picture shown."""
+    stored = np.full((16, 24), 5 * 256, np.uint16)
+    stored[:, :12] = 20 * 256
+    maps = [stored]
+    if orientation >= 5:
+        maps.append(np.rot90(stored, {5: 3, 6: 3, 7: 1, 8: 1}[orientation]))
+    for depth in maps:
+        scene = phone_pair(tmp_path, orientation, depth)[0]
+        red = scene.frames[0, 0, 0] > 128
+        assert scene.depth is not None
+        assert red.float().mean() == 0.5
+        assert torch.equal(scene.depth[0, 0] == 20, red)
+        assert scene.size == ((24, 16) if orientation >= 5 else (16, 24))
+    assert ("1 frame(s) have an EXIF orientation and their depth maps none" in caplog.text) == (orientation < 5)
+
+
+def test_depth_that_fits_no_side_of_its_frame_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"expected 24×16 like .*, got 16×20; copy both again"):
+        phone_pair(tmp_path, 6, np.ones((16, 20), np.uint16))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real test material in ../shared/real")

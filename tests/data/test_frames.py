@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchattack.data import frames, images
+from patchattack import pictures
+from patchattack.data import frames
 from patchattack.data.frames import Frames
 from patchattack.errors import InputError
 
@@ -50,7 +51,7 @@ def test_channels_are_red_green_blue(tmp_path: Path) -> None:
     red[..., 2] = 255  # OpenCV writes blue, green, red
     for name in ("0.png", "1.png"):
         cv2.imwrite(str(tmp_path / name), red)
-    assert images.read(tmp_path / "0.png")[:, 1, 2].tolist() == [255, 0, 0]
+    assert pictures.read(tmp_path / "0.png")[:, 1, 2].tolist() == [255, 0, 0]
     assert Frames(str(tmp_path))[0].frames[0, :, :, 1, 2].tolist() == [[255, 0, 0]] * 2
 
 
@@ -66,7 +67,7 @@ def test_video_channels_are_red_green_blue(tmp_path: Path) -> None:
 
 def test_grey_images_become_three_equal_channels(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((4, 6), 77, np.uint8))
-    assert torch.equal(images.read(tmp_path / "grey.png"), torch.full((3, 4, 6), 77, dtype=torch.uint8))
+    assert torch.equal(pictures.read(tmp_path / "grey.png"), torch.full((3, 4, 6), 77, dtype=torch.uint8))
 
 
 def test_pairs_follow_the_natural_order(tmp_path: Path) -> None:
@@ -104,6 +105,28 @@ def test_pairs_never_cross_folders(tmp_path: Path) -> None:
         for number in (first, first + 1):
             write(tmp_path / folder / f"{number}.png", number)
     assert greys(Frames(str(tmp_path))) == [[0, 1], [20, 21], [100, 101], [200, 201]]
+
+
+def test_a_folder_of_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """FlyingChairs' layout: the second picture of a pair and the first of the next are of two scenes."""
+    for scene in (1, 2, 10):
+        for number in (1, 2):
+            write(tmp_path / f"{scene:05d}_img{number}.ppm", 10 * scene + number)
+    assert greys(Frames(str(tmp_path))) == [[11, 12], [21, 22], [101, 102]]
+    assert "pairs are taken within each of 3 sequences, such as 00001_img1.ppm and 00001_img2.ppm" in caplog.text
+    caplog.clear()
+    assert len(Frames(str(tmp_path), pairs=False)) == 5
+    assert len(Frames(str(tmp_path), frames=1)) == 6
+    (tmp_path / "00010_img2.ppm").unlink()
+    assert len(Frames(str(tmp_path))) == 4  # not the same numbers for all: nobody said that these are pairs
+    assert greys(Frames(str(tmp_path), pairs=True)) == [[11, 12], [21, 22]]
+    assert not caplog.records
+
+
+def test_names_that_are_no_pairs_stay_one_sequence(tmp_path: Path) -> None:
+    for name in ("2024-05-01_12-00-59.png", "2024-05-01_12-01-00.png", "start.png"):
+        write(tmp_path / name)
+    assert len(Frames(str(tmp_path))) == 2
 
 
 def test_other_files_and_dot_files_are_not_frames(tmp_path: Path) -> None:
@@ -154,16 +177,16 @@ def test_a_truncated_image_is_refused(tmp_path: Path, ending: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     path = tmp_path / f"cut.{ending}"
     cv2.imwrite(str(path), noise)
-    assert images.read(path).shape == (3, 48, 64)
+    assert pictures.read(path).shape == (3, 48, 64)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=rf"cut\.{ending}: expected"):
-        images.read(path)
+        pictures.read(path)
 
 
 def test_a_16_bit_image_is_not_a_frame(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "depth.png"), np.full((4, 6), 2560, np.uint16))
     with pytest.raises(InputError, match="expected 8 bits per channel, got uint16"):
-        images.read(tmp_path / "depth.png")
+        pictures.read(tmp_path / "depth.png")
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -171,14 +194,14 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "nowhere: expected a folder of images or a video" in message
     assert "got nothing there" in message
     with pytest.raises(InputError, match=r"missing\.png: expected an image"):
-        images.read(tmp_path / "missing.png")
+        pictures.read(tmp_path / "missing.png")
 
 
 def test_an_empty_folder_names_the_endings(tmp_path: Path) -> None:
     (tmp_path / "clip.txt").write_text("")
     message = refusal(tmp_path)
     assert "got none" in message
-    for ending in images.ENDINGS:
+    for ending in pictures.ENDINGS:
         assert ending in message
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from patchattack import pictures
 from patchattack.data import photographs
 from patchattack.data.photographs import Photographs
 from patchattack.errors import InputError
@@ -49,7 +51,7 @@ def test_a_folder_of_images_has_no_labels(tmp_path: Path) -> None:
     write(tmp_path / "a.png", 10, (8, 12))
     write(tmp_path / "b.JPG", 20, (20, 10))
     write(tmp_path / "deeper" / "c.png", 30)
-    source = opened(tmp_path, shuffle=False)
+    source = opened(tmp_path, shuffle=False, labels="none")
     assert greys(source) == [10, 20, 30]
     assert source.classes == ()
     scene = source[1]
@@ -78,12 +80,32 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
 
 
 def test_images_beside_class_folders(tmp_path: Path) -> None:
-    """With images of its own a folder is no folder of classes, unless it is said to be one."""
+    """One picture too many must not take all labels away."""
     write_classes(tmp_path, {"cat": 1})
-    write(tmp_path / "other.png", 99)
-    assert opened(tmp_path)[0].label is None
+    write(tmp_path / "thumbs.png", 99)
+    assert "got 1 in folders and 1 beside them, such as thumbs.png; move one or the other away" in refusal(tmp_path)
+    assert opened(tmp_path, labels="none")[0].label is None
     source = opened(tmp_path, labels="folders", shuffle=False)
     assert source.__getitems__([0, 1]).label.tolist() == [0, -1]
+
+
+def test_folders_named_by_wordnet_go_by_the_lines_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """ImageNet's own list is in the order of every network that was trained on it."""
+    write_classes(tmp_path, {"n01443537": 1, "n01440764": 1, "traffic light": 1})
+    table = tmp_path / "LOC_synset_mapping.txt"
+    table.write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish\nn01484850 great white shark\ntraffic light\n")
+    source = opened(tmp_path, classes=str(table), shuffle=False)
+    assert source.classes == ()  # the victim's numbers
+    assert source.__getitems__([0, 1, 2]).label.tolist() == [0, 1, 3]
+    for text, count in (("n01440764\n", 0), ("traffic light\nn01440764\nn01443537 a\nn01443537 b\n", 2)):
+        table.write_text(text)
+        message = refusal(tmp_path, classes=str(table))
+        assert f"expected one line for each class folder, got {count} for n01443537" in message
+    assert "expected a text file of folders, got nowhere" in refusal(tmp_path, classes="nowhere")
+    shutil.rmtree(tmp_path / "traffic light")
+    assert not caplog.records
+    assert opened(tmp_path).classes == ("n01440764", "n01443537")
+    assert "give data.classes=FILE" in caplog.text
 
 
 def test_a_csv_file_gives_the_classes(tmp_path: Path) -> None:
@@ -223,6 +245,16 @@ def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(photographs, "MEMORY", 4 * 3 * 64 - 1)
     assert "got 4 of 8×8" in refusal(tmp_path)
     assert len(opened(tmp_path, size=(8, 7))) == 4
+
+
+def test_a_picture_too_large_is_left_out_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.png", 1)
+    write(tmp_path / "large.png", 2, (9, 9))
+    monkeypatch.setattr(pictures, "PIXELS", 80)
+    assert greys(opened(tmp_path)) == [1]
+    assert "large.png: expected an image of 1 to 0 million pixels, got 9×9; make it smaller" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"size": (8,)}, {"size": (0, 8)}, {"crop": 0.0}, {"crop": 1.1}])

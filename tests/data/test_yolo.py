@@ -157,6 +157,23 @@ def test_names_come_from_data_yaml(text: str, folder: Path) -> None:
     assert Yolo(str(folder), "val", NAMES).classes == NAMES
 
 
+@pytest.mark.parametrize("names", ["[30, on]", "{1: on, 0: 30}", '{"0": "30", 1: "on"}'])
+def test_names_are_the_words_of_the_file(names: str, folder: Path) -> None:
+    """YAML reads speed-limit signs as numbers, and on, off, yes and no as truth values."""
+    (folder / "data.yaml").write_text(f"names: {names}\n")
+    assert Yolo(str(folder), "val").classes == ("30", "on")
+    assert Yolo(str(folder), "val", (30, "on")).classes == ("30", "on")  # type: ignore[arg-type]
+    assert "quote them" in refusal(folder, names=(30, True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "line", ["1 0.375 0.5 0.25 0.5 0.93", "1 0.25 0.75 0.5 0.3 0.4 0.25", "1 .25 .25 .5 .25 .5 .75 .25 .75"]
+)
+def test_boxes_with_a_confidence_and_of_polygons(line: str, folder: Path) -> None:
+    label(folder / "labels" / "val" / "a.txt", line)
+    assert boxes(Yolo(str(folder), "val", NAMES, size=(20, 40))[0]) == [[9.5, 4.5, 19.5, 14.5, 1]]
+
+
 @pytest.mark.parametrize("text", [None, "nc: 2", "names: {0: cat, 2: dog}", "names: [", "- names", "names: 3"])
 def test_missing_names_are_refused(text: str | None, folder: Path) -> None:
     if text:
@@ -168,12 +185,13 @@ def test_missing_names_are_refused(text: str | None, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["0 0.5 0.5 0.5", "0 0.5 0.5 0.5 0.5 0.9", "cat 0.5 0.5 0.5 0.5", "0 0.1 0.1 0.9 0.1 0.9 0.9"],
-    ids=["four numbers", "six numbers", "a name", "a polygon"],
+    ["0 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.5"],
+    ids=["four numbers", "a name", "half a point"],
 )
 def test_lines_of_another_format_are_refused(line: str, folder: Path) -> None:
     label(folder / "labels" / "val" / "a.txt", "0 0.5 0.5 0.5 0.5", "", line)
-    assert f"a.txt, line 3: expected 'class x y width height', got '{line}'" in refusal(folder)
+    assert "a.txt, line 3: expected 'class x y width height', a confidence after it or a polygon" in refusal(folder)
+    assert f"got '{line}'" in refusal(folder)
 
 
 @pytest.mark.parametrize(
