@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from patchattack.data.images import ENDINGS
 from patchattack.errors import InputError
 from patchattack.job import Settings, spread
 from patchattack.patch import Patch, read_image, resize
+from patchattack.pictures import ENDINGS
 from patchattack.scene import Source
 
 SHOWN = ("size", "crop", "supersampling", "device", "scenes")  # of data: how scenes are shown and how many there are
