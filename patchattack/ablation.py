@@ -23,7 +23,7 @@ from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
 from patchattack.errors import InputError, nearest
 from patchattack.evaluation import Row
-from patchattack.job import TEST, Job
+from patchattack.job import TEST, VALIDATION, Job
 from patchattack.patch import Patch
 from patchattack.pipeline import Parts
 from patchattack.reporting.ablation import MEDIA, Line, Table, probability, write_table
@@ -32,7 +32,7 @@ from patchattack.tracking import Nothing
 from patchattack.training import DivergedError
 
 WHOLE, AGAIN = "whole_set_up", "another_seed"  # trained beside the ablations
-CONTROLS = ("grey", "white", "black", "random")
+CONTROLS = ("grey", "white", "black", "drawn", "random")
 STACKS = (["renderer", "appearance"], ["renderer", "camera"], ["regularizers"])
 # Overrides that may change between two calls that share a folder: no patch's training depends on them.
 _FREE = (
@@ -197,7 +197,8 @@ def measure(trial: Trial, variants: Mapping[str, Variant], folder: Path, fabric:
             _train(variants[name].parts, places[name], name, fabric)
     patches = {name: Patch.load(place / "patch.png") for name, place in places.items()}
 
-    known = controls(patches[WHOLE])
+    drawn = job.evaluator(VALIDATION).best_drawn(whole.settings.parts(len(job.source))[1])
+    known = controls(patches[WHOLE]) | {"drawn": always(drawn.texture(*job.patch.mask.shape[1:]))}
     textures: dict[str, Textures] = {name: known[name] for name in CONTROLS}
     textures |= {name: always(patch().detach()) for name, patch in patches.items()}
     rows: list[Row] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from patchattack import evaluation, files, statistics
-from patchattack.attacks.attack import Attack
+from patchattack.attacks.attack import Attack, Textures
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.evaluation import Evaluator, References, Row
-from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
+from patchattack.job import TEST, VALIDATION, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch
 from patchattack.pipeline import versions
 from patchattack.reporting.matrix import Matrix, write_matrix
@@ -74,7 +74,15 @@ def measure(trial: Trial, fabric: Fabric) -> list[Row]:
             )
             # Those that every patch shares, once.
             shared = {one: texture for one, texture in controls(patch).items() if one not in ("mean", "shuffled")}
-            others = {**shared, **attack.controls(scenes, patch)} if place == 0 else {}
+            others: dict[str, Textures] = {}
+            if place == 0:
+                validation = trial.settings.parts(len(scenes))[1]
+                drawn = replace(evaluator, key=(trial.seed, VALIDATION)).best_drawn(validation)
+                others = {
+                    **shared,
+                    **attack.controls(scenes, patch),
+                    "drawn": always(drawn.texture(*patch.mask.shape[1:])),
+                }
             textures = {**others, crafted: always(patch().detach())}
             measured = evaluator.measure(
                 textures,

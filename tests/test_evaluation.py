@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from patchattack import hand_drawn
 from patchattack.attacks.attack import Metric
 from patchattack.attacks.depth import DepthAttack
 from patchattack.attacks.flow import FlowAttack
+from patchattack.controls import always
 from patchattack.eot.appearance import Brightness
 from patchattack.eot.camera import Defocus, Gamma
 from patchattack.eot.placement import Uniform
@@ -26,6 +28,7 @@ from patchattack.evaluation import (
     per_scene,
     summarise,
 )
+from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch, random_texture
 from patchattack.scene import Scene
 from patchattack.statistics import Outcome, bootstrap
@@ -425,3 +428,18 @@ def test_the_references_of_an_ensemble_are_tuples() -> None:
     seen = victims[0].seen
     assert torch.equal(references(scene.select(torch.tensor([1, 0])))[0], first[[1, 0]])
     assert victims[0].seen == seen
+
+
+# Hand-drawn textures
+
+
+def test_the_best_hand_drawn_texture_is_the_strongest_on_these_scenes() -> None:
+    measures = evaluator()
+    mine = HandDrawn("stripes", 3, 40, colours=("001", "110"))
+    tried = {str(one): one for one in (*hand_drawn.known(), mine)}
+    textures = {name: always(one.texture(16, 16)) for name, one in tried.items()}
+    measured = measures.measure(textures, [1, 4, 7])
+    scores = {name: per_scene(measured, name, HEADLINE).mean() for name in tried}
+    best = measures.best_drawn([1, 4, 7], [mine])
+    assert scores[str(best)] == min(scores.values())
+    assert measures.best_drawn([1, 4, 7]) in hand_drawn.known()

@@ -30,8 +30,8 @@ from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Draw, Renderer
 from patchattack.errors import InputError, VictimError
-from patchattack.evaluation import References
-from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
+from patchattack.evaluation import Evaluator, References
+from patchattack.job import TEST, VALIDATION, Fabric, Settings, check_tasks, introduced
 from patchattack.patch import Patch, resize
 from patchattack.runs import all_held_out
 from patchattack.scene import Scene, Source, View
@@ -189,9 +189,15 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
         for number in tqdm(numbers, f"{name} without a patch", unit="scene", delay=2, disable=None):
             references(scenes[number].to(fabric.device))
         for crafted, patch in sweep.patches.items():
+            evaluator = Evaluator(
+                *(predict, attack, sweep.points[0].renderer, references, patch, scenes),
+                *(fabric.device, (sweep.seed, VALIDATION)),
+            )
+            drawn = evaluator.best_drawn(sweep.settings.parts(len(scenes))[1])
             textures = {
                 **controls(patch),
                 **attack.controls(scenes, patch),
+                "drawn": always(drawn.texture(*patch.mask.shape[1:])),
                 "natural": pieces(scenes, numbers, patch, sweep.settings.test_draws, sweep.seed),
                 "patch": always(patch().detach()),
             }
