@@ -81,13 +81,14 @@ class Output:
                 f"victim {kind}: expected size [h,w] or null and multiple >= 1, got size={size} and "
                 f"multiple={self.multiple}"
             )
+        if self.centres and task != "detection":
+            raise InputError(f"victim.centres: expected false for {task}, which has no boxes, got true")
         units = self.metric, self.scale, self.shift, self.inverse
         ignored = {
             "size": task == "flow" and size is not None and not flow_has_size,
             "multiple": task == "classification" and self.multiple != 1,
             "metric, scale, shift and inverse": task != "depth" and units != (False, 1.0, 0.0, False),
             "classes": task in ("flow", "depth") and self.classes is not None,
-            "centres": task != "detection" and self.centres,
         }
         if any(ignored.values()):
             names = "; ".join(name for name, given in ignored.items() if given)

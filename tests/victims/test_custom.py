@@ -234,7 +234,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("classification", "own_networks.Means", {"output": "logits"}, r"victim\.output=logits names, got ValueError"),
     ("classification", "own_networks.Means", {"answer": "labels"}, "expected logits or probabilities, .* got labels"),
     ("depth", "own_networks.Grey", {"answer": "probabilities"}, "for classification alone, got probabilities for dep"),
-    ("depth", "own_networks.Grey", {"centres": True, "output": "depth.0"}, "options of a depth network, got centres"),
+    ("depth", "own_networks.Grey", {"centres": True, "output": "depth.0"}, "victim.centres: expected false for depth"),
     ("classification", "own_networks.Means", {"classes": ["a", "b"]}, "expected 3 names, .* got 2"),
     ("classification", "own_networks.Means", {"classes": "no.txt"}, r"got no\.txt: FileNotFoundError"),
     ("classification", "own_networks.Means", {"metric": True}, "got metric, scale, shift and inverse too"),
