@@ -22,6 +22,7 @@ from patchattack.data.photographs import Photographs
 from patchattack.data.yolo import Yolo
 from patchattack.errors import InputError
 from patchattack.names import class_names
+from patchattack.victims.victim import ClassificationVictim
 from patchattack.webcam.capture import open_source
 
 PROJECT = Path(__file__).parents[1]
@@ -313,6 +314,7 @@ def test_one_module_reads_pictures() -> None:
 
 def test_names_of_classes_are_text() -> None:
     assert class_names(["stop", 30, 2.5], "data.yaml") == ("stop", "30", "2.5")
+    assert ClassificationVictim(torch.nn.Identity(), "of a .pt", [30, "stop"]).classes == ("30", "stop")  # type: ignore[list-item]
     for wrong in (True, None, "", ["a"]):
         with pytest.raises(InputError, match=r"data\.yaml: expected the names of the classes as text, got .* class 1"):
             class_names(["a", wrong], "data.yaml")

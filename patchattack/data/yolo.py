@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def _edges(line: list[float]) -> tuple[float, float, float, float, float]:
     if len(line) in (5, 6):
         kind, x, y, width, height = line[:5]
         return kind, x - width / 2, y - height / 2, x + width / 2, y + height / 2
-    if len(line) < 7 or len(line) % 2 == 0:
-        raise ValueError(f"{len(line)} numbers")
+    if len(line) < 7 or len(line) % 2 == 0 or any(map(math.isnan, line)):
+        raise ValueError("neither a box nor a polygon")
     xs, ys = line[1::2], line[2::2]
     return line[0], min(xs), min(ys), max(xs), max(ys)

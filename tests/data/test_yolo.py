@@ -185,8 +185,8 @@ def test_missing_names_are_refused(text: str | None, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["0 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.5"],
-    ids=["four numbers", "a name", "half a point"],
+    ["0 0.5 0.5 0.5", "cat 0.5 0.5 0.5 0.5", "0 0.1 0.1 0.9 0.1 0.9 0.9 0.5", "0 0.1 0.1 nan 0.1 0.9 0.9"],
+    ids=["four numbers", "a name", "half a point", "no number"],
 )
 def test_lines_of_another_format_are_refused(line: str, folder: Path) -> None:
     label(folder / "labels" / "val" / "a.txt", "0 0.5 0.5 0.5 0.5", "", line)
