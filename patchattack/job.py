@@ -200,9 +200,11 @@ class Job:
                 raise
             except Exception as error:  # of somebody else's code
                 raise VictimError(f"victim {self.victim.name}: expected an answer, got '{one_line(error)}'") from error
-        if not _finite(answer):
-            raise VictimError(f"victim {self.victim.name}: expected finite numbers, got NaN or infinite ones")
-        return answer
+        return _checked(self.victim, answer)
+
+    def _measured(self, frames: Tensor) -> Any:
+        """:meth:`predict` where the answer counts: a verdict on NaN would be one on nothing."""
+        return _checked(self.victim, self.predict(frames))
 
     @property
     def columns(self) -> list[str]:
@@ -213,7 +215,7 @@ class Job:
     def evaluator(self, purpose: int) -> Evaluator:
         """Measures on fixed draws of their own for each purpose."""
         return Evaluator(
-            self.predict,
+            self._measured if purpose == TEST else self.predict,
             self.attack,
             self.renderer,
             self.references,
@@ -253,9 +255,20 @@ def introduced(
 
     def predict(frames: Tensor) -> Any:
         with fabric.autocast():
-            return victim(frames.to(fabric.device))
+            return _checked(victim, victim(frames.to(fabric.device)))
 
     return attack, predict, attack.scenes(source, predict)
+
+
+def _checked(victim: Victim, output: Any) -> Any:
+    """``output``, where it is finite.
+
+    Raises:
+        VictimError: it is not.
+    """
+    if not _finite(output):
+        raise VictimError(f"victim {victim.name}: expected finite numbers, got NaN or infinite ones")
+    return output
 
 
 def _finite(output: Any) -> bool:

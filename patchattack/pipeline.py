@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import platform
+import re
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError, VictimError
+from patchattack.errors import InputError, VictimError, assignment
 from patchattack.evaluation import Row, Verdict
 from patchattack.job import TEST, TRAINING, Job, Settings
 from patchattack.optimizers.gradient_free import GradientFree
@@ -107,15 +107,21 @@ class Origin:
     Attributes:
         config: composed, plain containers.
         command: that was typed.
+        again: overrides that the command which resumes the run needs too.
     """
 
     config: dict[str, Any]
     command: str
+    again: tuple[str, ...] = ()
+
+    def resume(self, folder: Path) -> str:
+        """The command that goes on with the run in ``folder``."""
+        return " ".join(["python train.py", assignment("resume", folder), *map(shlex.quote, self.again)])
 
     @property
     def digest(self) -> str:
         """First twelve digits of the config's SHA-256."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(files.json_text(self.config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:
@@ -297,7 +303,9 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         raise
     except VictimError as error:
         _save_patch(parts, job, folder, origin, progress)
-        raise _to_go_on(f"{error}, after step {progress.step} of {job.settings.steps}", folder) from error
+        raise _to_go_on(
+            f"{error}, after step {progress.step} of {job.settings.steps}", origin.resume(folder)
+        ) from error
     finally:
         tracker.close()
         if job.journal is not None:
@@ -308,16 +316,31 @@ def _attack_images(attack: PerImage, job: Job, folder: Path, origin: Origin) -> 
     try:
         return attack.attack_images(job, folder, origin)
     except VictimError as error:
-        raise _to_go_on(str(error), folder) from error
+        raise _to_go_on(str(error), origin.resume(folder)) from error
     finally:
         if job.journal is not None:
             job.journal.close()
 
 
-def _to_go_on(failure: str, folder: Path) -> InputError:
-    return InputError(
-        f"{failure}; nothing that it answered is lost, go on with: python train.py resume={shlex.quote(str(folder))}"
-    )
+def _to_go_on(failure: str, command: str) -> InputError:
+    return InputError(f"{failure}; nothing that it answered is lost, go on with: {command}")
+
+
+def _run_id(note: Path) -> str:
+    """The name of a run to its tracker, which becomes part of names of files.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        run_id = files.read_json(note)["run_id"]
+        if not (isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,128}", run_id, re.ASCII)):
+            raise ValueError(f"expected letters and digits, got {run_id!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{note}: expected the name of the run to its tracker, got {error!r}; delete the file to start another"
+        ) from error
+    return run_id
 
 
 class _Trackers:
@@ -325,12 +348,12 @@ class _Trackers:
 
     def __init__(self, parts: Parts, job: Job, folder: Path, origin: Origin, resume_at: int | None) -> None:
         note = folder / "tracker.json"
-        known = json.loads(note.read_text())["run_id"] if resume_at is not None and note.is_file() else None
+        known = _run_id(note) if resume_at is not None and note.is_file() else None
         self.metrics = MetricsCsv(folder / "metrics.csv", job.columns, resume_at)
         self.tracker = parts.tracker(folder=folder, config=origin.config, run_id=known)
         self.run_id = self.tracker.run_id
         if self.run_id is not None:
-            files.write(note, json.dumps({"run_id": self.run_id}) + "\n")
+            files.write_json(note, {"run_id": self.run_id})
 
     def log(self, step: int, scalars: dict[str, float], images: Any = None) -> None:
         self.metrics.log(step, scalars)
@@ -389,7 +412,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     )
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
-    files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    files.write_json(folder / "results.json", rows)
 
     examples = [_example(attack, evaluator.views(textures, [number], 1)) for number in _evenly(numbers, EXAMPLES)]
     legend, legend_text = attack.legend()

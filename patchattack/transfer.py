@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
 from patchattack.evaluation import Evaluator, References, Row
 from patchattack.job import TEST, Fabric, Settings, check_tasks, introduced
-from patchattack.patch import Patch
+from patchattack.patch import Patch, read_facts
 from patchattack.pipeline import versions
 from patchattack.reporting.matrix import Matrix, write_matrix
 from patchattack.scene import Source
@@ -61,7 +60,7 @@ def load_patches(runs: Sequence[str]) -> dict[str, Patch]:
     patches: dict[str, Patch] = {}
     for folder in map(Path, runs):
         patch = Patch.load(folder / "patch.png")
-        name = " + ".join(json.loads((folder / "patch.json").read_text()).get("victims", [])) or folder.name
+        name = " + ".join(read_facts(folder / "patch.png")["victims"]) or folder.name
         patches[name if name not in patches else f"{name} ({folder.name})"] = patch
     return patches
 
@@ -119,7 +118,7 @@ def publish(trial: Trial, rows: list[Row], folder: Path, command: str) -> str:
     metric = attack.metrics_known[attack.headline[0]]
     patches, victims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("patch", "victim"))
     cells = {(row["patch"], row["victim"]): row for row in rows}
-    files.write(folder / "transfer.json", json.dumps(rows, indent=1) + "\n")
+    files.write_json(folder / "transfer.json", rows)
     foreign = [(patch, victim) for patch in trial.patches for victim in victims if patch != victim]
     beats = [pair for pair in foreign if _beats(cells[pair], cells["random", pair[1]], metric.stronger)]
     write_matrix(

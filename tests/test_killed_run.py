@@ -101,9 +101,10 @@ def run(service: Service, *arguments: str, killed_at: int = -1) -> int:
 def test_no_frame_is_answered_more_often_than_in_a_run_that_is_not_killed(
     service: Service, tmp_path: Path, command: Callable[..., Any], tiny_training: tuple[str, ...]
 ) -> None:
+    url = f"victim.url=http://127.0.0.1:{service.server_port}/"
     arguments = (
         *("attack=classification", "data.scenes=8", "data.size=[32,32]", "data.supersampling=1"),
-        *("victim=http", "victim.task=classification", f"victim.url=http://127.0.0.1:{service.server_port}/"),
+        *("victim=http", "victim.task=classification", url),
         *(f"victim.classes=[{','.join(CLASSES)}]", "victim.batch=1", "victim.retries=0"),
         *("optimizer=nes", "optimizer.population=2", "optimizer.resolution=4"),
         *(one for one in tiny_training if not one.startswith(("victim", "trainer.steps", "trainer.test_draws"))),
@@ -116,8 +117,8 @@ def test_no_frame_is_answered_more_often_than_in_a_run_that_is_not_killed(
     # The first three requests, the trials before there is a run, cannot be gone on with. Each view is a request.
     assert run(service, *arguments, f"output={folder}", killed_at=6) == -signal.SIGKILL
     for at in (1, 8):
-        assert run(service, f"resume={folder}", killed_at=at) == -signal.SIGKILL
-    assert run(service, f"resume={folder}") == 0
+        assert run(service, f"resume={folder}", url, killed_at=at) == -signal.SIGKILL
+    assert run(service, f"resume={folder}", url) == 0
     assert Counter(service.answered) == Counter(whole)  # the views that the report shows are asked for again in any run
     for file in ("results.json", "metrics.csv", "checkpoint.safetensors"):
         assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

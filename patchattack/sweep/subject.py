@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from patchattack.errors import InputError
-from patchattack.patch import Patch, read_image, resize
+from patchattack.patch import Patch, read_facts, read_image, resize
 
 LONGEST = 512  # texels along the longer side: a photograph has more than any frame shows
 
@@ -23,7 +22,7 @@ def load_image(path: Path, width_mm: float) -> Patch:
     """
     if path.with_suffix(".json").exists():
         patch = Patch.load(path)
-        texels = json.loads(path.with_suffix(".json").read_text()).get("texels", list(patch.mask.shape[1:]))
+        texels = read_facts(path).get("texels", list(patch.mask.shape[1:]))
         if texels != list(patch.mask.shape[1:]):
             raise InputError(
                 f"{path.with_suffix('.json')}: expected the JSON of this patch of {list(patch.mask.shape[1:])} texels, "

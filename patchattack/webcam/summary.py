@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +219,7 @@ def publish(
     lines = [f"{frame},{one.value:.6g},{one.success:.6g}" for frame, one in sorted(predicted.items())]
     files.write(folder / "predicted.csv", "\n".join(["frame,value,success", *lines]) + "\n")
     summary = {"counts": dict(counts), "rule": rule, "independent_s": independent, "victims": found}
-    files.write(folder / "summary.json", json.dumps(_plain(summary), indent=1) + "\n")
+    files.write_json(folder / "summary.json", summary)
     main: Mapping[str, Any] = max(
         found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": []}
     )
@@ -243,15 +242,6 @@ def publish(
     )
     write_field(folder / "report.html", field)
     return sentence
-
-
-def _plain(node: Any) -> Any:
-    """JSON has no NaN: null says that something is not known."""
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    return None if node != node else node
 
 
 def _facts(found: Mapping[str, Any]) -> str:
