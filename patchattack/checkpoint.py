@@ -10,11 +10,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from patchattack import files
 from patchattack.errors import InputError
+from patchattack.hand_drawn import HandDrawn
 from patchattack.job import Job
 
 FILE = "checkpoint.safetensors"  # of a run's folder
@@ -31,6 +31,7 @@ class Progress:
         best_score: its headline metric on the validation scenes, signed so that lower is stronger.
         best_loss: its attack loss there, which decides between patches of the same score.
         random_score: the random patch's.
+        hand_drawn: the best hand-drawn texture among the starts, if any was tried.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Progress:
     best_score: float = math.inf
     best_loss: float = math.inf
     random_score: float = math.nan
+    hand_drawn: HandDrawn | None = None
 
 
 def begin(job: Job) -> Progress:
@@ -62,6 +64,7 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         "best_score": progress.best_score,
         "best_loss": progress.best_loss,
         "random_score": progress.random_score,
+        "hand_drawn": None if progress.hand_drawn is None else progress.hand_drawn.facts(),
         "queries": job.queries,
         "optimizer": optimizer["param_groups"],
         "optimizer_state": values,
@@ -121,15 +124,10 @@ def resume(job: Job, folder: Path) -> Progress:
         values = {int(row): value for row, value in state["optimizer_state"].items()}
         steps = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}
         scores = {name: _score(state[name]) for name in ("best_score", "best_loss", "random_score")}
+        hand_drawn = None if state["hand_drawn"] is None else HandDrawn.read(state["hand_drawn"])
         free, best = tensors["free"], tensors["best"]
-        for name, texture in (("free", free), ("best", best)):
-            if texture.shape != job.patch.free.shape or not texture.isfinite().all():
-                raise ValueError(
-                    f"{name}: expected finite values of shape {list(job.patch.free.shape)}, got others of shape "
-                    f"{list(texture.shape)}"
-                )
-        if best.min() < 0 or best.max() > 1:
-            raise ValueError("best: expected a texture in [0, 1]")
+        _check_textures(free, best, *job.patch.mask.shape[1:])
+        job.patch.hold(free)
         job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
         job.schedule.load_state_dict(state["schedule"])
     except Exception as error:  # of torch, whose optimisers and schedules take what they are given as it is
@@ -137,9 +135,20 @@ def resume(job: Job, folder: Path) -> Progress:
             f"{path}: expected the checkpoint of a run, got {error!r}; start a new run (drop resume=)"
         ) from error
     job.queries = steps.pop("queries")
-    with torch.no_grad():
-        job.patch.free.copy_(free)
-    return Progress(best=best, **steps, **scores)
+    return Progress(best=best, hand_drawn=hand_drawn, **steps, **scores)
+
+
+def _check_textures(free: Tensor, best: Tensor, height: int, width: int) -> None:
+    """Refuse what is no texture of a patch of ``height`` and ``width`` texels.
+
+    Raises:
+        ValueError: another shape, NaN, or a best one that is outside [0, 1].
+    """
+    if best.shape != (3, height, width) or not (best.min() >= 0 and best.max() <= 1):
+        raise ValueError(f"best: expected [3, {height}, {width}] in [0, 1], got another texture of {list(best.shape)}")
+    coarse = free.ndim in (3, 4) and free.shape[-3] == 3 and free.shape[-2] <= height and free.shape[-1] <= width
+    if not (coarse and free.isfinite().all()):
+        raise ValueError(f"free: expected finite [3, h, w] of at most {height} × {width}, got {list(free.shape)}")
 
 
 def _score(value: Any) -> float:

@@ -18,6 +18,7 @@ CONDITIONS = {
     "shuffled": "copy with its texels shuffled",
     "natural": "piece of another scene",
     "photo": "photo of the target",
+    "drawn": "best hand-drawn texture",
     "random": "random patch",
     "patch": "optimised patch",
 }
@@ -52,5 +53,11 @@ def controls(patch: Patch) -> dict[str, Textures]:
         "black": plain(0.0, 0.0, 0.0),
         "mean": plain(*texture[:, inside].mean(dim=1).tolist()),
         "shuffled": shuffled,
-        "random": lambda repetition: random_texture(height, width, repetition),
+        "random": random_patches(patch),
     }
+
+
+def random_patches(patch: Patch) -> Textures:
+    """Another random texture of the patch's resolution in every repetition."""
+    height, width = patch.mask.shape[1:]
+    return lambda repetition: random_texture(height, width, repetition)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchattack import seeding, statistics
+from patchattack import hand_drawn, seeding, statistics
 from patchattack.attacks.attack import Attack, Textures
-from patchattack.controls import CONDITIONS
+from patchattack.controls import CONDITIONS, always
 from patchattack.eot.renderer import Renderer
+from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
 
@@ -142,6 +143,21 @@ class Evaluator:
                     for number, values in zip(part, columns, strict=True)
                 ]
         return measured
+
+    def best_drawn(self, numbers: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
+        """The strongest hand-drawn texture on scenes ``numbers``: of those that every run tries, and of ``more``."""
+        height, width = self.patch.mask.shape[1:]
+        tried = {str(place): one for place, one in enumerate([*hand_drawn.known(), *more])}
+        measured = self.measure({name: always(one.texture(height, width)) for name, one in tried.items()}, numbers)
+        sign = -1.0 if self.attack.metrics_known[self.attack.headline[0]].stronger == "lower" else 1.0
+
+        def strength(name: str) -> tuple[float, float]:
+            score, loss = (
+                statistics.mean(per_scene(measured, name, metric)) for metric in (self.attack.headline, ("loss", "all"))
+            )
+            return (-np.inf if np.isnan(score) else sign * score, -loss)
+
+        return tried[max(tried, key=strength)]
 
 
 def per_scene(measured: Sequence[Measured], condition: str, metric: tuple[str, str]) -> np.ndarray:

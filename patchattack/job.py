@@ -19,10 +19,11 @@ from patchattack.errors import InputError, VictimError, one_line
 from patchattack.evaluation import Evaluator, References
 from patchattack.patch import Patch
 from patchattack.scene import Source
+from patchattack.search import Plan
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
-ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH = range(6)  # what a generator is for, beside the seed
+ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS = range(7)  # what a generator is for, beside the seed
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Settings:
         draws: EoT draws of each scene in a batch.
         zoom: training scenes are enlarged by a random factor of up to this one, as :func:`patchattack.eot.zoom.zoomed`.
         accumulate: batches whose gradients make one update.
+        starts, candidates, stages: as in :class:`patchattack.search.Plan`; None takes what suits optimiser and patch.
         max_queries: the run stops before the step after which the victim would have answered about more views and
             clean scenes than these, validation included; None knows no limit. The final measurement comes on top.
         log_every: steps between two rows of the metrics.
@@ -61,6 +63,9 @@ class Settings:
     draws: int = 1
     zoom: float = 1.0
     accumulate: int = 1
+    starts: int | None = 0
+    candidates: int | None = 1
+    stages: int | None = 1
     max_queries: int | None = None
     log_every: int = 10
     validate_every: int = 50
@@ -83,6 +88,9 @@ class Settings:
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"trainer.{name}: expected at least 1, got {getattr(self, name)}")
+        for name, least in (("starts", 0), ("candidates", 1), ("stages", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise InputError(f"trainer.{name}: expected at least {least}, or null, got {value}")
         if self.batch % self.devices:
             raise InputError(
                 f"trainer.batch: expected a multiple of trainer.devices={self.devices}, got {self.batch}; "
@@ -147,6 +155,7 @@ class Job:
         schedule: of the optimizer's learning rate, one step per update.
         source: of scenes.
         settings: how to train.
+        plan: of the search.
         seed: of every draw.
         fabric: device and processes.
         queries: views of a frame or a pair that the victim has answered about, in this run, over all processes; on
@@ -163,6 +172,7 @@ class Job:
     schedule: LRScheduler
     source: Source
     settings: Settings
+    plan: Plan
     seed: int
     fabric: Fabric
     journal: Journal | None

@@ -33,12 +33,14 @@ class Patch(nn.Module):
             2013), as of stickers cut from paper of a few colours (Eykholt et al. 2018).
         palette: ``[n, 3]`` colours in [0, 1], of ``variable=palette`` alone.
 
+    Attributes:
+        from_noise: the texture is random, so that any other may stand in its place before the work starts.
+
     Raises:
         InputError: shapes, values or sizes that no patch can have.
     """
 
     mask: Tensor
-
     palette: Tensor
 
     def __init__(
@@ -71,19 +73,44 @@ class Patch(nn.Module):
         self.register_buffer("palette", torch.tensor(palette, dtype=texture.dtype), persistent=False)
 
     def forward(self) -> Tensor:
-        """The texture, ``[3, h, w]`` in [0, 1]."""
+        """The texture, ``[3, h, w]`` in [0, 1]; ``[P, 3, h, w]`` of P candidates."""
+        shown = self.free
         if self.variable == "tanh":
-            return (self.free.tanh() + 1) / 2
-        if self.variable == "palette":
-            nearest = torch.cdist(self.free.detach().flatten(1).T, self.palette).argmin(dim=1)
-            shown = self.palette[nearest].T.unflatten(1, self.free.shape[1:])
-            return shown + (self.free - self.free.detach())
-        return self.free
+            shown = (self.free.tanh() + 1) / 2
+        elif self.variable == "palette":
+            colours = self.free.detach().movedim(-3, -1)
+            nearest = self.palette[torch.cdist(colours.flatten(0, -2), self.palette).argmin(dim=1)]
+            shown = nearest.view_as(colours).movedim(-1, -3) + (self.free - self.free.detach())
+        size = self.mask.shape[1:]
+        if shown.shape[-2:] == size:
+            return shown
+        return nn.functional.interpolate(shown.reshape(-1, *shown.shape[-3:]), size=size, mode="nearest-exact").view(
+            *shown.shape[:-2], *size
+        )
 
     @torch.no_grad()
-    def begin_with(self, texture: Tensor) -> None:
-        """Become ``texture``, ``[3, h, w]`` in [0, 1], and stay as free as before."""
-        self.free.copy_(torch.atanh((2 * texture - 1).clamp(-0.999, 0.999)) if self.variable == "tanh" else texture)
+    def begin_with(self, texture: Tensor, scale: int = 1) -> None:
+        """Become ``texture``, ``[3, h, w]`` or ``[P, 3, h, w]`` of P candidates, in [0, 1].
+
+        With ``scale`` the texels that are free to change are that many times as long as those of the texture.
+        """
+        if scale > 1:
+            height, width = (max(1, -(-side // scale)) for side in self.mask.shape[1:])
+            texture = resize(texture, height, width)
+        self.from_noise = False
+        self.hold(torch.atanh((2 * texture - 1).clamp(-0.999, 0.999)) if self.variable == "tanh" else texture)
+
+    @torch.no_grad()
+    def hold(self, free: Tensor) -> None:
+        """Take ``free``, ``[3, h, w]`` or ``[P, 3, h, w]`` of any resolution, as what is optimised.
+
+        The parameter stays the object, and where its shape allows it the memory, that optimisers hold.
+        """
+        if free.shape == self.free.shape:
+            self.free.copy_(free)
+        else:
+            self.free.data = free.clone()
+            self.free.grad = None
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -147,7 +174,9 @@ class Patch(nn.Module):
             texture = torch.full((3, height, width), 0.5)
         else:
             texture = resize(read_image(start, "patch.start", "random, grey or ")[:3], height, width)
-        return cls(texture, mask, (width_mm, height_mm), variable, palette)
+        patch = cls(texture, mask, (width_mm, height_mm), variable, palette)
+        patch.from_noise = start == "random"
+        return patch
 
     @property
     def dpi(self) -> tuple[float, float]:
@@ -232,8 +261,9 @@ def _ellipse(height: int, width: int, samples: int = 8) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """``image [C, H, W]`` as ``[C, height, width]``, each value the mean of the area that it covers."""
-    return nn.functional.interpolate(image[None], size=(height, width), mode="area")[0]
+    """``image [..., C, H, W]`` as ``[..., C, height, width]``, each value the mean of the area that it covers."""
+    flat = image.reshape(-1, *image.shape[-3:])
+    return nn.functional.interpolate(flat, size=(height, width), mode="area").view(*image.shape[:-2], height, width)
 
 
 def read_image(path: str | Path, key: str, others: str = "") -> Tensor:

@@ -28,13 +28,14 @@ from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError, VictimError, assignment
 from patchattack.evaluation import Row, Verdict
-from patchattack.job import TEST, TRAINING, Job, Settings
+from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import save_layouts
 from patchattack.printing.sheet import Sheet
 from patchattack.reporting.report import Example, Panel, Report, write_report
 from patchattack.scene import Source, View
+from patchattack.search import Plan
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
 from patchattack.training import DivergedError
 from patchattack.victims.ensemble import Ensemble
@@ -210,6 +211,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
         schedule=schedule,
         source=Memory(parts.source, settings.memory_gb * 1e9),
         settings=settings,
+        plan=Plan.of(settings.starts, settings.candidates, settings.stages, optimizer, patch),
         seed=parts.seed,
         fabric=fabric,
         journal=None if victim.differentiable else parts.journal or Journal(),
@@ -400,9 +402,16 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
     save_layouts(folder / "print" / "layout.json", sheets)
 
     asked, before = training.queries(job, progress.step), job.queries
-    numbers = settings.parts(len(job.source))[2]
+    _, validation, numbers = settings.parts(len(job.source))
+    more = [] if progress.hand_drawn is None else [progress.hand_drawn]
+    drawn = job.evaluator(VALIDATION).best_drawn(validation, more)
     texture = progress.best
-    textures = {**controls(best), **attack.controls(job.source, best), "patch": always(texture)}
+    textures = {
+        **controls(best),
+        **attack.controls(job.source, best),
+        "drawn": always(drawn.texture(*best.mask.shape[1:])),
+        "patch": always(texture),
+    }
     evaluator = job.evaluator(TEST)
     measured = evaluator.measure(
         textures,
@@ -449,6 +458,7 @@ def _export(parts: Parts, job: Job, folder: Path, origin: Origin, progress: Prog
                 "Chosen",
                 f"step {progress.best_step}, the best on validation scenes, used for nothing else",
             ),
+            ("Hand-drawn", f"{drawn}, the best of its kind on validation scenes"),
             ("Queries", f"{asked:,}{limit}, and {job.queries - before + len(numbers):,} for this report"),
             ("Config", origin.digest),
         ],

@@ -16,16 +16,18 @@ from tqdm import tqdm
 
 from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
-from patchattack.controls import always, controls
+from patchattack.controls import always, random_patches
 from patchattack.eot.renderer import Draw
 from patchattack.eot.zoom import zoomed
 from patchattack.errors import InputError
-from patchattack.job import ORDER, SEARCH, TRAINING, VALIDATION, VICTIM, Fabric, Job
+from patchattack.job import ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.scene import Scene
+from patchattack.search import find_starts
 from patchattack.tracking import Tracker
 
 _REPETITIONS = 2  # EoT draws of each validation scene
+_START_VIEWS = 8  # training scenes, each drawn once, on which starts are compared
 
 
 class DivergedError(RuntimeError):
@@ -60,11 +62,13 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
     log = _Log(job, tracker, progress.step)
     with log.bar, _Interrupt() as interrupt:
         if progress.step == 0 and progress.best_loss == math.inf:  # else resumed from the checkpoint of step 0
+            _start(job, training, progress)
             _validate(job, validation, progress, log, {})
             checkpoint.save(job, folder, progress)
         for step in range(progress.step, settings.steps):
             if not _affords(job, step):
                 break
+            _refine(job, step)
             batches = []
             for part in range(settings.accumulate):
                 first = part * settings.batch + fabric.global_rank * share  # place among all scenes of the update
@@ -130,11 +134,11 @@ def queries(job: Job, steps: int) -> int:
     settings = job.settings
     training, validation, _ = settings.parts(len(job.source))
     shown = steps * settings.accumulate * settings.batch
-    clean = len(training)
+    clean, starts = len(training), _start_scenes(job, len(training))
     if settings.zoom > 1:  # no scene is seen twice
-        clean = 1 + shown * settings.draws
+        clean = shown * settings.draws + len({0, *starts})
     elif shown < clean:
-        clean = len({0, *_order(job, 0, clean)[:shown].tolist()})  # the first scene was tried before the work
+        clean = len({0, *starts, *_order(job, 0, clean)[:shown].tolist()})  # the first was tried before the work
     return job.queries + clean + len(validation)
 
 
@@ -147,19 +151,22 @@ def check_budget(job: Job) -> None:
     settings = job.settings
     if settings.max_queries is None:
         return
-    _, validation, _ = settings.parts(len(job.source))
-    before = queries(job, 1) + 1 + 2 * len(validation) * _REPETITIONS  # the patch and a random one
-    step, after = _most_of_a_step(job), len(validation) * _REPETITIONS
+    training, validation, _ = settings.parts(len(job.source))
+    plan, view = job.plan, len(validation) * _REPETITIONS
+    before = queries(job, 1) + 1 + (plan.candidates + 1) * view  # the patches and a random one
+    before += (plan.starts + 1) * len(_start_scenes(job, len(training))) if plan.starts else 0
+    step, after = plan.candidates * _most_of_a_step(job), plan.candidates * view
     if before + step + after > settings.max_queries:
         raise InputError(
-            f"trainer.max_queries: expected at least {before + step + after} ({before} for clean scenes and the first "
-            f"validation, {step} for one step, {after} for the last validation), got {settings.max_queries}; raise it, "
-            "or lower trainer.batch, trainer.draws, trainer.validation_scenes or what the optimizer tries in a step"
+            f"trainer.max_queries: expected at least {before + step + after} ({before} for clean scenes, starts and "
+            f"the first validation, {step} for one step, {after} for the last validation), got {settings.max_queries}; "
+            "raise it, or lower trainer.batch, trainer.draws, trainer.starts, trainer.validation_scenes or what the "
+            "optimizer tries in a step"
         )
 
 
 def _most_of_a_step(job: Job) -> int:
-    """Views that one step asks about at most."""
+    """Views that one step asks about at most, for each candidate."""
     optimizer, settings = job.optimizer, job.settings
     if isinstance(optimizer, GradientFree):
         calls = optimizer.evaluations
@@ -175,7 +182,67 @@ def _affords(job: Job, step: int) -> bool:
         return True
     _, validation, _ = job.settings.parts(len(job.source))
     after = len(validation) * _REPETITIONS
-    return queries(job, step + 1) + _most_of_a_step(job) + after <= job.settings.max_queries
+    needed = _candidates(job) * (_most_of_a_step(job) + after)
+    return queries(job, step + 1) + needed <= job.settings.max_queries
+
+
+def _candidates(job: Job) -> int:
+    """How many patches are optimised side by side now."""
+    return len(job.patch.free) if job.patch.free.ndim == 4 else 1
+
+
+def _start_scenes(job: Job, count: int) -> list[int]:
+    """Places, among ``count`` training scenes, of those on which starts are compared: evenly spread."""
+    views = min(count, _START_VIEWS if job.plan.starts or job.plan.candidates > 1 else 0)
+    return [place * count // views for place in range(views)]
+
+
+@torch.no_grad()
+def _start(job: Job, training: list[int], progress: Progress) -> None:
+    """Begin with the best of several textures."""
+    rows = [training[place] for place in _start_scenes(job, len(training))]
+    if not rows:
+        return
+    scene = job.source.__getitems__(rows)
+    draw = job.renderer.draw(scene, job.patch, [seeding.generator(job.seed, STARTS, row) for row in rows])
+    scene = scene.to(job.fabric.device)
+    clean = job.references(scene)
+
+    def losses(textures: list[Tensor]) -> list[float]:
+        found = []
+        for texture in textures:
+            view = job.renderer(texture, job.patch.mask, scene, draw)
+            found.append(job.attack.loss(job.predict(view.frames), clean, scene, view).mean())
+            bar.update()
+        return torch.stack(found).tolist()
+
+    silent = job.fabric.global_rank > 0
+    with tqdm(desc="trying starts", total=job.plan.starts + 1, disable=silent, dynamic_ncols=True) as bar:
+        starts = find_starts(job.plan, job.patch, seeding.generator(job.seed, STARTS), losses)
+    progress.hand_drawn = starts.hand_drawn
+    job.patch.begin_with(starts.textures if len(starts.textures) > 1 else starts.textures[0])
+
+
+def _refine(job: Job, step: int) -> None:
+    """Where a stage begins with this step, make the patch as fine as the stage is."""
+    scale = job.plan.scale(step, job.settings.steps)
+    if scale != (job.plan.scale(step - 1, job.settings.steps) if step else 1):
+        job.patch.begin_with(job.patch().detach(), scale)
+        job.optimizer.state.clear()  # of other texels
+
+
+def _halve(job: Job, ranks: list[tuple[float, float]]) -> None:
+    """Go on with the better half of the candidates."""
+    kept = sorted(range(len(ranks)), key=lambda number: ranks[number])[: len(ranks) // 2]
+    rows = torch.tensor(kept) if len(kept) > 1 else kept[0]
+    shape = job.patch.free.shape
+    job.patch.hold(job.patch.free.detach()[rows])
+    for memory in job.optimizer.state.values():
+        memory |= {
+            name: value[rows].clone()
+            for name, value in memory.items()
+            if isinstance(value, Tensor) and value.shape == shape
+        }
 
 
 class _Log:
@@ -216,6 +283,20 @@ class _Batch:
     clean: Any
     draw: Draw
 
+    def repeat(self, times: int) -> _Batch:
+        """All of it, ``times`` times one after another."""
+        if times == 1:
+            return self
+        rows = torch.arange(len(self.scene)).repeat(times)
+        return _Batch(self.scene.select(rows), _selected(self.clean, rows), self.draw.repeat(times))
+
+
+def _selected(output: Any, rows: Tensor) -> Any:
+    """Rows of an output: a tensor, or an ensemble's tuple."""
+    if isinstance(output, tuple):
+        return tuple(_selected(one, rows) for one in output)
+    return output[rows.to(output.device)]
+
 
 @torch.no_grad()
 def _batch(job: Job, scene: Scene, generators: list[torch.Generator]) -> _Batch:
@@ -228,7 +309,7 @@ def _batch(job: Job, scene: Scene, generators: list[torch.Generator]) -> _Batch:
     else:
         scene = scene.to(device).select(rows)
         clean = job.references(scene)
-    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, generators))
+    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, generators)).repeat(_candidates(job))
 
 
 class _Update:
@@ -266,7 +347,8 @@ class _Update:
         with torch.set_grad_enabled(needs_gradient):
             for batch in self.batches:
                 losses = _losses(job, batch, seeding.generator(job.seed, VICTIM, self.step))
-                total = torch.stack(list(losses.values())).sum() / len(self.batches)
+                # The sum over the candidates: each has the gradient that it would have alone.
+                total = torch.stack(list(losses.values())).sum() * _candidates(job) / len(self.batches)
                 if needs_gradient:
                     total.backward()
                 for name, value in losses.items():
@@ -290,16 +372,18 @@ class _Update:
 
 
 def _losses(job: Job, batch: _Batch, of_victim: torch.Generator) -> dict[str, Tensor]:
-    """One batch: the mean attack loss over all views, and every regulariser with its weight."""
-    texture = job.patch()
-    view = job.renderer(texture, job.patch.mask, batch.scene, batch.draw)
+    """One batch: the mean attack loss over all views, and every regulariser with its weight; means over candidates."""
+    textures = job.patch().unflatten(-3, (1, 3)).flatten(0, -4)  # [P, 3, h, w]
+    each = textures.repeat_interleave(len(batch.scene) // len(textures), dim=0) if len(textures) > 1 else textures[0]
+    view = job.renderer(each, job.patch.mask, batch.scene, batch.draw)
     job.victim.draw(of_victim)
     hit = job.predict(view.frames)
     job.victim.draw(None)  # the references and the validation are of all that it can do
     job.queries += (job.fabric.world_size - 1) * len(batch.scene)  # of the other processes
     losses = {"attack": job.attack.loss(hit, batch.clean, batch.scene, view).mean()}
     for name, regularizer in job.regularizers.items():
-        losses[name] = regularizer.weight * regularizer(texture, job.patch.mask)
+        values = [regularizer(texture, job.patch.mask) for texture in textures]
+        losses[name] = regularizer.weight * torch.stack(values).mean()
     return losses
 
 
@@ -337,28 +421,34 @@ def _whole(scene: Scene) -> Scene:
 
 
 def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, values: dict[str, float]) -> None:
-    """Compare patch and random patch on held-out scenes and keep the patch if it is the best so far."""
+    """Compare patches and random patch on held-out scenes, keep the best of all so far, and drop the worse half."""
     patch, attack = job.patch, job.attack
     evaluator = job.evaluator(VALIDATION)
-    texture = patch().detach().clone()
-    textures: dict[str, evaluation.Textures] = {"patch": always(texture)}
+    candidates = list(patch().detach().clone().unflatten(-3, (1, 3)).flatten(0, -4))
+    textures: dict[str, evaluation.Textures] = {f"patch {n}": always(one) for n, one in enumerate(candidates)}
     if progress.best_loss == math.inf:
-        textures["random"] = controls(patch)["random"]
+        textures["random"] = random_patches(patch)
     measured = evaluator.measure(textures, numbers, repetitions=_REPETITIONS)
     sign = 1.0 if attack.metrics_known[attack.headline[0]].stronger == "lower" else -1.0
 
-    def mean(condition: str, metric: tuple[str, str]) -> float:
-        return statistics.mean(evaluation.per_scene(measured, condition, metric))
+    def rank(condition: str) -> tuple[float, float]:
+        score, loss = (
+            statistics.mean(evaluation.per_scene(measured, condition, metric))
+            for metric in (attack.headline, ("loss", "all"))
+        )
+        # Where no validation scene has anything to win, as when the victim gets them all wrong, the loss alone decides.
+        return (math.inf if math.isnan(score) else sign * score, loss)
 
-    score = sign * mean("patch", attack.headline)
     if "random" in textures:
-        progress.random_score = sign * mean("random", attack.headline)
-    loss = mean("patch", ("loss", "all"))
-    # Where no validation scene has anything to win, as when the victim gets them all wrong, the loss alone decides.
-    rank = (math.inf if math.isnan(score) else score, loss)
-    if rank < (progress.best_score, progress.best_loss):
+        progress.random_score = rank("random")[0]
+    ranks = [rank(f"patch {n}") for n in range(len(candidates))]
+    score, loss = first = min(ranks)
+    texture = candidates[ranks.index(first)]
+    if first < (progress.best_score, progress.best_loss):
         progress.best, progress.best_step = texture, progress.step
-        progress.best_score, progress.best_loss = rank
+        progress.best_score, progress.best_loss = first
+    if len(candidates) > 1 and progress.step > 0:
+        _halve(job, ranks)
     values = values | {
         "validation/loss": loss,
         "validation/patch": sign * score,
@@ -367,7 +457,7 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     images = {"patch": texture}
     if job.fabric.global_rank == 0:
         unasked = replace(evaluator, victim=lambda _: None)  # a picture needs no answer
-        view = next(unasked.views({"patch": textures["patch"]}, numbers[:1], 0))[4]
+        view = next(unasked.views({"patch": always(texture)}, numbers[:1], 0))[4]
         images |= {f"view/{t}": frame for t, frame in enumerate(view.frames[0])}
     log(progress.step, values, images)
 

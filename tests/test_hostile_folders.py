@@ -251,7 +251,8 @@ def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, v
     ("name", "texture"),
     [
         ("free", torch.full((3, 16, 16), torch.nan)),
-        ("free", torch.zeros(3, 1, 16)),  # would be stretched over the whole
+        ("free", torch.zeros(3, 17, 16)),
+        ("free", torch.zeros(1, 16, 16)),
         ("best", torch.full((3, 16, 16), torch.inf)),
         ("best", torch.zeros(3, 8, 8)),
         ("best", torch.full((3, 16, 16), 2.0)),

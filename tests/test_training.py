@@ -325,39 +325,43 @@ SCHEDULES = {
 }
 
 
+SEARCH = {"starts": 6, "candidates": 4, "stages": 2, "validate_every": 2}
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "schedule", "variable", "zoom"),
+    ("optimizer", "schedule", "variable", "changes"),
     [
-        ("adam", "cosine", "tanh", 1.0),
-        ("sgd", "onecycle", "pixels", 1.0),
-        ("sign", "step", "pixels", 2.0),
-        ("lbfgs", "cosine", "pixels", 1.0),
-        ("lbfgs", "step", "tanh", 1.0),
+        ("adam", "cosine", "tanh", {}),
+        ("sgd", "onecycle", "pixels", {}),
+        ("sign", "step", "pixels", {"zoom": 2.0}),
+        ("lbfgs", "cosine", "pixels", {}),
+        ("lbfgs", "step", "tanh", {}),
+        ("adam", "cosine", "pixels", SEARCH | {"validate_every": 5}),  # stopped with four candidates
+        ("sgd", "step", "palette", SEARCH),  # and with one, as fine as the patch
+        ("sign", "cosine", "tanh", SEARCH | {"zoom": 2.0, "stages": 1}),
     ],
 )
 def test_a_resumed_run_is_the_same_to_the_bit(
-    make: Callable[..., Job], tmp_path: Path, optimizer: str, schedule: str, variable: str, zoom: float
+    make: Callable[..., Job], tmp_path: Path, optimizer: str, schedule: str, variable: str, changes: dict[str, Any]
 ) -> None:
     def fresh() -> Job:
         patch = Patch.create(resolution=16, size_mm=60, variable=variable)
-        return make(
-            replace(SETTINGS, zoom=zoom), optimizer=OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], patch=patch
-        )
+        settings = replace(SETTINGS, **changes)
+        return make(settings, optimizer=OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], patch=patch)
 
     whole = fresh()
     expected, end = finish(whole, tmp_path)
 
     stopped = fresh()
-    original = training._batch
-    count = iter(range(6))
+    original = training._refine
 
-    def interrupted(*arguments: Any) -> Any:
-        if next(count) == 4:
+    def interrupted(job: Job, step: int) -> None:
+        if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        original(job, step)
 
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(training, "_batch", interrupted)
+        patches.setattr(training, "_refine", interrupted)
         with pytest.raises(InterruptedRunError, match="after step 5 of 6"):
             finish(stopped, tmp_path / "stopped")
 
@@ -372,6 +376,68 @@ def test_a_resumed_run_is_the_same_to_the_bit(
     assert tracker.lines == [line for line in expected.lines if line[0] > 5]
     for file in ("checkpoint.safetensors", "state.json"):
         assert (tmp_path / "stopped" / file).read_bytes() == (tmp_path / file).read_bytes()
+
+
+def test_candidates_are_optimised_as_each_would_be_alone(make: Callable[..., Job], tmp_path: Path) -> None:
+    settings = replace(SETTINGS, draws=2, stages=2, validate_every=100)
+    together = make(replace(settings, candidates=3), OPTIMIZERS["adam"])
+    starts: list[Tensor] = []
+    together.optimizer.register_step_pre_hook(lambda *_: starts.append(together.patch().detach().clone()))
+    original, ranks = training._halve, []
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(training, "_halve", lambda job, found: ranks.extend(found) or original(job, found))
+        tracker, _ = finish(together, tmp_path)
+    alone = []
+    for start in starts[0]:
+        job = make(settings, OPTIMIZERS["adam"])
+        job.patch.begin_with(start)
+        alone.append((job, *finish(job, tmp_path)))
+    best = min(range(3), key=lambda number: ranks[number])
+    torch.testing.assert_close(together.patch().detach(), alone[best][0].patch().detach(), rtol=0, atol=1e-4)
+    losses = [lines[-1][1]["attack"] for lines in (one.lines for _, one, _ in alone)]
+    assert tracker.lines[-1][1]["attack"] == pytest.approx(sum(losses) / 3, abs=1e-5)
+    assert tracker.lines[-1][1]["validation/patch"] == pytest.approx(
+        min(one.lines[-1][1]["validation/patch"] for _, one, _ in alone), abs=1e-5
+    )
+
+
+def test_each_validation_drops_the_worse_half_and_each_stage_is_finer(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make(replace(SETTINGS, candidates=4, stages=2, validate_every=2), OPTIMIZERS["adam"])
+    shapes: list[tuple[tuple[int, ...], ...]] = []
+
+    def note(*_: object) -> None:
+        memory = job.optimizer.state[job.patch.free]
+        shapes.append((tuple(job.patch.free.shape), tuple(memory["exp_avg"].shape)))
+
+    job.optimizer.register_step_post_hook(note)
+    finish(job, tmp_path)
+    sizes = [(4, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8), (2, 3, 16, 16), (3, 16, 16), (3, 16, 16)]
+    assert shapes == [(size, size) for size in sizes]
+
+
+def test_the_best_start_is_kept_where_no_step_beats_it(make: Callable[..., Job], tmp_path: Path) -> None:
+    job = make(replace(SETTINGS, starts=9, candidates=2), functools.partial(torch.optim.SGD, lr=0.0))
+    tracker, progress = finish(job, tmp_path)
+    assert progress.best_step == 0
+    assert progress.hand_drawn is not None
+    assert progress.best_score <= min(
+        line["validation/patch"] for _, line in tracker.lines if "validation/patch" in line
+    )
+
+
+def test_starts_and_candidates_are_queries_and_keep_within_the_budget(make: Callable[..., Job], tmp_path: Path) -> None:
+    victim = SmoothFlow()
+    settings = replace(SETTINGS, starts=6, candidates=2)
+    tracker, _ = finish(make(settings, victim=victim), tmp_path)
+    # 6 clean scenes and a trial; 7 starts on 4 scenes; 2 × 2 views of a random patch, of two patches at 0 and 3, and of
+    # one at 6; three steps of two patches and three of one.
+    queries = 6 + 1 + 7 * 4 + 4 + 4 * (2 + 2 + 1) + 2 * (3 * 2 + 3)
+    assert tracker.lines[-1][1]["queries"] == sum(map(len, victim.seen)) == queries
+    victim.seen.clear()
+    tracker, _ = finish(make(replace(settings, max_queries=queries - 1), victim=victim), tmp_path)
+    assert tracker.lines[-1][1]["queries"] == sum(map(len, victim.seen)) < queries
+    with pytest.raises(InputError, match=r"trainer\.max_queries: expected at least \d+ "):
+        make(replace(settings, max_queries=50), victim=victim)
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
@@ -453,6 +519,9 @@ def test_a_patch_that_no_page_takes_is_refused(make: Callable[..., Job]) -> None
         ({"split": (0.5, 0.5)}, r"trainer\.split: expected three positive shares"),
         ({"split": (0.6, 0.0, 0.4)}, r"trainer\.split: expected three positive shares"),
         ({"split": (0.6, 0.3, 0.2)}, r"of at most 1 in all, got \[0\.6, 0\.3, 0\.2\]"),
+        ({"starts": -1}, r"trainer\.starts: expected at least 0, or null, got -1"),
+        ({"candidates": 0}, r"trainer\.candidates: expected at least 1, or null, got 0"),
+        ({"stages": 0}, r"trainer\.stages: expected at least 1, or null, got 0"),
         ({"zoom": 0.5}, r"trainer\.zoom: expected a factor of 1 or more, got 0\.5"),
         ({"workers": -1}, "expected workers and memory_gb of 0 or more, got -1"),
         ({"memory_gb": -0.5}, r"got 0 and -0\.5"),

@@ -32,6 +32,19 @@ class Draw:
     appearance: tuple[Tensor, ...]
     camera: tuple[Tensor, ...]
 
+    def repeat(self, times: int) -> Draw:
+        """The samples of all scenes, ``times`` times one after another."""
+
+        def repeated(values: Tensor) -> Tensor:
+            return values.repeat(times, *[1] * (values.ndim - 1))
+
+        return Draw(
+            repeated(self.corners),
+            self.on_surface,
+            tuple(map(repeated, self.appearance)),
+            tuple(map(repeated, self.camera)),
+        )
+
 
 class Renderer:
     """Renders patches into scenes and samples how (Athalye et al. 2018, equation 3).

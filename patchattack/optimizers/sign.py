@@ -14,7 +14,8 @@ from patchattack.errors import InputError
 class SignMomentum(torch.optim.Optimizer):
     """Momentum iterative fast gradient sign method (Dong et al. 2018, equations 6 and 7), as a descent.
 
-    g ← momentum · g + ∇/‖∇‖₁;  p ← p − lr · sign(g). Every value of a tensor moves by ``lr`` or not at all.
+    g ← momentum · g + ∇/‖∇‖₁;  p ← p − lr · sign(g). Every value of a tensor moves by ``lr`` or not at all. The norm
+    is that of one image ``[c, h, w]``, so that candidates ``[P, c, h, w]`` do not depend on one another.
 
     Args:
         params: the parameters, or groups of them.
@@ -44,8 +45,9 @@ class SignMomentum(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["direction"] = torch.zeros_like(parameter)
+                dims = tuple(range(-min(3, parameter.ndim), 0))
                 # A gradient that is zero everywhere stays zero, instead of 0/0.
-                length = parameter.grad.abs().sum().clamp(min=torch.finfo(parameter.dtype).tiny)
+                length = parameter.grad.abs().sum(dim=dims, keepdim=True).clamp(min=torch.finfo(parameter.dtype).tiny)
                 state["direction"].mul_(group["momentum"]).add_(parameter.grad / length)
                 parameter.sub_(group["lr"] * state["direction"].sign())
         return loss
