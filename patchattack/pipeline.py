@@ -352,7 +352,11 @@ class _Trackers:
         note = folder / "tracker.json"
         known = _run_id(note) if resume_at is not None and note.is_file() else None
         self.metrics = MetricsCsv(folder / "metrics.csv", job.columns, resume_at)
-        self.tracker = parts.tracker(folder=folder, config=origin.config, run_id=known)
+        try:
+            self.tracker = parts.tracker(folder=folder, config=origin.config, run_id=known)
+        except BaseException:
+            self.metrics.close()
+            raise
         self.run_id = self.tracker.run_id
         if self.run_id is not None:
             files.write_json(note, {"run_id": self.run_id})
