@@ -240,8 +240,8 @@ def _begin(place: Path, name: str, sets: Sets, command: str) -> None:
     settings = {**dict.fromkeys(sorted(overrides), True), **sets}
     path = place / "settings.json"
     if not path.is_file():
-        files.write(path, json.dumps(settings) + "\n")
-    elif (before := json.loads(path.read_text())) != json.loads(json.dumps(settings)):
+        files.write_json(path, settings)
+    elif (before := files.read_again(path)) != json.loads(files.json_text(settings)):
         differing = sorted(key for key in before.keys() | settings if before.get(key) != settings.get(key))
         raise InputError(
             f"output={place.parents[1]}: expected the settings that its patch {name} was trained with, got other ones: "
@@ -359,7 +359,7 @@ def verdict(lines: Sequence[Line]) -> str:
 def publish(table: Table, folder: Path) -> str:
     """Write ``ablations.json``, ``ablations.csv`` and ``report.html``, and return the table in Markdown."""
     rows = [line.cells[medium] for medium in MEDIA for line in table.lines]
-    files.write(folder / "ablations.json", json.dumps(rows, indent=1) + "\n")
+    files.write_json(folder / "ablations.json", rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

@@ -17,6 +17,8 @@ from patchattack.errors import InputError
 from patchattack.hand_drawn import HandDrawn
 from patchattack.job import Job
 
+FILE = "checkpoint.safetensors"  # of a run's folder
+
 
 @dataclass
 class Progress:
@@ -68,16 +70,16 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         "optimizer_state": values,
         "schedule": job.schedule.state_dict(),
     }
-    text = json.dumps(state, indent=2)
+    text = files.json_text(_apart(state, "", tensors))
     whole = safetensors.torch.save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"state": text})
-    files.write(folder / "checkpoint.safetensors", whole)
-    files.write(folder / "state.json", text + "\n")
+    files.write(folder / FILE, whole)
+    files.write_json(folder / "state.json", state)
     if job.journal is not None:
         job.journal.checkpoint()
 
 
 def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """``value`` as JSON has it, its tensors by their names, which begin with ``name``, in ``tensors``."""
+    """``value`` as JSON has it: tensors by their names, which begin with ``name``, in ``tensors``; NaN as text."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
@@ -85,6 +87,8 @@ def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {key: _apart(one, f"{name}.{key}", tensors) for key, one in value.items()}
     if isinstance(value, list):
         return [_apart(one, f"{name}.{place}", tensors) for place, one in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": str(value)}
     return value
 
 
@@ -93,6 +97,8 @@ def _together(plain: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(plain, dict):
         if plain.keys() == {"tensor"}:
             return tensors[plain["tensor"]]
+        if plain.keys() == {"number"}:
+            return float(plain["number"])
         return {key: _together(one, tensors) for key, one in plain.items()}
     return [_together(one, tensors) for one in plain] if isinstance(plain, list) else plain
 
@@ -103,21 +109,50 @@ def resume(job: Job, folder: Path) -> Progress:
     Raises:
         InputError: there is no checkpoint, or it is another patch's.
     """
-    path = folder / "checkpoint.safetensors"
+    path = folder / FILE
+    if not path.is_file():
+        raise InputError(
+            f"{path}: expected the checkpoint of a run, got none: it stopped before the first one; start it again with "
+            f"its command and output={folder}"
+        )
     try:
         with safetensors.safe_open(path, "pt", device=str(job.fabric.device)) as file:
-            state = json.loads(file.metadata()["state"])
+            text = file.metadata()["state"]
             # Copies: sums of what lies at odd addresses may differ in the last digit.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        values = {int(row): _together(value, tensors) for row, value in state["optimizer_state"].items()}
-        job.queries = state["queries"]
-        job.patch.hold(tensors["free"])
+        state = _together(json.loads(text), tensors)
+        values = {int(row): value for row, value in state["optimizer_state"].items()}
+        steps = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}
+        scores = {name: _score(state[name]) for name in ("best_score", "best_loss", "random_score")}
         hand_drawn = None if state["hand_drawn"] is None else HandDrawn.read(state["hand_drawn"])
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        free, best = tensors["free"], tensors["best"]
+        _check_textures(free, best, *job.patch.mask.shape[1:])
+        job.patch.hold(free)
+        job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
+        job.schedule.load_state_dict(state["schedule"])
+    except Exception as error:  # of torch, whose optimisers and schedules take what they are given as it is
         raise InputError(
-            f"{path}: expected the checkpoint of a run, got {error!r}; start anew without resume"
+            f"{path}: expected the checkpoint of a run, got {error!r}; start a new run (drop resume=)"
         ) from error
-    job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
-    job.schedule.load_state_dict(state["schedule"])
-    numbers = {name: state[name] for name in ("step", "best_step", "best_score", "best_loss", "random_score")}
-    return Progress(best=tensors["best"], hand_drawn=hand_drawn, **numbers)
+    job.queries = steps.pop("queries")
+    return Progress(best=best, hand_drawn=hand_drawn, **steps, **scores)
+
+
+def _check_textures(free: Tensor, best: Tensor, height: int, width: int) -> None:
+    """Refuse what is no texture of a patch of ``height`` and ``width`` texels.
+
+    Raises:
+        ValueError: another shape, NaN, or a best one that is outside [0, 1].
+    """
+    if best.shape != (3, height, width) or not (best.min() >= 0 and best.max() <= 1):
+        raise ValueError(f"best: expected [3, {height}, {width}] in [0, 1], got another texture of {list(best.shape)}")
+    coarse = free.ndim in (3, 4) and free.shape[-3] == 3 and free.shape[-2] <= height and free.shape[-1] <= width
+    if not (coarse and free.isfinite().all()):
+        raise ValueError(f"free: expected finite [3, h, w] of at most {height} × {width}, got {list(free.shape)}")
+
+
+def _score(value: Any) -> float:
+    """A number, NaN and infinity among them."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number, got {value!r}")
+    return float(value)

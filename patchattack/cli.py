@@ -7,25 +7,28 @@ import difflib
 import inspect
 import os
 import pkgutil
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra
+import yaml
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from patchattack import files
-from patchattack.errors import InputError, VictimError, one_line, out_of_memory
+from patchattack.errors import InputError, VictimError, assignment, one_line, out_of_memory, shortened
 from patchattack.redaction import HIDDEN, all_redacted, is_redacted, printable, redacted
 
 # A resumed run may differ in these and in nothing else: they do not change what is computed.
@@ -34,6 +37,13 @@ FREE_TO_CHANGE = (
     "trainer.max_queries",
     *("victim.rate", "victim.retries", "victim.timeout", "victim.batch", "victim.cache"),  # how an endpoint is asked
 )
+# A run's folder may be a stranger's. What these name runs code, or sends pictures and keys away: it comes from the
+# groups or from the command line of now, and from no folder.
+TRUSTED = ("_target_", "_args_", "factory", "function", "trust_checkpoint", "url", "key_variable")
+# What a run writes before its first checkpoint.
+_OF_A_START = ("config.yaml", "overrides.yaml", "metrics.csv", "tracker.json", "wandb")
+_OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # a name, and no path to anywhere else
+_claims = contextlib.ExitStack()  # on the folders that the command of now writes into
 
 
 def main() -> None:
@@ -81,23 +91,27 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) 
     """Hand the composed config to ``work``; errors become one line, and a status."""
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     failures: list[Exception] = []
+    typed, stored = sys.argv[1:], []
 
     def job(config: DictConfig) -> None:
         os.environ["HYDRA_FULL_ERROR"] = full_error  # for the processes that the run starts
         try:
+            _check_chosen(config)
             _check_added(config)
+            if stored:
+                _check_trusted(config, stored, typed)
             work(config)
         except Exception as error:  # of one job of a sweep: the others go on
             failures.append(error)
             _say(error, explain(error), full_error)
         finally:
+            _claims.close()
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     try:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
-        sys.argv[1:] = _with_several_victims(
-            _with_overrides_of_the_run(_with_attack_for_help(sys.argv[1:], name), of_run)
-        )
+        stored = _overrides_of_the_run(typed, of_run)
+        sys.argv[1:] = _with_several_victims(_with_attack_for_help([*stored, *typed], name))
         _check_whole(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
     except Exception as error:
@@ -106,6 +120,8 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) 
         failures.append(error)
         # Whatever Hydra raises while it composes comes of the command line; =3 ends in a ValueError.
         _say(error, explain(error) or _one_line(error), full_error)
+    except KeyboardInterrupt as stop:
+        _interrupted(stop)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = full_error
     if failures:
@@ -117,7 +133,23 @@ def _say(error: Exception, line: str | None, full_error: str) -> None:
     if full_error == "1" or line is None:
         raise error
     if os.environ.get("LOCAL_RANK", "0") == "0":  # every process meets the same error
-        print(f"patchattack: {printable(redacted(line))}", file=sys.stderr)
+        print(f"patchattack: {printable(redacted(shortened(line)))}", file=sys.stderr)
+
+
+def _interrupted(stop: KeyboardInterrupt, again: str | None = None) -> None:
+    """Say that Ctrl-C has ended the work, and how to resume it; exit with its status."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{str(stop) or 'interrupted'}." + (f" To go on: {redacted(again)}" if again else ""))
+    sys.exit(130)
+
+
+@contextlib.contextmanager
+def interruptible(again: str) -> Iterator[None]:
+    """Inside, Ctrl-C ends the command with a line that says how to go on: by the command ``again``."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        _interrupted(stop, again)
 
 
 def run(config: DictConfig) -> None:
@@ -126,11 +158,13 @@ def run(config: DictConfig) -> None:
     previous = None if plain["resume"] is None else Path(str(plain["resume"]))
     if previous is not None:
         _check_same(plain, previous)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            claim(previous)
     if not _fits(plain["seed"], int) or plain["seed"] < 0:
         raise InputError(f"seed: expected a whole number from 0 on, got {plain['seed']}")
     _check_types(OmegaConf.to_container(config))  # not resolved, so that a value is met where the user has set it
     # Torch is imported late: help and errors of the command line do not wait for it.
-    from patchattack import pipeline, training
+    from patchattack import checkpoint, pipeline, training
 
     parts = build(plain, previous)
     if isinstance(parts.attack, pipeline.PerImage):
@@ -140,27 +174,31 @@ def run(config: DictConfig) -> None:
     folder = previous or fabric.broadcast(_made(plain["output"], _attack(), fabric.global_rank))
     if isinstance(folder, InputError):
         raise folder
-    overrides = _overrides()
     origin = pipeline.Origin(
         all_redacted({key: value for key, value in plain.items() if key not in ("resume", "output")}),
         command_line("train.py"),
+        tuple(one for one in _overrides() if _key(one).rpartition(".")[2] in TRUSTED),
     )
+
+    def describe() -> None:
+        if previous is None and not (folder / "config.yaml").exists():
+            files.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+            files.write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(_overrides())))
+
     if fabric.global_rank == 0:
         print(f"{_attack()} attack on {parts.victim.name}, on {fabric.device}, into {folder}", flush=True)
-        if previous is None:
-            files.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
-            files.write(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        describe()
     try:
         verdict = pipeline.run(parts, job, folder, origin, resumes=previous is not None)
-    except (training.InterruptedRunError, KeyboardInterrupt) as stop:
-        if fabric.global_rank == 0:
-            print(f"{str(stop) or 'interrupted'}. To go on: python train.py resume={shlex.quote(str(folder))}")
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        saved = isinstance(parts.attack, pipeline.PerImage) or (folder / checkpoint.FILE).exists()
+        _interrupted(stop, origin.resume(folder) if saved else None)
     except training.DivergedError as stop:
         raise InputError(
             f"{stop}: expected finite numbers; the last good patch is {folder / 'patch.png'}; try a lower optimizer.lr"
         ) from stop
     if verdict is not None:
+        describe()  # again, where the folder was deleted in the meantime
         print(f"\n{verdict.sentence}\n{verdict.facts}\n")
         for name, file in (
             ("report", "report.html"),
@@ -238,6 +276,21 @@ def _instantiated(plain: dict[str, Any]) -> dict[str, Any]:
     return built
 
 
+def _check_chosen(config: DictConfig) -> None:
+    """Refuse ``group=[]``, which leaves nothing, where the group's options are not stacked."""
+    for key, _, value in (one.partition("=") for one in HydraConfig.get().overrides.task):
+        if value == "[]" and key not in config and key in _groups() and key != "experiment":
+            raise InputError(f"{key}: expected one of {_choices('', _options(key))}, got none")
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in files.shipped("conf").iterdir() if path.is_dir())
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (files.shipped("conf") / group).glob("*.yaml"))
+
+
 def _check_added(config: DictConfig) -> None:
     """Refuse ``+key=value`` where nothing has such a key: Hydra takes it for one that is new."""
     given, groups = HydraConfig.get().overrides.task, {_key(one) for one in HydraConfig.get().runtime.choices}
@@ -264,6 +317,8 @@ def _check_types(node: Any, key: str = "") -> None:
     for name, value in node.items():
         if not (isinstance(value, str) and "${" in value) and _fits(value, hints.get(name)) is False:
             expected = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
+            if get_origin(hints[name]) is Literal:
+                expected = f"one of {', '.join(get_args(hints[name]))}"
             raise InputError(f"{key}{name}: expected {expected}, got {value}")
         _check_types(value, f"{key}{name}.")
 
@@ -276,6 +331,8 @@ def _fits(value: Any, hint: Any) -> bool | None:
     if get_origin(hint) in (Union, UnionType):
         answers = {_fits(value, one) for one in inner}
         return True if True in answers else False if False in answers else None
+    if get_origin(hint) is Literal:
+        return value in inner
     if get_origin(hint) in (Sequence, list, tuple):
         return isinstance(value, list) and all(_fits(one, inner[0]) is not False for one in value)
     if hint in (int, float):
@@ -293,10 +350,14 @@ def explain(error: BaseException) -> str | None:
         parent = getattr(one, "parent_node", None)
         if isinstance(one, InputError | VictimError):
             return str(one)
+        if isinstance(one, OverrideParseException) and "=" in one.override:
+            return _how_to_quote(one.override, "special characters")
+        if several := re.match("Ambiguous value for argument '(.*)'", str(one)):
+            return _how_to_quote(several[1], "several; several options of a group are GROUP=[A,B]")
         if isinstance(one, MissingConfigException) and one.missing_cfg_file:
             group, _, option = one.missing_cfg_file.rpartition("/")
             # Of a group whose options are stacked, Hydra does not name them.
-            options = one.options or sorted(path.stem for path in (files.shipped("conf") / group).glob("*.yaml"))
+            options = one.options or _options(group)
             return f"{group}: expected one of {_choices(option, [*options])}, got {option or 'nothing'}"
         if isinstance(one, MissingMandatoryValue):
             return f"{one.full_key}: expected a value, got none; give {one.full_key}=VALUE"
@@ -306,6 +367,14 @@ def explain(error: BaseException) -> str | None:
     if out_of_memory(error):
         return f"expected room, got '{one_line(error)}'; free memory, or take a smaller trainer.batch or trainer.draws"
     return _one_line(error) if isinstance(error, HydraException | OmegaConfBaseException) else None
+
+
+def _how_to_quote(override: str, got: str) -> str:
+    key, _, value = override.partition("=")
+    mend = f"quote it: {assignment(key, value)}"
+    if value.startswith(("[", "{")):
+        mend = "close its brackets, and put text with special characters in quotes"
+    return f"{override}: expected one value as Hydra reads it, got {got}; {mend}"
 
 
 def _one_line(error: BaseException) -> str:
@@ -360,17 +429,108 @@ def _with_several_victims(arguments: list[str]) -> list[str]:
     return result
 
 
-def _with_overrides_of_the_run(arguments: list[str], name: str | None) -> list[str]:
-    """For ``name=RUN``, as ``resume=RUN``, the overrides that the run was started with, before those of now."""
-    asked = [one.split("=", 1)[1] for one in arguments if one.startswith(f"{name}=")]
+def _overrides_of_the_run(typed: list[str], name: str | None) -> list[str]:
+    """For ``name=RUN``, as ``resume=RUN``, the overrides that the run was started with and that are not typed again."""
+    asked = [one.split("=", 1)[1] for one in typed if one.startswith(f"{name}=")]
     if not asked or asked[-1] in ("", "null"):
-        return arguments
-    path = Path(str(OverridesParser.create().parse_override(f"{name}={asked[-1]}").value())) / "overrides.yaml"
+        return []
+    (folder,) = OverridesParser.create().parse_overrides([f"{name}={asked[-1]}"])
+    path = Path(str(folder.value())) / "overrides.yaml"
     if not path.is_file():
         raise InputError(f"{name}: expected the folder of a run, got {path.parent} without {path.name}; check the path")
-    stored = [str(one) for one in OmegaConf.load(path)]
-    given = {_key(one) for one in arguments} | ({"output"} if name != "resume" else set())
-    return [one for one in stored if _key(one) not in given] + arguments
+    stored = _read_yaml(path, list)
+    for one in stored:
+        _check_override(path, one)
+    given = {_key(one) for one in typed} | ({"output"} if name != "resume" else set())
+    return [one for one in stored if _key(one) not in given]
+
+
+def _check_override(path: Path, text: Any) -> None:
+    """Refuse what is no setting of a key: the folder may be a stranger's, and Hydra has options that run code.
+
+    So has a YAML of the stranger's own, which a path would choose as the option of a group.
+    """
+    override = None
+    if isinstance(text, str) and not text.startswith("-"):
+        with contextlib.suppress(HydraException):
+            override = OverridesParser.create().parse_override(text)
+    if override is None or override.is_sweep_override() or not _is_of_a_run(override):
+        raise InputError(f"{path}: expected KEY=VALUE of the project's own keys, got {text!r}; take that line out")
+
+
+def _is_of_a_run(override: Override) -> bool:
+    """Whether it sets a key of ours, or chooses options of a group by their names."""
+    key, value = override.key_or_group, override.value()
+    options = value if isinstance(value, list) else [value]
+    paths = [one for one in options if isinstance(one, str) and not _OPTION.fullmatch(one)]
+    names_options = "." not in key and key != "output"
+    return (
+        not key.startswith("hydra")
+        and not (override.package or "").startswith("hydra")
+        and not (names_options and paths)
+    )
+
+
+def _read_yaml(path: Path, kind: type) -> Any:
+    """What a file of a run's folder holds.
+
+    Raises:
+        InputError: it cannot be read, or is no ``kind``.
+    """
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{path}: expected what a run has written, got '{one_line(error)}'") from error
+    if not isinstance(found, kind):
+        raise InputError(f"{path}: expected what a run has written (a {kind.__name__}), got {found!r}")
+    return found
+
+
+def _check_trusted(config: DictConfig, stored: list[str], typed: list[str]) -> None:
+    """Refuse what only the folder of a run has named, where that would run code or send something."""
+    known = _known()
+    for one in typed:
+        with contextlib.suppress(HydraException):
+            override = OverridesParser.create().parse_override(one)
+            known |= {named[1:] for named in _trusted({_key(one).rpartition(".")[2]: override.value()})}
+    found = _trusted(OmegaConf.to_container(config, resolve=True))
+    strange = {path: value for path, key, value in found if (key, value) not in known}
+    if strange:
+        # The same may stand in several places: those that an override names say it best.
+        given = {_key(one): one for one in stored}
+        paths = [path for path in strange if path in given] or [*strange][:1]
+        raise InputError(
+            f"{paths[0]}: expected it to be typed, since it runs code or sends data and a run's folder may be a "
+            f"stranger's, got {strange[paths[0]]} from overrides.yaml; where you trust it, add to the command: "
+            f"{shlex.join(given.get(path, f'++{path}={strange[path]}') for path in paths)}"
+        )
+
+
+def _trusted(node: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Path, key and value of all that is :data:`TRUSTED` in a config."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        place = f"{path}.{key}".lstrip(".")
+        if key in TRUSTED and value not in (None, False, "???"):
+            yield place, key, str(value)
+        yield from _trusted(value, place)
+
+
+def _known() -> set[tuple[str, str]]:
+    """Key and value of all that is :data:`TRUSTED` in the YAMLs of the groups, ours and those of ``--config-dir``."""
+    found = set()
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.schema == "file":
+            for pattern in ("*.yaml", *(f"{group}/**/*.yaml" for group in _groups())):
+                for path in Path(source.path).glob(pattern):
+                    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # Hydra says so where it is chosen
+                        node = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+                        found |= {named[1:] for named in _trusted(node)}
+    return found
+
+
+def known_targets() -> set[str]:
+    """Every ``_target_`` of the groups, ours and those of ``--config-dir``."""
+    return {value for key, value in _known() if key == "_target_"}
 
 
 def _check_whole(arguments: list[str]) -> None:
@@ -384,10 +544,8 @@ def _check_whole(arguments: list[str]) -> None:
 
 def _check_same(plain: dict[str, Any], folder: Path) -> None:
     """Refuse to resume a run with another config."""
-    before, now = (
-        dict(_flat(each))
-        for each in (OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), all_redacted(plain))
-    )
+    stored = _read_yaml(folder / "config.yaml", dict)
+    before, now = (dict(_flat(each)) for each in (stored, all_redacted(plain)))
     differing = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
@@ -416,29 +574,53 @@ def _made(output: str | None, attack: str, rank: int) -> Path | InputError | Non
         return error
 
 
-def new_folder(output: str | None, task: str) -> Path:
-    """The folder of a new run, made and writable: ``output``, or ``outputs/<task>/<time>``.
+def claim(folder: Path) -> None:
+    """Keep every other process from writing into ``folder`` until the command ends.
 
     Raises:
-        InputError: it cannot be written, or holds a run already.
+        InputError: one does so already, or it cannot be written.
     """
-    if output is None:
-        stem = Path("outputs") / task / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        folder = next(f for n in range(1, 1000) if not (f := stem.with_name(stem.name + f"-{n}" * (n > 1))).exists())
-    else:
+    _claims.enter_context(files.claimed(folder))
+
+
+def new_folder(output: str | None, task: str, stem: Path | None = None) -> Path:
+    """The folder of a new run, made and claimed: ``output``, or ``stem``, or ``outputs/<task>/<time>``.
+
+    The folder of a run that ended before its first checkpoint is as good as a new one.
+
+    Raises:
+        InputError: it cannot be written, another process writes into it, or it holds a run already.
+    """
+    if output is not None:
         folder = Path(str(output))
-        if (folder / "config.yaml").exists():
-            raise InputError(
-                f"output={folder}: expected a new folder, got that of another run; "
-                f"go on with it by resume={folder}, or name another"
-            )
+    else:
+        folder = stem or Path("outputs") / task / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        if output is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = files.make_numbered(folder)
     except OSError as error:
         raise InputError(
             f"output={folder}: expected a folder that can be written, got '{error.strerror}'; name another"
         ) from error
+    claim(folder)
+    _check_new(folder)
     return folder
+
+
+def _check_new(folder: Path) -> None:
+    """Refuse the folder of a run; of one that ended before it could be resumed, forget settings and answers."""
+    if not (folder / "config.yaml").exists():
+        return
+    from patchattack.victims import journal
+
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    answers = {name for name in names if name.startswith(journal.FILE)}
+    if names - answers - {*_OF_A_START}:
+        raise InputError(
+            f"output={folder}: expected a new folder, got that of another run; "
+            f"go on with it by {assignment('resume', folder)}, or name another"
+        )
+    for name in [*answers, "config.yaml", "overrides.yaml"]:
+        (folder / name).unlink(missing_ok=True)

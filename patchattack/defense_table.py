@@ -6,7 +6,6 @@ import copy
 import csv
 import hashlib
 import io
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -90,7 +89,7 @@ def measure(trial: Trial, folder: Path, fabric: Any) -> list[Row]:
         place = folder / "adaptive" / f"{victim}-{defense}".replace("/", "_")
         found = _measured(trial, pairs[victim, defense], place, fabric)
         rows += [{"victim": victim, "defense": defense} | row for row in found]
-        files.write(folder / "defenses.json", json.dumps(rows, indent=1) + "\n")
+        files.write_json(folder / "defenses.json", rows)
     return [row for row in rows if (row["victim"], row["defense"]) in pairs]
 
 
@@ -104,15 +103,15 @@ def _begun(trial: Trial, folder: Path) -> list[Row]:
     settings.append(f"patch {hashlib.sha256(trial.patch().detach().numpy().tobytes()).hexdigest()[:12]}")
     path = folder / "settings.json"
     if not path.is_file():
-        files.write(path, json.dumps(settings) + "\n")
-    elif (before := json.loads(path.read_text())) != settings:
+        files.write_json(path, settings)
+    elif (before := files.read_again(path)) != settings:
         differing = ", ".join(sorted(set(before) ^ set(settings)))
         raise InputError(
             f"output={folder}: expected the settings of the rows that it holds, got other ones: {differing}; "
             "name another folder"
         )
     known = folder / "defenses.json"
-    return json.loads(known.read_text()) if known.is_file() else []
+    return files.read_again(known, files.read_rows) if known.is_file() else []
 
 
 def _measured(trial: Trial, victim: Victim, place: Path, fabric: Any) -> list[Row]:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
+from typing import Any
 
 from patchattack.redaction import printable
+
+_LONGEST = 1000  # characters of a message
+# What Hydra reads as text without quotes, and what it would take for a number or nothing.
+_BARE = re.compile(r"[\w./:+*@?|-]([\w./:+*@?| -]*[\w./:+*@?|-])?", re.ASCII)
+_NO_TEXT = re.compile(r"[\d_.e+-]+|[+-]?(inf|nan)|null|true|false", re.IGNORECASE)
 
 
 class InputError(Exception):
@@ -38,3 +46,24 @@ def out_of_memory(error: BaseException | None) -> bool:
         return False
     torchs = isinstance(error, RuntimeError) and ("out of memory" in str(error) or "allocate memory" in str(error))
     return isinstance(error, MemoryError) or torchs or out_of_memory(error.__cause__)
+
+
+def shortened(message: str) -> str:
+    """``message`` on one line, and without the middle of whatever it quotes at length: the end says how to mend it."""
+    message = " ".join(message.splitlines())
+    if len(message) <= _LONGEST:
+        return message
+    return f"{message[: _LONGEST * 2 // 3]} [...] {message[-_LONGEST // 3 :]}"
+
+
+def assignment(key: str, value: Any) -> str:
+    """``key=value`` for the command line, quoted for the shell and, within that, for Hydra where it must be."""
+    text = str(value)
+    if _BARE.fullmatch(text) and not _NO_TEXT.fullmatch(text):
+        return f"{key}={shlex.quote(text)}"
+    return shlex.quote(f"{key}={quoted(text)}")
+
+
+def quoted(text: str) -> str:
+    """``text`` in quotes, as Hydra reads it back."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text) + '"'

@@ -239,7 +239,8 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     conditions = dict.fromkeys(one.condition for one in measured)
     values = {one: sign * per_scene(measured, one, attack.headline) for one in conditions}
     effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
-    rivals = sorted(conditions.keys() - {"clean", "patch"}, key=lambda one: effects[one], reverse=True)
+    rivals = [one for one in conditions if one not in ("clean", "patch")]
+    rivals.sort(key=lambda one: effects[one], reverse=True)  # of equals, in their order
     unbeaten = [one for one in rivals if not statistics.difference(values["patch"] - values[one], metric.rate)[1] > 0]
     unbeaten.sort(key=lambda one: one != "random")  # is named first
     chance, scenes = effects["random"], int((~np.isnan(values["patch"])).sum())

@@ -205,8 +205,8 @@ class Job:
 
     def _ask(self, frames: Tensor) -> Any:
         answer = _answer(self.victim, frames, self.fabric)
-        if not (self.victim.differentiable or _finite(answer)):  # of others the loss tells, without a wait in the step
-            raise VictimError(f"victim {self.victim.name}: expected finite numbers, got NaN or infinite ones")
+        if not self.victim.differentiable:  # of others the loss tells, without a wait in the step
+            _checked(self.victim, answer)
         for member, found in contract.members(self.victim, answer):
             expected = [len(frames), *self._shapes.setdefault(member, list(found.shape[1:]))]
             if list(found.shape) != expected:
@@ -214,6 +214,10 @@ class Job:
                     f"victim {member.name}: expected an output {expected} as before, got {list(found.shape)}"
                 )
         return answer
+
+    def _measured(self, frames: Tensor) -> Any:
+        """:meth:`predict` where the answer counts: a verdict on NaN would be one on nothing."""
+        return _checked(self.victim, self.predict(frames))
 
     @property
     def columns(self) -> list[str]:
@@ -224,7 +228,7 @@ class Job:
     def evaluator(self, purpose: int) -> Evaluator:
         """Measures on fixed draws of their own for each purpose."""
         return Evaluator(
-            self.predict,
+            self._measured if purpose == TEST else self.predict,
             self.attack,
             self.renderer,
             self.references,
@@ -274,7 +278,7 @@ def asking(victim: Victim, fabric: Fabric) -> Callable[[Tensor], Any]:
 
     def ask(frames: Tensor) -> Any:
         nonlocal checked
-        output = _answer(victim, frames, fabric)
+        output = _checked(victim, _answer(victim, frames, fabric))
         if not checked:
             contract.check_output(victim, frames, output)
             checked = True
@@ -292,6 +296,17 @@ def _answer(victim: Victim, frames: Tensor, fabric: Fabric) -> Any:
         raise
     except (Exception, SystemExit) as error:  # of somebody else's code
         raise VictimError(f"victim {victim.name}: expected an answer, got '{one_line(error)}'") from error
+
+
+def _checked(victim: Victim, output: Any) -> Any:
+    """``output``, where it is finite.
+
+    Raises:
+        VictimError: it is not.
+    """
+    if not _finite(output):
+        raise VictimError(f"victim {victim.name}: expected finite numbers, got NaN or infinite ones")
+    return output
 
 
 def _finite(output: Any) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from patchattack import files, pictures
 from patchattack.errors import InputError
 
 MILLIMETRES_PER_INCH = 25.4
+SIDES_MM = (0.1, 1e5)  # that a patch on paper may have
 BLACK_AND_WHITE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -194,7 +195,7 @@ class Patch(nn.Module):
             "dpi": [round(d, 2) for d in self.dpi],
             "texels": list(self.mask.shape[1:]),
         }
-        files.write(path.with_suffix(".json"), json.dumps(sheet | facts, indent=2) + "\n")
+        files.write_json(path.with_suffix(".json"), sheet | facts)
 
     @classmethod
     def load(cls, path: Path) -> Patch:
@@ -205,22 +206,34 @@ class Patch(nn.Module):
         """
         with _named(path, "patch"):
             texels = list(pictures.header(path).size)
-        described = path.with_suffix(".json")
-        try:
-            sheet = json.loads(described.read_text())
-            width_mm, height_mm = (float(side) for side in sheet["size_mm"])
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"{described}: expected JSON with size_mm: [width, height] beside the patch, got {error!r}; "
-                "keep patch.png and patch.json together"
-            ) from error
-        if sheet.get("texels", texels) != texels:
+        facts, described = read_facts(path), path.with_suffix(".json")
+        if facts.get("texels", texels) != texels:
             raise InputError(
                 f"{described}: expected the JSON of this patch of {texels} texels, got that of one of "
-                f"{str(sheet['texels'])[:60]}; keep patch.png and patch.json of one run together"
+                f"{str(facts['texels'])[:60]}; keep patch.png and patch.json of one run together"
             )
         image = read_image(path, "patch")
-        return cls(image[:3], image[3:], (width_mm, height_mm))
+        return cls(image[:3], image[3:], facts["size_mm"])
+
+
+def read_facts(image: Path) -> dict[str, Any]:
+    """What the JSON beside the patch's ``image`` says: ``size_mm`` (width, height), ``victims`` (names) and more.
+
+    Raises:
+        InputError: it is missing or not a patch's.
+    """
+    path = image.with_suffix(".json")
+    try:
+        facts = files.read_json(path)
+        size_mm, victims = files.numbers(facts["size_mm"], 2, *SIDES_MM), facts.get("victims", [])
+        if not isinstance(victims, list) or not all(isinstance(name, str) for name in victims):
+            raise ValueError(f"expected names of victims, got {victims!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected JSON with size_mm: [width, height] beside the patch, got {error!r}; "
+            "keep patch.png and patch.json together"
+        ) from error
+    return facts | {"size_mm": size_mm, "victims": victims}
 
 
 def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import platform
+import re
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError, VictimError, one_line, out_of_memory
+from patchattack.errors import InputError, VictimError, assignment, one_line, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
 from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
@@ -110,15 +110,21 @@ class Origin:
     Attributes:
         config: composed, plain containers.
         command: that was typed.
+        again: overrides that the command which resumes the run needs too.
     """
 
     config: dict[str, Any]
     command: str
+    again: tuple[str, ...] = ()
+
+    def resume(self, folder: Path) -> str:
+        """The command that goes on with the run in ``folder``."""
+        return " ".join(["python train.py", assignment("resume", folder), *map(shlex.quote, self.again)])
 
     @property
     def digest(self) -> str:
         """First twelve digits of the config's SHA-256."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(files.json_text(self.config, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def versions() -> dict[str, str]:
@@ -342,7 +348,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
         failure = f"{_failure(error)}, after step {progress.step} of {job.settings.steps}"
-        raise _to_go_on(failure, folder, job) from error
+        raise _to_go_on(failure, origin.resume(folder), job) from error
     finally:
         tracker.close()
         if job.journal is not None:
@@ -353,7 +359,7 @@ def _attack_images(attack: PerImage, job: Job, folder: Path, origin: Origin) -> 
     try:
         return attack.attack_images(job, folder, origin)
     except VictimError as error:
-        raise _to_go_on(_failure(error), folder, job) from error
+        raise _to_go_on(_failure(error), origin.resume(folder), job) from error
     finally:
         if job.journal is not None:
             job.journal.close()
@@ -362,13 +368,30 @@ def _attack_images(attack: PerImage, job: Job, folder: Path, origin: Origin) -> 
 def _failure(error: Exception) -> str:
     """A victim's failure, or a step without room, and what needs less of that."""
     said = str(error) if isinstance(error, VictimError) else f"expected room for a step, got '{one_line(error)}'"
-    needs = "; free memory, or start a new run with a smaller trainer.batch or trainer.draws"
+    needs = "; free memory, or start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws"
     return said + needs * out_of_memory(error)
 
 
-def _to_go_on(failure: str, folder: Path, job: Job) -> InputError:
+def _to_go_on(failure: str, command: str, job: Job) -> InputError:
     kept = "all up to the last checkpoint is kept" if job.journal is None else "nothing that it answered is lost"
-    return InputError(f"{failure}; {kept}, go on with: python train.py resume={shlex.quote(str(folder))}")
+    return InputError(f"{failure}; {kept}, go on with: {command}")
+
+
+def _run_id(note: Path) -> str:
+    """The name of a run to its tracker, which becomes part of names of files.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        run_id = files.read_json(note)["run_id"]
+        if not (isinstance(run_id, str) and re.fullmatch(r"[\w-]{1,128}", run_id, re.ASCII)):
+            raise ValueError(f"expected letters and digits, got {run_id!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{note}: expected the name of the run to its tracker, got {error!r}; delete the file to start another"
+        ) from error
+    return run_id
 
 
 class _Trackers:
@@ -376,12 +399,16 @@ class _Trackers:
 
     def __init__(self, parts: Parts, job: Job, folder: Path, origin: Origin, resume_at: int | None) -> None:
         note = folder / "tracker.json"
-        known = json.loads(note.read_text())["run_id"] if resume_at is not None and note.is_file() else None
+        known = _run_id(note) if resume_at is not None and note.is_file() else None
         self.metrics = MetricsCsv(folder / "metrics.csv", job.columns, resume_at)
-        self.tracker = parts.tracker(folder=folder, config=origin.config, run_id=known)
+        try:
+            self.tracker = parts.tracker(folder=folder, config=origin.config, run_id=known)
+        except BaseException:
+            self.metrics.close()
+            raise
         self.run_id = self.tracker.run_id
         if self.run_id is not None:
-            files.write(note, json.dumps({"run_id": self.run_id}) + "\n")
+            files.write_json(note, {"run_id": self.run_id})
 
     def log(self, step: int, scalars: dict[str, float], images: Any = None) -> None:
         self.metrics.log(step, scalars)
@@ -450,7 +477,7 @@ def _export(
     )
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
-    files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    files.write_json(folder / "results.json", rows)
 
     examples = [_example(attack, evaluator.views(textures, [number], 1)) for number in _evenly(numbers, EXAMPLES)]
     legend, legend_text = attack.legend()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from patchattack import files
 from patchattack.errors import InputError
 from patchattack.job import Settings, spread
-from patchattack.patch import Patch, read_image, resize
+from patchattack.patch import Patch, read_facts, read_image, resize
 from patchattack.pictures import ENDINGS
 from patchattack.scene import Source
 
@@ -63,7 +63,7 @@ def load_patches(given: Sequence[str], width_mm: float) -> dict[str, Patch]:
             name, patch = path.stem, load_image(path, width_mm)
         else:
             patch = Patch.load(path / "patch.png")
-            name = " + ".join(json.loads((path / "patch.json").read_text()).get("victims", [])) or path.name
+            name = " + ".join(read_facts(path / "patch.png")["victims"]) or path.name
         patches[name if name not in patches else f"{name} ({path.name})"] = patch
     return patches
 
@@ -165,8 +165,8 @@ def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable
         config = yaml.safe_load((folder / "config.yaml").read_text())
         own, split = dict(config["data"]), config["trainer"]["split"]
         kind, share = own["_target_"], float(split[0]) + float(split[1])
-        told = json.loads((folder / "patch.json").read_text()).get("seen")
-        told = None if told is None else int(told)
+        told = read_facts(folder / "patch.png").get("seen")
+        told = None if told is None else files.integer(told)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(
             f"{folder}: expected the folder of a run, whose config.yaml has data and trainer.split, got {error!r}"
@@ -178,8 +178,9 @@ def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable
 
     if _which(own) == _which(data):
         return _Seen(folder, before=before(len(source)))
-    if kind != data["_target_"] or "root" not in own:
-        return _Seen(folder)  # scenes of another kind, or drawn from another seed
+    # Scenes of another kind, or drawn from another seed; and a folder may be a stranger's, who names what he likes.
+    if kind != data["_target_"] or "root" not in own or not _targets(own) <= _targets(data):
+        return _Seen(folder)
     try:
         theirs = build(own | {key: data[key] for key in SHOWN if key in own and key in data})
     except InputError as error:
@@ -187,6 +188,13 @@ def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable
         return _Seen(folder)
     numbers = range(min(before(len(theirs)), len(theirs)))
     return _Seen(folder, digests=frozenset(_digest(theirs[number].frames) for number in numbers))
+
+
+def _targets(node: Any) -> set[str]:
+    """Every ``_target_`` in a config."""
+    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    own = {str(node["_target_"])} if isinstance(node, Mapping) and "_target_" in node else set()
+    return own.union(*map(_targets, inner))
 
 
 def _which(data: Mapping[str, Any]) -> dict[str, Any]:

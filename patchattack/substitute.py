@@ -124,7 +124,7 @@ class Notebook:
         """Write all of it."""
         note = {"victim": self.victim, "round": self.round, "rows": self.rows}
         tensors = {"points": self.points, "answers": self.answers, "held_out": self.held_out}
-        files.write(self.path, safetensors.torch.save(tensors, {"notebook": json.dumps(note)}))
+        files.write(self.path, safetensors.torch.save(tensors, {"notebook": files.json_text(note)}))
 
     def fill(self, of: str, points: Tensor, ask: Callable[[Tensor], Tensor], batch: int) -> None:
         """Ask about every one of ``points`` that has no answer; they are written down before, and the answers after.
@@ -233,7 +233,7 @@ def _learned(trial: Trial, fabric: Fabric, folder: Path, journal: Journal) -> No
         "seed": trial.seed,
         "versions": versions(),
     }
-    files.write(folder / NOTE, json.dumps(note, indent=1) + "\n")
+    files.write_json(folder / NOTE, note)
     return notebook
 
 

@@ -9,7 +9,7 @@ import secrets
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from patchattack.errors import InputError
 from patchattack.files import write
@@ -40,8 +40,12 @@ class MetricsCsv:
         self.columns = columns
         header = ",".join(["step", *columns]) + "\n"
         kept = "" if resume_at is None else _lines_until(path, header, resume_at)
-        write(path, header + kept)
-        self._file = path.open("a", encoding="utf-8", newline="")
+        self._path, self._text = path, header + kept
+        self._open()
+
+    def _open(self) -> None:
+        write(self._path, self._text)
+        self._file = self._path.open("a", encoding="utf-8", newline="")
 
     def log(self, step: int, scalars: dict[str, float]) -> None:
         """Append one line.
@@ -52,9 +56,15 @@ class MetricsCsv:
         if unknown := scalars.keys() - set(self.columns):
             raise ValueError(f"metrics.csv has no column {sorted(unknown)}; its columns are {self.columns}")
         cells = [repr(float(scalars[name])) if name in scalars else "" for name in self.columns]
+        line = ",".join([str(step), *cells]) + "\n"
+        self._text += line
         try:
-            self._file.write(",".join([str(step), *cells]) + "\n")
-            self._file.flush()
+            if self._path.exists():
+                self._file.write(line)
+                self._file.flush()
+            else:  # somebody has deleted it: the work goes on
+                self._file.close()
+                self._open()
         except OSError as error:
             raise InputError(
                 f"{self._file.name}: expected room for another line, got '{error.strerror}'; "
@@ -78,7 +88,7 @@ def _lines_until(path: Path, header: str, last: int) -> str:
         found, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: expected the metrics of the run to resume, got no such table; start afresh with resume=false"
+            f"{path}: expected the metrics of the run to resume, got no such table; start a new run (drop resume=)"
         ) from error
     if found != header:
         raise InputError(
@@ -137,13 +147,15 @@ class Csv(Nothing):
 
 
 _PATIENCE = 7  # seconds that W&B's server may take to answer before the run goes on without it
+_ALIASES = {"dryrun": "offline", "run": "online"}  # of W&B's own for WANDB_MODE
 
 
 class Wandb:
     """Weights & Biases: config, scalars, images, the final table, and the patch as an artifact.
 
-    It asks nothing and prints at most two lines of its own. What cannot be sent is kept: a server that does not answer
-    costs seven seconds at the start, or a minute at the end.
+    It asks nothing and prints at most two lines of its own. Offline, it makes no connection and looks up no
+    name. What cannot be sent is kept: a server that does not answer costs seven seconds at the start, or a minute at
+    the end.
 
     Args:
         folder: the run's folder; W&B's files go to ``folder/wandb``.
@@ -151,9 +163,9 @@ class Wandb:
         project: W&B project.
         entity: W&B team or user; None is the account's default.
         name: the run's name on W&B; None lets W&B choose.
-        mode: "online", "offline", "disabled", or "auto": what the environment variable ``WANDB_MODE`` says, else
-            online where an API key is found (``WANDB_API_KEY``, netrc, W&B's settings) and the server answers, else
-            offline.
+        mode: "online", "offline", "disabled", or "auto": what the environment variable ``WANDB_MODE`` says (``dryrun``
+            and ``run`` too, W&B's other names for offline and online), else online where an API key is found
+            (``WANDB_API_KEY``, netrc, W&B's settings) and the server answers, else offline.
         run_id: continues the W&B run of this id; None starts one.
 
     Raises:
@@ -167,13 +179,16 @@ class Wandb:
         project: str = "patchattack",
         entity: str | None = None,
         name: str | None = None,
-        mode: str = "auto",
+        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
         run_id: str | None = None,
     ) -> None:
-        if mode == "auto":
-            mode = os.environ.get("WANDB_MODE", "auto")
-        if mode not in ("auto", "online", "offline", "disabled"):
-            raise InputError(f"tracker.mode: expected auto, online, offline or disabled, got {mode!r}")
+        source, wanted = "tracker.mode", str(mode)
+        if mode == "auto" and "WANDB_MODE" in os.environ:
+            source, wanted = "WANDB_MODE", os.environ["WANDB_MODE"]
+            wanted = _ALIASES.get(wanted, wanted)
+        if wanted not in ("auto", "online", "offline", "disabled"):
+            raise InputError(f"{source}: expected auto, online, offline or disabled, got {wanted!r}")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's telemetry, which looks up a host even offline
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")  # else tables wait for upload in the user's home
         self._folder = folder
@@ -182,7 +197,7 @@ class Wandb:
         typed = sys.argv
         sys.argv = all_redacted(typed)  # which W&B stores
         try:
-            self._run = self._start(mode, {**about, "dir": folder, "resume": "allow"})
+            self._run = self._start(wanted, {**about, "dir": folder, "resume": "allow"})
         finally:
             sys.argv = typed
         if not self._run.offline and self._run.url:

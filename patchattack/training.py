@@ -34,7 +34,7 @@ class DivergedError(RuntimeError):
     """The loss became NaN or infinite."""
 
 
-class InterruptedRunError(RuntimeError):
+class InterruptedRunError(KeyboardInterrupt):
     """Ctrl-C: the run was saved and can be resumed."""
 
 
@@ -114,6 +114,8 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                     checkpoint.save(job, folder, progress)
                 if stops:
                     raise InterruptedRunError(f"interrupted after step {progress.step} of {settings.steps}")
+    if interrupt.asked:  # while the last checkpoint was written
+        raise InterruptedRunError(f"interrupted after step {progress.step} of {settings.steps}")
     if progress.step < settings.steps and not log.silent:
         print(
             f"stopped after step {progress.step} of {settings.steps} and {queries(job, progress.step):,} queries: "

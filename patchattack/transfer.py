@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,7 +112,7 @@ def publish(trial: Trial, rows: list[Row], folder: Path, command: str) -> str:
     metric = attack.metrics_known[attack.headline[0]]
     patches, victims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("patch", "victim"))
     cells = {(row["patch"], row["victim"]): row for row in rows}
-    files.write(folder / "transfer.json", json.dumps(rows, indent=1) + "\n")
+    files.write_json(folder / "transfer.json", rows)
     foreign = [(patch, victim) for patch in trial.patches for victim in victims if patch != victim]
     beats = [pair for pair in foreign if _beats(cells[pair], cells["random", pair[1]], metric.stronger)]
     write_matrix(

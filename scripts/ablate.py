@@ -9,13 +9,12 @@ interrupted goes on.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from functools import partial
 from typing import Any
 
 from patchattack import cli
-from patchattack.errors import InputError
+from patchattack.errors import InputError, assignment
 
 UNBUILT = ("renderer", "regularizers", "patch", "printed", "ablations")
 
@@ -28,7 +27,6 @@ def main() -> None:
 def run(given: dict[str, Any]) -> None:
     """Train, measure, write the table and print it."""
     from patchattack import ablation, pipeline
-    from patchattack.training import InterruptedRunError
 
     if type(given["seed"]) is not int or given["seed"] < 0:
         raise InputError(f"seed: expected a whole number from 0 on, got {given['seed']}")
@@ -47,12 +45,9 @@ def run(given: dict[str, Any]) -> None:
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     folder = cli.new_folder(given["output"], "ablation")
-    try:
+    goes_on = command if given["output"] is not None else f"{command} {assignment('output', folder)}"
+    with cli.interruptible(goes_on):
         table = ablation.measure(trial, variants, folder, pipeline.start_fabric(given["trainer"]))
-    except (InterruptedRunError, KeyboardInterrupt) as stop:
-        goes_on = command if given["output"] is not None else f"{command} {shlex.quote(f'output={folder}')}"
-        print(f"{str(stop) or 'interrupted'}. To go on: {goes_on}")
-        sys.exit(130)
     print(ablation.publish(table, folder))
     for name, file in (("report", "report.html"), ("numbers", "ablations.csv"), ("patches", "patches")):
         print(f"  {name:9} {folder / file}")

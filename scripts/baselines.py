@@ -9,12 +9,12 @@ The same command with ``output=`` the folder of an interrupted one goes on with 
 from __future__ import annotations
 
 import shlex
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from patchattack import cli
+from patchattack.errors import assignment
 
 
 def main() -> None:
@@ -61,11 +61,8 @@ def run(parts: dict[str, Any]) -> None:
     def progress(left: Any) -> Any:
         return tqdm(left, desc="attacking", unit="attack", dynamic_ncols=True)
 
-    try:
+    with cli.interruptible(f"{shlex.join(asked)} {assignment('output', folder)}"):
         rows = baselines_trial.measure(trial, progress, folder / "results.json")
-    except KeyboardInterrupt:
-        print(f"interrupted. To go on: {shlex.join([*asked, f'output={folder}'])}")
-        sys.exit(130)
     print(baselines_report.publish(trial, rows, folder, command, pipeline.versions()))
     for name, file in (("report", "report.html"), ("numbers", "results.csv")):
         print(f"  {name:9} {folder / file}")

@@ -8,13 +8,11 @@ that was interrupted goes on.
 
 from __future__ import annotations
 
-import shlex
-import sys
 from functools import partial
 from typing import Any
 
 from patchattack import cli
-from patchattack.errors import InputError
+from patchattack.errors import InputError, assignment
 
 UNBUILT = (
     *("attack", "victim", "data", "defense", "placement", "appearance", "camera", "renderer", "regularizers"),
@@ -33,7 +31,6 @@ def run(given: dict[str, Any]) -> None:
 
     from patchattack import pipeline
     from patchattack.rehearsal import gain
-    from patchattack.training import InterruptedRunError
 
     printers = given["seeds"] if given["printers"] is None else given["printers"]
     for key, numbers in (("seeds", given["seeds"]), ("printers", printers)):
@@ -53,12 +50,9 @@ def run(given: dict[str, Any]) -> None:
     plans = gain.plans(trial, parts, fabric)
     folder = cli.new_folder(given["output"], "calibration_gain")
     progress = partial(tqdm, unit="frame", delay=2, disable=None)
-    try:
+    goes_on = command if given["output"] is not None else f"{command} {assignment('output', folder)}"
+    with cli.interruptible(goes_on):
         rows, patches = gain.measure(trial, plans, folder, fabric, progress)
-    except (InterruptedRunError, KeyboardInterrupt):
-        goes_on = command if given["output"] is not None else f"{command} {shlex.quote(f'output={folder}')}"
-        print(f"interrupted. To go on: {goes_on}")
-        sys.exit(130)
     print(gain.publish(trial, plans, rows, patches, folder))
     for name, file in (("report", "report.html"), ("numbers", "results.csv")):
         print(f"  {name:9} {folder / file}")

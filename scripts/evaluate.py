@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from patchattack import cli
-from patchattack.errors import InputError, VictimError
+from patchattack.errors import InputError, VictimError, assignment
 
 FREE_TO_CHANGE = ("batch", "workers", "output", "format")  # they change no number
 
@@ -66,18 +66,17 @@ def run(parts: dict[str, Any]) -> None:
         table = measure.Table(benches, kept)
         if parts["resume"] is not None:
             folder = Path(str(parts["resume"]))
+            cli.claim(folder)
             first = measure.done(folder, table, identity)
         else:
             folder, first = _folder(parts), 0
             measure.begin(folder, table, identity)
+        again = f"{command} {assignment('resume', folder)}"
         try:
-            measure.measure(folder, table, first, parts["batch"], workers)
-        except KeyboardInterrupt:
-            print(f"interrupted. To go on: {command} {shlex.quote(f'resume={folder}')}")
-            sys.exit(130)
+            with cli.interruptible(again):
+                measure.measure(folder, table, first, parts["batch"], workers)
         except VictimError as stop:
-            goes_on = f"{command} {shlex.quote(f'resume={folder}')}"
-            raise InputError(f"{stop}; what was measured is kept, go on with: {goes_on}") from stop
+            raise InputError(f"{stop}; what was measured is kept, go on with: {again}") from stop
         found = summary.summarise(folder / "views.csv", table, parts["margin"])
         answer = summary.headline(found, benches[0].attack)
         summary.write(folder, found, answer, left_out)
@@ -112,15 +111,13 @@ def _check(parts: dict[str, Any]) -> None:
 
 def _folder(parts: dict[str, Any]) -> Path:
     """A new one: what ``output`` names, ``evaluation`` in the run's, or one by the time."""
-    output = parts["output"]
-    if output is None and parts["run"] is not None:
-        stem = Path(str(parts["run"])) / "evaluation"
-        output = next(
-            one for n in range(1, 1000) if not (one := stem.with_name(stem.name + f"-{n}" * (n > 1))).exists()
-        )
-    folder = cli.new_folder(output if output is None else str(output), "evaluation")
+    stem = None if parts["run"] is None else Path(str(parts["run"])) / "evaluation"
+    folder = cli.new_folder(parts["output"], "evaluation", stem)
     if (folder / "plan.json").exists():
-        raise InputError(f"output={folder}: expected a new folder, got that of an evaluation; go on by resume={folder}")
+        raise InputError(
+            f"output={folder}: expected a new folder, got that of an evaluation; "
+            f"go on by {assignment('resume', folder)}"
+        )
     return folder
 
 

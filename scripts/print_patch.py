@@ -5,7 +5,6 @@ python scripts/print_patch.py run=outputs/flow/A print=a4 control=true
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ from patchattack import cli
 def run(parts: dict[str, Any]) -> None:
     """Write the sheets and ``layout.json``, and say where they are."""
     from patchattack.errors import InputError
-    from patchattack.patch import Patch, random_texture
+    from patchattack.patch import Patch, random_texture, read_facts
     from patchattack.printing.fiducials import save_layouts
 
     if (parts["run"] is None) == (parts["patch"] is None):
         raise InputError("run: expected the folder of a run, or patch=FILE, got neither or both; give one of them")
     file = Path(parts["run"]) / "patch.png" if parts["patch"] is None else Path(parts["patch"])
     patch, sheet = Patch.load(file), parts["print"]
-    facts = json.loads(file.with_suffix(".json").read_text())
+    facts = read_facts(file)
     folder = file.parent / "print" if parts["output"] is None else Path(parts["output"])
     height, width = patch.mask.shape[1:]
-    name = " + ".join(map(str, facts.get("victims", []))) or file.stem
+    name = " + ".join(facts["victims"]) or file.stem
     made = datetime.fromtimestamp(file.stat().st_mtime, UTC).date()
     size = " × ".join(f"{side:g}" for side in patch.size_mm)
     note = f"run {file.absolute().parent.name}, config {facts.get('config', 'unknown')}, {made}, {size} mm"

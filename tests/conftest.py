@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,14 @@ def command() -> Callable[..., Outcome]:
 def tiny() -> tuple[str, ...]:
     """Overrides for a run of a second on the world; without an attack."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on flow; nobody may change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert run("attack=flow", *TINY, f"output={folder}").status == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

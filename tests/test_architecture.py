@@ -111,6 +111,12 @@ def test_foreign_packages_stay_where_they_belong(path: Path) -> None:
     assert not HEAVY & {full.partition(".")[0] for full in at_import(tree)}
 
 
+def test_json_is_written_in_one_place() -> None:
+    """Which knows what JSON does not: ``json.dumps`` writes NaN."""
+    written = {name(path) for path in CODE if "tests" not in path.parts and "json.dump" in path.read_text()}
+    assert written == {"patchattack/files.py"}
+
+
 @pytest.mark.parametrize("path", CODE, ids=name)
 def test_every_file_is_named_after_what_it_holds(path: Path) -> None:
     assert not {"utils", "util", "helpers", "helper", "common", "misc"} & set(path.relative_to(PROJECT).parts)

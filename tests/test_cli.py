@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch import nn
 
-from patchattack import cli
+from patchattack import cli, files
+from patchattack.errors import InputError, assignment
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.victim import Victim
 
@@ -72,6 +76,17 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "malformed override": ([FLOW, "trainer.steps"], ["'trainer.steps'", "EQUAL"]),
     "override without a key": ([FLOW, "=3"], ["must be a string"]),
     "override with an open bracket": ([FLOW, "data.size=[1"], ["[1"]),
+    "nothing of a group": ([FLOW, "data=[]"], ["data: expected one of coco, depth", "got none"]),
+    "a value with =": ([FLOW, "output=a=b"], ["output=a=b: expected one value", """quote it: 'output="a=b"'"""]),
+    "a value with brackets": ([FLOW, "output=run (1)"], ["output=run (1): ", """quote it: 'output="run (1)"'"""]),
+    "a value with '": ([FLOW, "output=it's"], ["output=it's: ", """quote it: 'output="it'"'"'s"'"""]),
+    "a value beyond ASCII": ([FLOW, "output=ü/图"], ["output=ü/图: ", """quote it: 'output="ü/图"'"""]),
+    "a value with commas": ([FLOW, "output=a,b"], ["output=a,b: ", "GROUP=[A,B]", """quote it: 'output="a,b"'"""]),
+    "a folder with = to resume": (["resume=a=b"], ["resume=a=b: ", """quote it: 'resume="a=b"'"""]),
+    "an unknown mode of the tracker": (
+        [FLOW, "tracker=wandb", "tracker.mode=onlin"],
+        ["tracker.mode: expected one of auto, online, offline, disabled, got onlin"],
+    ),
     "text for a number": ([FLOW, "trainer.steps=abc"], ["trainer.steps: expected int, got abc"]),
     "fraction for a whole number": ([FLOW, "trainer.batch=1.5"], ["trainer.batch: expected int, got 1.5"]),
     "text for an optional number": ([FLOW, "placement.area=x"], ["placement.area: expected float | None, got x"]),
@@ -141,14 +156,6 @@ def here(tmp_path: Path) -> Path:
     torch.save(CompactFlow("matching", "random").network.state_dict(), tmp_path / "matching.pt")
     torch.save(nn.Identity(), tmp_path / "code.pt")
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any], tiny: tuple[str, ...]) -> Path:
-    """The folder of a run; nobody may change it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    assert command(FLOW, *tiny, f"output={folder}").status == 0
-    return folder
 
 
 def one_line(outcome: Any) -> str:
@@ -221,6 +228,73 @@ def test_resume_without_a_checkpoint_that_fits(
     assert outcome.status == 2
     assert outcome.err.startswith(f"patchattack: {checkpoint}: expected the checkpoint of a run")
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a=b", "run (1)", "it's", "ü/图", "a,b", 'say "x"', "C:\\x\\", "a b", " a", "7", "null", "{x}", "#", "x/y:z", "~"],
+)
+def test_what_is_quoted_is_read_as_it_was(value: str) -> None:
+    (word,) = shlex.split(assignment("output", value))
+    assert OverridesParser.create().parse_override(word).value() == value
+
+
+def test_messages_do_not_quote_at_length(command: Callable[..., Any], tiny: tuple[str, ...]) -> None:
+    line = one_line(command(FLOW, *tiny, f"trainer.accelerator={'x' * 3000}"))
+    assert line.startswith("patchattack: trainer.accelerator: expected auto, cpu, cuda or mps, got xxx")
+    assert " [...] xxx" in line
+    assert len(line) < 1100
+
+
+def test_a_folder_that_is_not_there_is_not_made_to_go_on_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a folder that can be written, got 'No such file"):
+        cli.claim(tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def start(folder: Path) -> None:
+    """What a run leaves that fails between its first word and its first checkpoint."""
+    for name in ("config.yaml", "overrides.yaml", "metrics.csv", "tracker.json", "answers.sqlite"):
+        files.write(folder / name, "{}")
+
+
+def test_the_folder_of_an_unfinished_start_is_as_good_as_new(
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    monkeypatch.setenv("WANDB_MODE", "on")
+    outcome = command(FLOW, *tiny, "tracker=wandb", f"output={folder}")
+    assert (outcome.status, outcome.err.splitlines()[-1][:30]) == (2, "patchattack: WANDB_MODE: expec")
+    refused = command(f"resume={folder}", "tracker=none")
+    assert "got none: it stopped before the first one; start it again with its command and output=" in refused.err
+    start(folder)
+    with contextlib.closing(cli._claims):
+        assert cli.new_folder(str(folder), "flow") == folder
+        assert not {"config.yaml", "answers.sqlite"} & {path.name for path in folder.iterdir()}
+    start(folder)
+    (folder / "notes.txt").write_text("somebody's work")
+    with contextlib.closing(cli._claims), pytest.raises(InputError, match="expected a new folder, got that of another"):
+        cli.new_folder(str(folder), "flow")
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(
+    finished: Path, tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
+) -> None:
+    for folder, given in ((tmp_path / "run", (FLOW, *tiny, "output=")), (finished, ("resume=",))):
+        with files.claimed(folder):
+            line = one_line(command(*given[:-1], f"{given[-1]}{folder}"))
+            assert f"{folder}: expected a folder that nothing else writes into" in line
+
+
+def test_an_interrupt_before_there_is_a_folder_is_a_line(
+    command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build", stopped)
+    outcome = command(FLOW, *tiny)
+    assert (outcome.status, outcome.out, outcome.err) == (130, "interrupted.\n", "")
 
 
 def test_a_folder_may_be_a_number(command: Callable[..., Any], tiny_training: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from patchattack import cli, evaluation, training
+from patchattack import checkpoint, cli, evaluation, pipeline, training
 from patchattack.attacks.flow import FlowAttack
 from patchattack.controls import controls
 from patchattack.patch import Patch
@@ -222,6 +223,76 @@ def test_an_interrupted_run_is_saved_says_so_and_goes_on_to_the_same_bytes(
     assert command(f"resume='{folder}'", "trainer.workers=0").status == 0
     for name in (*NUMBERS, "state.json", "patch.json"):
         assert contents(folder)[name] == contents(undisturbed)[name], name
+
+
+def test_an_interrupt_while_the_last_checkpoint_is_written_is_heard(
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def struck(job: Any, folder: Path, progress: Any) -> None:
+        if progress.step == job.settings.steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        save(job, folder, progress)
+
+    monkeypatch.setattr(checkpoint, "save", struck)
+    folder = tmp_path / "a=b"
+    outcome = command("attack=flow", *tiny, f'output="{folder}"')
+    assert outcome.status == 130
+    assert f"interrupted after step 4 of 4. To go on: python train.py 'resume=\"{folder}\"'\n" in outcome.out
+    assert not (folder / "patch.png").exists()
+
+
+def test_a_folder_that_is_deleted_during_the_work_is_made_again(
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, losses = tmp_path / "run", training._losses
+    updates = 0
+
+    def deleting(*given: Any) -> Any:
+        nonlocal updates
+        updates += 1
+        if updates == 2:
+            shutil.rmtree(folder)
+        return losses(*given)
+
+    monkeypatch.setattr(training, "_losses", deleting)
+    outcome = command("attack=flow", *tiny, f"output={folder}")
+    assert outcome.status == 0, outcome.err
+    assert contents(folder).keys() == FILES
+    assert [line["step"] for line in MetricsCsv.read(folder / "metrics.csv")] == [0, 1, 2, 3, 4]
+
+
+def test_nan_in_the_final_measurement_is_no_verdict(
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = pipeline._export
+
+    def poisoned(parts: Any, *given: Any) -> Any:
+        parts.victim.forward = lambda frames: torch.full((len(frames), 2, *frames.shape[-2:]), math.nan)
+        return export(parts, *given)
+
+    monkeypatch.setattr(pipeline, "_export", poisoned)
+    folder = tmp_path / "run"
+    outcome = command("attack=flow", *tiny, f"output={folder}")
+    assert outcome.status == 2
+    assert "expected finite numbers, got NaN or infinite ones, after step 4 of 4" in outcome.err.splitlines()[-1]
+    assert f"python train.py resume={folder}" in outcome.err.splitlines()[-1]
+    assert outcome.out.count("\n") == 1
+    assert (folder / "patch.png").exists()
+    assert not (folder / "results.json").exists()
+
+
+def test_what_a_run_writes_is_json(finished: Path) -> None:
+    def refused(constant: str) -> None:
+        raise ValueError(constant)
+
+    found = sorted(finished.rglob("*.json"))
+    assert {path.name for path in found} == {"results.json", "patch.json", "state.json", "layout.json"}
+    for path in found:
+        json.loads(path.read_text(), parse_constant=refused)
+    with safetensors.safe_open(finished / "checkpoint.safetensors", "pt") as file:
+        json.loads(file.metadata()["state"], parse_constant=refused)
 
 
 def test_a_finished_run_can_be_resumed_and_stays_what_it_is(

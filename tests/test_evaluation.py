@@ -15,7 +15,7 @@ from patchattack import hand_drawn
 from patchattack.attacks.attack import Metric
 from patchattack.attacks.depth import DepthAttack
 from patchattack.attacks.flow import FlowAttack
-from patchattack.controls import always
+from patchattack.controls import CONDITIONS, always
 from patchattack.eot.appearance import Brightness
 from patchattack.eot.camera import Defocus, Gamma
 from patchattack.eot.placement import Uniform
@@ -306,6 +306,14 @@ def test_a_pattern_must_beat_a_plain_card_too() -> None:
     assert verdict.factor == pytest.approx(5)
     assert verdict.sentence == "The patch does not work: a white card does as much."
     assert "0.500 [0.500, 0.500] with a white card, 0.900 [0.900, 0.900] with a random patch" in verdict.facts
+
+
+@pytest.mark.parametrize("first", ["grey", "white", "black", "mean", "shuffled"])
+def test_of_controls_that_do_as_much_the_first_is_told(first: str) -> None:
+    """The words hang on no order but that of the controls: one of a set differs from process to process."""
+    conditions = dict.fromkeys(["clean", first, "grey", "white", "black", "mean", "shuffled", "random", "patch"])
+    verdict = judge([one(name, n, float(name != "patch")) for name in conditions for n in range(9)], FlowAttack())
+    assert f"with a {CONDITIONS[first]}, 1.000 [1.000, 1.000] with a random patch" in verdict.facts
 
 
 def test_scenes_are_compared_with_themselves() -> None:

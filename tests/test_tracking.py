@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -60,6 +63,15 @@ def test_resumed_metrics_have_the_bytes_of_an_undisturbed_run(tmp_path: Path, to
     assert (tmp_path / "resumed.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+def test_metrics_that_are_deleted_are_written_again(tmp_path: Path) -> None:
+    fill(MetricsCsv(tmp_path / "whole.csv", ["attack", "validation/patch"]), range(4))
+    metrics = MetricsCsv(tmp_path / "run" / "metrics.csv", ["attack", "validation/patch"])
+    metrics.log(0, {"attack": 1.0})
+    shutil.rmtree(tmp_path / "run")
+    fill(metrics, range(1, 4))
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
 def test_fresh_run_keeps_no_metrics_of_an_older_one(tmp_path: Path) -> None:
     fill(MetricsCsv(tmp_path / "metrics.csv", ["attack", "validation/patch"]), range(3))
     MetricsCsv(tmp_path / "metrics.csv", ["attack"]).close()
@@ -68,7 +80,7 @@ def test_fresh_run_keeps_no_metrics_of_an_older_one(tmp_path: Path) -> None:
 
 def test_resuming_needs_the_same_columns(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    with pytest.raises(InputError, match=r"got no such table; start afresh with resume=false"):
+    with pytest.raises(InputError, match=r"got no such table; start a new run \(drop resume=\)"):
         MetricsCsv(path, ["attack"], resume_at=3)
     path.write_text("step,attack\n1,0.5\n")
     with pytest.raises(InputError, match=r"expected the columns 'step,attack,tv', got 'step,attack'"):
@@ -166,6 +178,39 @@ def test_wandb_mode_comes_from_the_environment(
     tracker.close()
     assert not list((tmp_path / "run").iterdir())
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("no_account")
+def test_wandb_offline_looks_up_no_name_and_connects_to_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own process too: it is told to send no telemetry, which is all that it would do offline."""
+    told = []
+    popen, connect = subprocess.Popen.__init__, socket.socket.connect
+
+    def started(self: Any, command: Any, *given: Any, **named: Any) -> None:
+        told.append(command)
+        popen(self, command, *given, **named)
+
+    def local(self: socket.socket, address: Any) -> None:
+        assert self.family == getattr(socket, "AF_UNIX", None) or address[0] in ("127.0.0.1", "localhost"), address
+        connect(self, address)
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("a name was looked up")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", started)
+    monkeypatch.setattr(socket.socket, "connect", local)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "")  # so that it is restored
+    monkeypatch.delenv("WANDB_ERROR_REPORTING")
+    monkeypatch.setenv("WANDB_MODE", "dryrun")
+    tracker = Wandb(folder=tmp_path, config={})
+    tracker.log(0, {"attack": 1.0})
+    tracker.close()
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    assert any("--no-observability" in command for command in told)
+    assert capsys.readouterr().out.startswith("W&B is offline, to upload the run")
 
 
 def test_wandb_rejects_an_unknown_mode(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +97,10 @@ class Calibration:
             InputError: the file cannot be written.
         """
         rows = ",\n    ".join(
-            json.dumps([round(value, 4) for value in row]) for row in self.table.flatten(0, 2).tolist()
+            files.json_text([round(value, 4) for value in row]) for row in self.table.flatten(0, 2).tolist()
         )
         head = {"format": FORMAT, "note": self.note, "spread": self.spread, "blur": self.blur, "noise": self.noise}
-        lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in head.items()]
+        lines = [f'  "{key}": {files.json_text(value)},' for key, value in head.items()]
         files.write(
             path, "\n".join(["{", *lines, f'  "side": {len(self.table)},', f'  "table": [\n    {rows}\n  ]', "}\n"])
         )
@@ -115,17 +114,18 @@ class Calibration:
         """
         advice = "make one by python scripts/calibrate.py fit photo=PATH"
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = files.read_json(path)
             if facts["format"] != FORMAT:
                 raise InputError(f"{path}: expected a calibration of format {FORMAT}, got {facts['format']}; {advice}")
             table = torch.tensor(facts["table"], dtype=torch.float32).view(*[facts["side"]] * 3, 3)
-            spread = float(facts["spread"])
-            blur, noise = (None if facts[key] is None else float(facts[key]) for key in ("blur", "noise"))
+            spread = files.number(facts["spread"], 0, 1)
+            blur, noise = (None if facts[key] is None else files.number(facts[key], 0) for key in ("blur", "noise"))
             note = str(facts["note"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: expected a calibration (JSON), got {error!r}; {advice}") from error
-        if len(table) < 2 or not table.isfinite().all() or not 0 <= spread < 1:
-            raise InputError(f"{path}: expected a calibration with finite colours, got others; {advice}")
+        # Far outside of sRGB lies no colour; NaN lies nowhere.
+        if len(table) < 2 or not (table.min() >= -1 and table.max() <= 2):
+            raise InputError(f"{path}: expected a calibration of colours in [0, 1] or near, got others; {advice}")
         return cls(table, spread, blur, noise, note)
 
 

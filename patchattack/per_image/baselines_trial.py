@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,21 +134,14 @@ def claim(folder: Path, origin: dict[str, Any]) -> None:
     """
     note = folder / "run.json"
     if not note.exists():
-        files.write(note, json.dumps(origin, indent=1) + "\n")
+        files.write_json(note, origin)
         return
-    before = _read(note)
+    before = files.read_again(note)
     if before != origin:
         raise InputError(
-            f"output={folder}: expected the run that it was begun with, {json.dumps(before)}, got "
-            f"{json.dumps(origin)}; repeat that one, or name another output"
+            f"output={folder}: expected the run that it was begun with, {files.json_text(before)}, got "
+            f"{files.json_text(origin)}; repeat that one, or name another output"
         )
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected what a run has written, got {error!r}; name another output") from error
 
 
 def measure(
@@ -187,7 +179,7 @@ def measure(
         *((name, aimed) for name in trial.attacks for aimed in goals if aimed in BASELINES[name].goals),
         *((name, trial.goal.goal) for name in PATCHES if trial.patch is not None),
     ]
-    rows: list[Row] = [] if path is None or not path.exists() else _read(path)
+    rows: list[Row] = [] if path is None or not path.exists() else files.read_again(path, files.read_rows)
     done = {(row["attack"], row["goal"]) for row in rows}
     for name, aimed in progress([one for one in wanted if one not in done]):
         goal = goals[aimed]
@@ -205,7 +197,7 @@ def measure(
             row |= _measured(trial, subject, goal, part, changed, outputs.argmax(dim=1), aim)
         rows.append(row)
         if path is not None:
-            files.write(path, json.dumps(rows, indent=1) + "\n")
+            files.write_json(path, rows)
     return rows
 
 

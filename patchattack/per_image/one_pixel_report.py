@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +82,7 @@ def publish(
 ) -> Verdict:
     """Write ``results.json``, ``report.html`` and a picture of each image attacked; return the verdict."""
     rows = summarise(results)
-    files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    files.write_json(folder / "results.json", rows)
     pictures = {result.number: _picture(result, source) for result in results if result.counted}
     for place, picture in pictures.items():
         files.write(folder / "pictures" / f"{place:06}.png", _encoded(picture))

@@ -7,7 +7,6 @@ some of the markers leaves others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ import numpy as np
 
 from patchattack import files
 from patchattack.errors import InputError
+from patchattack.patch import SIDES_MM
 
 PER_SHEET = 6  # markers
 SHEETS = 250 // PER_SHEET  # sheets that the dictionary tells apart: numbers 0..40
@@ -359,7 +359,7 @@ def save_layouts(path: Path, layouts: Sequence[Layout]) -> None:
         InputError: the file cannot be written.
     """
     sheets = [{"number": one.number, "size_mm": list(one.size_mm), "marker_mm": one.marker_mm} for one in layouts]
-    files.write(path, json.dumps({"sheets": sheets}, indent=1) + "\n")
+    files.write_json(path, {"sheets": sheets})
 
 
 def load_layouts(path: Path) -> list[Layout]:
@@ -369,11 +369,14 @@ def load_layouts(path: Path) -> list[Layout]:
         InputError: the file is missing or does not hold layouts.
     """
     try:
-        sheets = json.loads(path.read_text())["sheets"]
-        facts = [(tuple(map(float, one["size_mm"])), one["number"], float(one["marker_mm"])) for one in sheets]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        sheets = files.read_json(path)["sheets"]
+        facts = [(*files.numbers(one["size_mm"], 2, *SIDES_MM), one["number"], one["marker_mm"]) for one in sheets]
+        layouts = [layout((w, h), files.integer(number), files.number(marker)) for w, h, number, marker in facts]
+        if not layouts:
+            raise ValueError("no sheet")
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path}: expected the layouts of printed sheets, got {error!r}; print the sheet first: "
             "python scripts/print_patch.py run=RUN"
         ) from error
-    return [layout((size[0], size[1]), number, marker) for size, number, marker in facts]
+    return layouts

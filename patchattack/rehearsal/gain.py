@@ -153,11 +153,11 @@ def _begin(place: Path, settings: dict[str, Any]) -> None:
     Raises:
         InputError: it holds what was made with something else.
     """
-    settings = json.loads(json.dumps({key: value for key, value in settings.items() if key not in _FREE}))
+    settings = json.loads(files.json_text({key: value for key, value in settings.items() if key not in _FREE}))
     path = place / "settings.json"
     if not path.is_file():
-        files.write(path, json.dumps(settings) + "\n")
-    elif (before := json.loads(path.read_text())) != settings:
+        files.write_json(path, settings)
+    elif (before := files.read_again(path)) != settings:
         differing = sorted(key for key in before.keys() | settings if before.get(key) != settings.get(key))
         raise InputError(
             f"output={place.parent}: expected the settings that {place.name} was made with, got others: "
@@ -270,7 +270,7 @@ def publish(
     folder: Path,
 ) -> str:
     """Write ``results.json``, ``results.csv`` and ``report.html``, and return the table in Markdown."""
-    files.write(folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    files.write_json(folder / "results.json", rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +189,7 @@ def rehearse(
         found[name] = {"verdict": outcome.verdict, "counts": outcome.counts, "poses": poses, "takes": takes}
     printer = {key: getattr(plan.unknown, key) for key in ("seed", "gain", "vignetting", "blur", "noise")}
     result = {"printer": printer, "model": plan.street.model, "size": list(plan.street.frame), "parts": found}
-    files.write(folder / "rehearsal.json", json.dumps(result, indent=1) + "\n")
+    files.write_json(folder / "rehearsal.json", result)
     return result
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import pkgutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from patchattack import files
 from patchattack.attacks.attack import Attack
-from patchattack.errors import InputError, one_line
-from patchattack.patch import Patch
+from patchattack.errors import InputError, assignment, one_line
+from patchattack.patch import Patch, read_facts
 from patchattack.reporting.page import (
     ARROWS,
     DAY,
@@ -63,35 +63,39 @@ class Run:
     facts: dict[str, Any]
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path, targets: Collection[str] | None = None) -> Run:
     """Read the folder of a finished run. All in it is data; of its config only the attack is made, to name metrics.
+
+    Args:
+        folder: of the run.
+        targets: names of what may be imported and made, since the folder may be a stranger's; None trusts it.
 
     Raises:
         InputError: it is not the folder of a finished run.
     """
     try:
-        rows = json.loads((folder / "results.json").read_text())  # the last of a run's files
+        rows = files.read_rows(folder / "results.json")  # the last of a run's files
         patch = Patch.load(folder / "patch.png")
         config = yaml.safe_load((folder / "config.yaml").read_text())
         return Run(
             name=folder.resolve().name,
             config=dict(_flat(config)),
-            attack=_attack(dict(config["attack"])),
+            attack=_attack(dict(config["attack"]), targets),
             rows=rows,
             history=MetricsCsv.read(folder / "metrics.csv"),
             patch=torch.cat([patch(), patch.mask]).detach(),
-            facts=json.loads((folder / "patch.json").read_text()),
+            facts=read_facts(folder / "patch.png"),
         )
     except InputError as error:
         raise InputError(f"runs: {folder}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"runs: expected the folders of finished runs, got {folder} ({one_line(error)}); "
-            f"finish it by python train.py resume={folder}, or leave it out"
+            f"finish it by python train.py {assignment('resume', folder)}, or leave it out"
         ) from error
 
 
-def _attack(config: dict[str, Any]) -> Attack:
+def _attack(config: dict[str, Any], targets: Collection[str] | None) -> Attack:
     """What the config describes, which may be a stranger's: nothing but an attack is called.
 
     Raises:
@@ -99,6 +103,8 @@ def _attack(config: dict[str, Any]) -> Attack:
     """
     name = config.pop("_target_")
     try:
+        if targets is not None and name not in targets:
+            raise ValueError("no option of the group attack")
         kind = pkgutil.resolve_name(name)
         if isinstance(kind, type) and issubclass(kind, Attack):
             return kind(**config)
@@ -116,8 +122,8 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.rstrip("."), node
 
 
-def load_runs(folders: Sequence[str]) -> list[Run]:
-    """Runs of one task.
+def load_runs(folders: Sequence[str], targets: Collection[str] | None = None) -> list[Run]:
+    """Runs of one task; ``targets`` as in :func:`load_run`.
 
     Raises:
         InputError: fewer than two, one that is not finished, or runs of several tasks.
@@ -127,7 +133,7 @@ def load_runs(folders: Sequence[str]) -> list[Run]:
             f"runs: expected the folders of at least two runs, got {', '.join(folders) or 'none'}; "
             "python scripts/compare.py RUN RUN"
         )
-    runs = [load_run(Path(folder)) for folder in folders]
+    runs = [load_run(Path(folder), targets) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=folder) for folder, run in zip(folders, runs, strict=True)]
     first = runs[0]
@@ -143,10 +149,7 @@ def load_runs(folders: Sequence[str]) -> list[Run]:
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Keys of the configs whose values are not those of all runs, to the values as JSON; what is absent is a dash."""
     keys = dict.fromkeys(key for run in runs for key in run.config if key.partition(".")[0] not in IDLE)
-    found = {
-        key: [json.dumps(run.config[key], ensure_ascii=False) if key in run.config else ABSENT for run in runs]
-        for key in keys
-    }
+    found = {key: [files.json_text(run.config[key]) if key in run.config else ABSENT for run in runs] for key in keys}
     differing = {key: values for key, values in found.items() if len(set(values)) > 1}
     # What the renderer takes from the groups is among them already.
     twins = {key for key in differing if differing[key] == differing.get(key.removeprefix("renderer."))}

@@ -279,7 +279,7 @@ def _obstacle(point: Point, bench: Bench) -> str | None:
     """What keeps the patch from being rendered into one of the scenes."""
     lies = "surface" if point.renderer.placement.on_surface(bench.source[bench.numbers[0]]) else "frame"
     if point.placed - {lies}:
-        return f"for a patch placed on the {''.join(point.placed - {lies})}, this one is on the {lies}"
+        return f"for a patch placed on the {' and the '.join(sorted(point.placed - {lies}))}, this one is on the {lies}"
     if point.missing is not None:
         return f"the run's renderer has no {point.missing}"
     try:
@@ -398,7 +398,7 @@ def plan(table: Table, identity: Mapping[str, Any]) -> dict[str, Any]:
     seeds = {"seed": table.benches[0].seed, "draws": table.benches[0].draws}
     textures = {bench.crafted: _hash(torch.cat([bench.patch(), bench.patch.mask]).detach()) for bench in table.benches}
     whole = {**identity, **seeds, "patches": textures, "benches": of_benches, "points": of_points}
-    return json.loads(json.dumps(whole))
+    return json.loads(files.json_text(whole))
 
 
 def _hash(values: Tensor) -> str:
@@ -408,7 +408,7 @@ def _hash(values: Tensor) -> str:
 
 def begin(folder: Path, table: Table, identity: Mapping[str, Any]) -> None:
     """Write ``plan.json`` and the head of ``views.csv``."""
-    files.write(folder / "plan.json", json.dumps(plan(table, identity), indent=1) + "\n")
+    files.write_json(folder / "plan.json", plan(table, identity))
     files.write(folder / "views.csv", table.header())
 
 
@@ -419,9 +419,9 @@ def done(folder: Path, table: Table, identity: Mapping[str, Any]) -> int:
         InputError: the folder holds no sweep, or another one.
     """
     try:
-        before = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        before = dict(files.read_json(folder / "plan.json"))
         views = (folder / "views.csv").open("r+b")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"resume={folder}: expected the folder of an evaluation, got {error}; check the path"
         ) from error
@@ -479,6 +479,10 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
     )
     with bar, (folder / "views.csv").open("ab") as views:
         for texts in _given(loader):
+            if not (folder / "views.csv").exists():
+                raise InputError(
+                    f"{views.name}: expected the rows so far, got none: they were deleted; start a new sweep"
+                )
             try:
                 views.write("".join(texts).encode())
                 views.flush()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,7 +325,7 @@ def write(folder: Path, summary: Summary, answer: Headline, left_out: Sequence[s
         "rows": summary.rows,
         "left_out": list(left_out),
     }
-    files.write(folder / "summary.json", json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    files.write_json(folder / "summary.json", whole)
 
 
 def evidence(

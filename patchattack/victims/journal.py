@@ -15,6 +15,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from patchattack import files
 from patchattack.errors import InputError
 
 FILE = "answers.sqlite"
@@ -187,7 +188,7 @@ def packed(answer: Any) -> bytes:
             return len(tensors) - 1
         return None if part is None else [apart(one) for one in part]
 
-    shape = json.dumps(apart(answer))
+    shape = files.json_text(apart(answer))
     return safetensors.torch.save(tensors, {"shape": shape})
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -223,7 +221,7 @@ def note(folder: Path, origin: Origin, setup: Setup, source: Mapping[str, int] |
     trial = setup.trials[0]
     facts = {"rule": trial.rule, "label": trial.metric.label, "independent_s": float(setup.independent)}
     known = {**asdict(origin), **facts, "source": source, "faults": [*faults]}
-    files.write(folder / "session.json", json.dumps(known, indent=1) + "\n")
+    files.write_json(folder / "session.json", known)
 
 
 def note_predicted(folder: Path, predicted: Mapping[int, Prediction]) -> None:
@@ -246,8 +244,7 @@ def publish(folder: Path) -> Outcome:
     if about["source"] is None:
         faults = [*faults, "it was ended before all was written down"]
     summary = {"counts": counts, "faults": faults, "rule": about["rule"], "independent_s": about["independent_s"]}
-    plain = _plain({**summary, "victims": found})
-    files.write(folder / "summary.json", json.dumps(plain, indent=1, allow_nan=False) + "\n")
+    files.write_json(folder / "summary.json", {**summary, "victims": found})
     main: Mapping[str, Any] = max(
         found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": []}
     )
@@ -290,7 +287,7 @@ def _noted(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return unknown
     try:
-        known = unknown | json.loads(path.read_text(encoding="utf-8"))
+        known = unknown | files.read_json(path)
         for name, value in unknown.items():
             if value is not None and not isinstance(known[name], type(value)):
                 raise TypeError(f"another {name}")
@@ -328,15 +325,6 @@ def _counts(records: Mapping[str, np.ndarray], source: Mapping[str, int] | None)
         "dropped, because a newer one was there or they were damaged": source["dropped"],
         "gaps in the source": source["gaps"],
     }
-
-
-def _plain(node: Any) -> Any:
-    """JSON has neither NaN nor infinity: null says that something is not known."""
-    if isinstance(node, dict):
-        return {key: _plain(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(value) for value in node]
-    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def _facts(found: Mapping[str, Any]) -> str:
