@@ -103,7 +103,7 @@ def build_custom(
     made = _made(factory, factory_args or {})
     if weights is not None:
         load_weights(made, weights, trust_checkpoint)
-    network: nn.Module = Prepared(made, bgr, range, mean, std, output)
+    network = Prepared(made, bgr, range, mean, std, output)
     name = factory.replace(":", ".").rpartition(".")[2]
     count = _outputs(network, task, name, meant.trial_size)
     return meant.victim(nn.Sequential(network, _Log()) if answer == "probabilities" else network, name, count)
