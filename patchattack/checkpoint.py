@@ -122,8 +122,8 @@ def resume(job: Job, folder: Path) -> Progress:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         state = _together(json.loads(text), tensors)
         values = {int(row): value for row, value in state["optimizer_state"].items()}
-        steps = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}
-        scores = {name: _score(state[name]) for name in ("best_score", "best_loss", "random_score")}
+        numbers: dict[str, Any] = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}
+        numbers |= {name: _score(state[name]) for name in ("best_score", "best_loss", "random_score")}
         hand_drawn = None if state["hand_drawn"] is None else HandDrawn.read(state["hand_drawn"])
         free, best = tensors["free"], tensors["best"]
         _check_textures(free, best, *job.patch.mask.shape[1:])
@@ -134,8 +134,8 @@ def resume(job: Job, folder: Path) -> Progress:
         raise InputError(
             f"{path}: expected the checkpoint of a run, got {error!r}; start a new run (drop resume=)"
         ) from error
-    job.queries = steps.pop("queries")
-    return Progress(best=best, hand_drawn=hand_drawn, **steps, **scores)
+    job.queries = numbers.pop("queries")
+    return Progress(best=best, hand_drawn=hand_drawn, **numbers)
 
 
 def _check_textures(free: Tensor, best: Tensor, height: int, width: int) -> None:

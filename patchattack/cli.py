@@ -91,7 +91,8 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) 
     """Hand the composed config to ``work``; errors become one line, and a status."""
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     failures: list[Exception] = []
-    typed, stored = sys.argv[1:], []
+    typed = sys.argv[1:]
+    stored: list[str] = []
 
     def job(config: DictConfig) -> None:
         os.environ["HYDRA_FULL_ERROR"] = full_error  # for the processes that the run starts

@@ -280,6 +280,7 @@ def test_the_folder_of_an_unfinished_start_is_as_good_as_new(
 def test_a_folder_that_another_process_works_in_is_left_alone(
     finished: Path, tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
 ) -> None:
+    (tmp_path / "run").mkdir()
     for folder, given in ((tmp_path / "run", (FLOW, *tiny, "output=")), (finished, ("resume=",))):
         with files.claimed(folder):
             line = one_line(command(*given[:-1], f"{given[-1]}{folder}"))
