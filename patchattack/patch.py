@@ -74,7 +74,7 @@ class Patch(nn.Module):
 
     def forward(self) -> Tensor:
         """The texture, ``[3, h, w]`` in [0, 1]; ``[P, 3, h, w]`` of P candidates."""
-        shown = self.free
+        shown: Tensor = self.free
         if self.variable == "tanh":
             shown = (self.free.tanh() + 1) / 2
         elif self.variable == "palette":

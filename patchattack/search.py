@@ -61,8 +61,10 @@ class Plan:
                         f"trainer.{name}: expected 1 for {type(optimizer).__name__}, which changes one patch of one "
                         f"resolution, got {value}; choose optimizer=adam, sgd or sign"
                     )
+        # Whoever gives a texture to begin with gets it, as fine as it is.
+        given = alone or not patch.from_noise
         if stages is None:
-            stages = 1 if alone else max(1, min(STAGES, 1 + int(math.log2(max(1, longer / COARSEST)))))
+            stages = 1 if given else max(1, min(STAGES, 1 + int(math.log2(max(1, longer / COARSEST)))))
         elif longer < 2**stages:
             most = max(1, int(math.log2(longer)))
             raise InputError(
@@ -70,9 +72,9 @@ class Plan:
                 f"texels or more, got {stages}"
             )
         if candidates is None:
-            candidates = 1 if alone or not patch.from_noise else CANDIDATES
+            candidates = 1 if given else CANDIDATES
         if starts is None:
-            starts = 0 if alone or not patch.from_noise else STARTS
+            starts = 0 if given else STARTS
         return cls(starts, candidates, stages)
 
     def scale(self, step: int, steps: int) -> int:

@@ -382,8 +382,8 @@ def _losses(job: Job, batch: _Batch, of_victim: torch.Generator) -> dict[str, Te
     job.queries += (job.fabric.world_size - 1) * len(batch.scene)  # of the other processes
     losses = {"attack": job.attack.loss(hit, batch.clean, batch.scene, view).mean()}
     for name, regularizer in job.regularizers.items():
-        values = [regularizer(texture, job.patch.mask) for texture in textures]
-        losses[name] = regularizer.weight * torch.stack(values).mean()
+        values: Any = torch.stack([regularizer(texture, job.patch.mask) for texture in textures])
+        losses[name] = regularizer.weight * values.mean()
     return losses
 
 

@@ -25,7 +25,7 @@ from patchattack.tracking import Nothing
 
 PROJECT = Path(__file__).parents[1]
 MEDIA = ("digital", "printed")
-CONTROLS = ["clean", "grey", "white", "black", "random"]
+CONTROLS = ["clean", "grey", "white", "black", "drawn", "random"]
 CONFIG: dict[str, Any] = {
     "renderer": {
         "placement": {"rotation": [-10, 10], "scale": [0.9, 1.1]},

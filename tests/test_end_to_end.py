@@ -23,7 +23,7 @@ from torch import Tensor
 
 from patchattack import checkpoint, cli, evaluation, pipeline, training
 from patchattack.attacks.flow import FlowAttack
-from patchattack.controls import controls
+from patchattack.controls import CONDITIONS, controls
 from patchattack.patch import Patch
 from patchattack.tracking import MetricsCsv
 
@@ -121,7 +121,7 @@ def test_a_run_leaves_exactly_what_is_promised(undisturbed: Path) -> None:
 def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -> None:
     found = rows(undisturbed)
     assert all(list(row) == ["condition", "metric", "region", "mean", "low", "high", "n"] for row in found)
-    conditions = ["clean", *controls(Patch.create()), "patch"]
+    conditions = sorted(["clean", *controls(Patch.create()), "drawn", "patch"], key=[*CONDITIONS].index)
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}
     names = {row["metric"] for row in found}
@@ -176,11 +176,12 @@ def test_workers_that_load_change_nothing(
         assert contents(folder)[name] == contents(undisturbed)[name], name
 
 
-# Writes 1 and 2 are the configs, 3 the head of metrics.csv, 4 and 5 the checkpoint of step 0 and its state.json, 6 and
-# 7 those of step 4, 8 and 9 those of step 8. A write is struck when its content is there and not yet in its place.
+# Writes 1 and 2 are the configs, 3 and 4 a checkpoint before anything else and its state.json, 5 the head of
+# metrics.csv, 6 and 7 the checkpoint of step 0 and its state.json, 8 and 9 those of step 4, 10 and 11 those of step 8.
+# A write is struck when its content is there and not yet in its place.
 @pytest.mark.parametrize(
     ("moment", "number", "reached"),
-    [("update", 3, 0), ("write", 8, 4), ("write", 9, 8), ("measurement", 1, 12)],
+    [("update", 3, 0), ("write", 10, 4), ("write", 11, 8), ("measurement", 1, 12)],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(
     undisturbed: Path,

@@ -58,7 +58,7 @@ def test_an_evaluation_leaves_a_report_numbers_and_views(trained: Path, first: P
     assert found["sentence"].startswith("Inconclusive: 2 test scenes are too few")
     with (first / "views.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * 2 * 2 * 9
+    assert len(rows) == 5 * 2 * 2 * 10
     # At the baseline it is the run's own test, with the same draws.
     mine = [float(row["cosine/outside"]) for row in rows if (row["axis"], row["condition"]) == ("baseline", "patch")]
     (own,) = (
@@ -99,7 +99,7 @@ def test_after_ctrl_c_the_same_command_goes_on(
     assert outcome.status == 130
     assert f"resume={tmp_path / 'other'}" in outcome.out
     assert not (tmp_path / "other" / "summary.json").exists()
-    assert (tmp_path / "other" / "views.csv").read_bytes().count(b"\n") == 1 + 6 * 9
+    assert (tmp_path / "other" / "views.csv").read_bytes().count(b"\n") == 1 + 6 * 10
     outcome = command(*arguments, f"resume={tmp_path / 'other'}", entry=evaluate)
     assert outcome.status == 0, outcome.err
     for name in ("views.csv", "summary.json"):

@@ -28,8 +28,8 @@ def test_what_null_stands_for_depends_on_optimiser_and_patch() -> None:
     assert plan(patch) == Plan(STARTS, CANDIDATES, 3)
     assert plan(Patch.create(resolution=16)).stages == 2
     assert plan(Patch.create(resolution=8)).stages == plan(Patch.create(resolution=1)).stages == 1
-    # Whoever names a texture to begin with gets it.
-    assert plan(Patch.create(resolution=64, start="grey")) == Plan(0, 1, 3)
+    # Whoever gives a texture to begin with gets it.
+    assert plan(Patch.create(resolution=64, start="grey")) == Plan(0, 1, 1)
     for alone in (torch.optim.LBFGS(patch.parameters()), RandomSearch(patch.parameters(), lr=0.3)):
         assert plan(patch, alone) == Plan(0, 1, 1)
         assert plan(patch, alone, starts=5) == Plan(5, 1, 1)

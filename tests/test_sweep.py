@@ -30,7 +30,7 @@ from patchattack.sweep.axis import Axis, points
 from patchattack.victims.victim import FlowVictim
 
 SIZE = (24, 32)
-CONTROLS = ("grey", "white", "black", "mean", "shuffled", "natural", "random")
+CONTROLS = ("grey", "white", "black", "mean", "shuffled", "natural", "drawn", "random")
 TARGETS = {
     "renderer": Renderer,
     "uniform": Uniform,
@@ -595,7 +595,7 @@ def test_the_json_of_a_run_says_how_large_its_patch_is(tmp_path: Path) -> None:
         ("{", "expected JSON with size_mm"),
         ('{"width": 3}', "expected JSON with size_mm"),
         ('{"size_mm": [100, "wide"]}', "expected JSON with size_mm"),
-        ('{"size_mm": [-10, 10]}', r"patch\.size_mm: expected millimetres above 0, got \[-10.0, 10.0\]"),
+        ('{"size_mm": [-10, 10]}', r"expected JSON with size_mm.*expected a number from 0\.1 to 100000, got -10"),
         (
             '{"size_mm": [10, 10], "texels": [9, 8]}',
             r"expected the JSON of this patch of \[8, 8\] texels, got .*\[9, 8\]",

@@ -84,7 +84,7 @@ def world() -> World:
 def make(world: World) -> Callable[..., Job]:
     def make(settings: Settings = SETTINGS, optimizer: Any = None, schedule: Any = None, **changes: Any) -> Job:
         parts = pipeline.Parts(
-            attack=FlowAttack(),
+            attack=FlowAttack(region="all"),
             victim=SmoothFlow(),
             source=world,
             renderer=Renderer(

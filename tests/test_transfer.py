@@ -44,7 +44,7 @@ def test_every_patch_meets_every_victim(
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "table" / "transfer.json").read_text())
     patches, victims = {row["patch"] for row in rows}, {row["victim"] for row in rows}
-    assert patches == {"clean", "grey", "white", "black", "random", "flow_matching", "flow_encoder_decoder"}
+    assert patches == {"clean", "grey", "white", "black", "drawn", "random", "flow_matching", "flow_encoder_decoder"}
     assert victims == {"flow_matching", "flow_encoder_decoder"}
     assert len(rows) == 14
     assert all(row["low"] <= row["mean"] <= row["high"] and row["n"] == 2 for row in rows)
@@ -80,7 +80,7 @@ def test_an_image_is_a_patch_too_and_runs_leave_out_what_they_have_seen(
     outcome = command(*arguments, entry=transfer)
     assert outcome.status == 0, outcome.err
     rows = {row["patch"]: row for row in json.loads((tmp_path / "table" / "transfer.json").read_text())}
-    assert rows.keys() == {"clean", "grey", "white", "black", "random", "photo", "flow_matching"}
+    assert rows.keys() == {"clean", "grey", "white", "black", "drawn", "random", "photo", "flow_matching"}
     assert {row["n"] for row in rows.values()} == {2}
 
 
