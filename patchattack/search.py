@@ -17,7 +17,7 @@ from patchattack.hand_drawn import HandDrawn
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch
 
-STARTS, CANDIDATES, STAGES = 48, 4, 3  # what null stands for, where the optimiser goes by gradients
+STARTS, CANDIDATES, STAGES = 48, 2, 3  # what null stands for, where the optimiser goes by gradients
 COARSEST = 8  # texels along the longer side in the first stage, at least, where null chooses
 NOISE_CELLS = (4, 8, 16, 32)  # along the longer side: the scales of noise that a search tries
 _KEPT = 4  # hand-drawn textures whose surroundings are searched
