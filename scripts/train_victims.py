@@ -35,7 +35,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import patchattack
-from patchattack import files, seeding
+from patchattack import files, geometry, seeding
 from patchattack.data.flying_shapes import FlyingShapes
 from patchattack.data.world import World
 from patchattack.eot.placement import Uniform
@@ -59,6 +59,7 @@ SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 MIXES: dict[str, Any] = {"cutout": v2.RandomErasing, "mixup": v2.MixUp, "cutmix": v2.CutMix}
 # Two grey squares, each at most as large as a mask of defense=patch_cleanser by default (after Xiang et al. 2022).
 CUTOUT: dict[str, Any] = {"p": 0.5, "scale": (0.02, 0.18), "ratio": (1, 1), "value": 0.5}
+SHARPNESS = 10.0  # of the softmax of correlations
 CHECKPOINT_EVERY = 250  # steps
 OPPONENT_RATE, OPPONENT_STEPS = 0.05, 250  # of full-scale colour per step; steps before another patch begins
 
@@ -168,6 +169,14 @@ class FlyingRecipe(FlowRecipe):
     def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
         """In mirrors along both axes and the diagonal, in any colours."""
         return super().augmented(transposed(mirrored(scene, generator), generator), generator)
+
+    def loss(self, network: Any, scene: Scene) -> Tensor:
+        """With the cross-entropy of the correlation, from which features learn to match long before flow appears."""
+        seen: list[Tensor] = []
+        hook = network.correlation.register_forward_hook(lambda module, given, result: seen.append(result))
+        error = super().loss(network, scene)
+        hook.remove()
+        return error + 0.5 * matching_loss(seen[0], known(scene.flow)[:, :, ::8, ::8].float() / 8, network.reach)
 
     def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
         """On flying shapes, and on the driving world, which it never saw."""
@@ -382,7 +391,9 @@ def transposed(scene: Scene, generator: torch.Generator) -> Scene:
     """Each square scene as it is or with x and y swapped, with its flow."""
     chosen = (torch.rand(len(scene), generator=generator) < 0.5).to(scene.frames.device).view(-1, 1, 1, 1)
     flow = torch.where(chosen, known(scene.flow).transpose(-1, -2).flip(1), known(scene.flow))
-    return replace(scene, frames=torch.where(chosen[..., None], scene.frames.transpose(-1, -2), scene.frames), flow=flow)
+    return replace(
+        scene, frames=torch.where(chosen[..., None], scene.frames.transpose(-1, -2), scene.frames), flow=flow
+    )
 
 
 def moved(scene: Scene, generator: torch.Generator) -> Scene:
@@ -409,6 +420,30 @@ def recoloured(scene: Scene, generator: torch.Generator, permute: bool = False) 
     sigma = seeding.uniform(generator, (batch, 1, 1, 1, 1), 0.0, 0.03).to(frames.device)
     frames = frames.clamp(min=1e-4) ** gamma * gain + sigma * torch.randn_like(frames)
     return replace(scene, frames=frames.clamp(0, 1))
+
+
+def matching_loss(correlation: Tensor, displacement: Tensor, reach: tuple[int, int]) -> Tensor:
+    """Cross-entropy of the displacements under a softmax of their correlations, a scalar.
+
+    Args:
+        correlation: ``[B, (2·dy + 1)·(2·dx + 1), h, w]``, row by row.
+        displacement: ``[B, 2, h, w]`` the true ones in cells; the four around it share the truth.
+        reach: ``(dy, dx)`` in cells. What goes farther, or out of the frame, does not count.
+    """
+    (dy, dx), size = reach, correlation.shape[-2:]
+    likelihood = (SHARPNESS * correlation).log_softmax(dim=1)
+    low = displacement.floor()
+    right, down = (displacement - low).unbind(1)
+    x, y = low.long().unbind(1)
+    there = displacement + geometry.pixel_grid((size[0], size[1]), displacement.device).permute(2, 0, 1)
+    last = displacement.new_tensor([size[1] - 1, size[0] - 1]).view(1, 2, 1, 1)
+    counts = ((there >= 0) & (there <= last)).all(dim=1) & (x >= -dx) & (x < dx) & (y >= -dy) & (y < dy)
+    total = torch.zeros_like(right)
+    for row, share_y in ((y, 1 - down), (y + 1, down)):
+        for column, share_x in ((x, 1 - right), (x + 1, right)):
+            cell = ((row + dy) * (2 * dx + 1) + column + dx).clamp(0, correlation.shape[1] - 1)
+            total = total - share_y * share_x * likelihood.gather(1, cell.unsqueeze(1)).squeeze(1)
+    return (total * counts).sum() / counts.sum().clamp(min=1)
 
 
 def detections(candidates: Tensor) -> Tensor:

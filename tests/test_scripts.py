@@ -13,9 +13,11 @@ import torch
 
 from patchattack import geometry, seeding
 from patchattack.attacks.flow import FlowAttack
+from patchattack.data.flying_shapes import FlyingShapes
 from patchattack.data.world import World
 from patchattack.scene import Scene
 from patchattack.victims.compact.classification import CompactClassifier
+from patchattack.victims.compact.correlation import RawCorrelation
 from patchattack.victims.compact.depth import CompactDepth
 from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
@@ -36,10 +38,10 @@ def script(name: str) -> ModuleType:
 def train_victims(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, in worlds and with measurements that take no time."""
     module = script("train_victims")
-    monkeypatch.setattr(module, "World", lambda **given: World(**given, supersampling=1))
     monkeypatch.setattr(module, "SCENES_PER_WORLD", 5)
     for recipe in module.RECIPES.values():
         monkeypatch.setattr(type(recipe), "held_out", 10)
+        monkeypatch.setattr(type(recipe), "options", recipe.options | {"supersampling": 1})
     return module
 
 
@@ -57,6 +59,49 @@ def test_augmented_pairs_keep_their_flow(train_victims: Any) -> None:
     error = (geometry.sample(frames[:, 1], points) - frames[:, 0]).abs() * stays
     still = (frames[:, 1] - frames[:, 0]).abs() * stays
     assert (error.mean(dim=(1, 2, 3)) < still.mean(dim=(1, 2, 3))).all()
+
+
+def test_flying_shapes_keep_their_flow_in_a_mirror_along_the_diagonal(train_victims: Any) -> None:
+    flow = torch.zeros(8, 2, 4, 4)
+    flow[:, 0, 1, 2] = 3  # at x 2, y 1: to the right
+    scene = Scene(flow[:, None, :1].expand(8, 2, 3, 4, 4), torch.arange(8), flow=flow)
+    seen = train_victims.transposed(scene, seeding.generator(0))
+    turned = seen.flow[:, 1, 2, 1] == 3  # at x 1, y 2: down
+    assert 0 < turned.sum() < 8
+    assert torch.equal(seen.flow[~turned], flow[~turned])
+    assert torch.equal(seen.flow.sum(dim=1), seen.frames[:, 0, 0])
+    assert torch.equal(seen.flow.sum(dim=1), seen.frames[:, 1, 2])
+
+
+def test_the_matching_loss_is_least_for_the_true_displacement(train_victims: Any) -> None:
+    reach, first = (3, 4), torch.randn(2, 64, 12, 14, generator=torch.Generator().manual_seed(0))
+    matched = RawCorrelation(reach)(first, first.roll((1, 2), dims=(2, 3)))  # a cell down and two to the right
+
+    def loss(x: float, y: float) -> float:
+        there = torch.tensor([x, y]).view(1, 2, 1, 1).expand(2, 2, 12, 14)
+        return train_victims.matching_loss(matched, there, reach).item()
+
+    assert loss(2, 1) < 0.1
+    assert min(loss(1, 2), loss(-2, -1), loss(2, -1), loss(-2, 1)) > 5
+    assert loss(1.75, 1) == pytest.approx(0.75 * loss(2, 1) + 0.25 * loss(1, 1), rel=0.2)
+    assert loss(4, 1) == 0  # beyond the reach
+
+
+def test_a_training_goes_on_where_it_stopped(
+    train_victims: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(train_victims.RECIPES["flow_correlation"], scenes=5, batch=2, steps=3)
+    monkeypatch.setattr(train_victims, "pool", lambda *_: scene)
+    scene = recipe.kept(FlyingShapes(scenes=5, size=(64, 64), supersampling=1).__getitems__(list(range(5))))
+    whole, _ = train_victims.train(recipe, 0, torch.device("cpu"))
+    monkeypatch.setattr(train_victims, "CHECKPOINT_EVERY", 2)
+    checkpoint = tmp_path / "training.checkpoint"
+    train_victims.train(recipe, 0, torch.device("cpu"), checkpoint)  # the checkpoint is that of step 2
+    torch.manual_seed(7)
+    resumed, minutes = train_victims.train(recipe, 0, torch.device("cpu"), checkpoint)
+    assert minutes > 0
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
 def test_what_is_mirrored_keeps_its_depth_and_its_boxes(train_victims: Any) -> None:

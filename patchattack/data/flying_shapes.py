@@ -96,12 +96,12 @@ class FlyingShapes(Source):
         grid = geometry.pixel_grid(self.size, self.device)
         frames = torch.stack([self._render(to_layers[t], radii, tile, colour.to(self.device)) for t in range(2)])
 
-        top, place = _cast(to_layers[0], radii, grid)
-        there = to_pixels[1].float().to(self.device)[top]  # [H, W, 3, 3]
-        target = (there[..., :2, :2] @ place.unsqueeze(-1)).squeeze(-1) + there[..., :2, 2]
+        top = _cast(to_layers[0], radii, grid[:1, :, 0], grid[:, :1, 1])
+        move = (to_pixels[1] @ torch.linalg.inv(to_pixels[0])).float().to(self.device)[top]  # [H, W, 3, 3]
+        target = (move[..., :2, :2] @ grid.unsqueeze(-1)).squeeze(-1) + move[..., :2, 2]
         last = torch.tensor([self.size[1] - 0.5, self.size[0] - 0.5], device=self.device)
         left = ((target < -0.5) | (target > last)).any(-1)
-        hidden = _cast(to_layers[1], radii, target)[0] > top
+        hidden = _cast(to_layers[1], radii, target[..., 0], target[..., 1]) > top
         return Scene(
             frames=frames.unsqueeze(0),
             index=torch.tensor([index]),
@@ -138,7 +138,9 @@ class FlyingShapes(Source):
         turn, growth = draw(-TURN, TURN, count) * rate, 1 + draw(-GROWTH, GROWTH, count, 2) * rate
         turn[0], growth[0] = turn[0] / 4, 1 + (growth[0, :1] - 1) / 2  # the frame's edge is far from its middle
         centre[0] = (frame - 1) / 2
-        own = _affine(centre + shift, turn, growth) @ torch.linalg.inv(_affine(centre, 0 * turn, torch.ones_like(growth)))
+        own = _affine(centre + shift, turn, growth) @ torch.linalg.inv(
+            _affine(centre, 0 * turn, torch.ones_like(growth))
+        )
         own[1:] = own[0] @ own[1:]
         to_pixels = torch.stack([before, own @ before])
 
@@ -164,11 +166,12 @@ class FlyingShapes(Source):
     def _render(self, to_layers: Tensor, radii: Tensor, tile: Tensor, colour: Tensor) -> Tensor:
         """uint8 ``[3, H, W]``, the mean of ``supersampling²`` rays per pixel."""
         s = self.supersampling
-        top, place = _cast(to_layers, radii, geometry.pixel_grid(self.size, self.device, s))
+        grid = geometry.pixel_grid(self.size, self.device, s)
+        top = _cast(to_layers, radii, grid[:1, :, 0], grid[:, :1, 1])
         image = torch.zeros(3, *top.shape, device=self.device)
         for layer in range(len(tile)):
             seen = top == layer
-            texel = (place[seen]) % TILE  # [n, 2]
+            texel = (grid[seen] @ to_layers[layer, :2, :2].mT + to_layers[layer, :2, 2]) % TILE  # [n, 2]
             values = geometry.sample(self.bank[tile[layer]].unsqueeze(0), texel[None, None])[0, :, 0]
             image[:, seen] = colour[layer, :, :3] @ (values - 0.5) + colour[layer, :, 3:]
         return (F.avg_pool2d(image.clamp(0, 1), s) * 255).round().to(torch.uint8)
@@ -201,22 +204,19 @@ def _polygon(generator: torch.Generator, angle: Tensor) -> Tensor:
     return torch.where(meets, distance, 0).amax(dim=-1).clamp(min=0.05)
 
 
-def _cast(to_layers: Tensor, radii: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """What is seen at ``points [H, W, 2]``: the number of the top layer ``[H, W]`` and where on it ``[H, W, 2]``."""
-    x, y = points.flatten(0, 1).unbind(-1)
-    top, places = torch.zeros(len(x), dtype=torch.long, device=x.device), []
-    for layer, matrix in enumerate(to_layers):
+def _cast(to_layers: Tensor, radii: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The number of the top layer ``[H, W]`` at ``x`` and ``y``, which broadcast to ``[H, W]``."""
+    top = torch.zeros_like(x + y, dtype=torch.long)
+    for layer, matrix in enumerate(to_layers[1:], start=1):
+        # Sums of a row and a column where x and y are a grid's.
         a, b = (matrix[i, 0] * x + (matrix[i, 1] * y + matrix[i, 2]) for i in range(2))
-        places.append(torch.stack([a, b], dim=-1))
-        if layer:
-            distance = a * a + b * b
-            (near,) = torch.where(distance < radii[layer, 1].amax() ** 2)
-            angle = torch.atan2(b[near], a[near]) * (ANGLES / (2 * math.pi))
-            inner, outer = radii[layer][:, angle.round().long() % ANGLES].square().unbind(0)
-            distance = distance[near]
-            top[near[(distance < outer) & (distance >= inner)]] = layer
-    place = torch.stack(places)[top, torch.arange(len(x), device=x.device)]
-    return top.view(points.shape[:2]), place.view(points.shape)
+        near = torch.where(a * a + b * b < radii[layer, 1].amax() ** 2)
+        a, b = a[near], b[near]
+        angle = torch.atan2(b, a) * (ANGLES / (2 * math.pi))
+        inner, outer = radii[layer][:, angle.round().long() % ANGLES].square().unbind(0)
+        distance = a * a + b * b
+        top[near] = torch.where((distance < outer) & (distance >= inner), layer, top[near])
+    return top
 
 
 def _textures(kind: str, count: int, generator: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ class Correlation(nn.Module):
         super().__init__()
         block = partial(conv, norm=True)
         self.quarter = nn.Sequential(block(3, 32, 7, 2), block(32, 64, 5, 2))
-        self.eighth = block(64, 96, 5, 2)
+        self.eighth = nn.Sequential(nn.Conv2d(64, 96, 5, 2, 2), nn.BatchNorm2d(96))
         self.correlation = RawCorrelation(self.reach)
         self.redirect = block(96, 32, 1)
         cells = (2 * self.reach[0] + 1) * (2 * self.reach[1] + 1)
