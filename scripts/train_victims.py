@@ -173,7 +173,7 @@ class FlyingRecipe(FlowRecipe):
     def loss(self, network: Any, scene: Scene) -> Tensor:
         """With the cross-entropy of the correlation, from which features learn to match long before flow appears."""
         seen: list[Tensor] = []
-        hook = network.correlation.register_forward_hook(lambda module, given, result: seen.append(result))
+        hook = network.correlation.register_forward_hook(lambda _, __, result: seen.append(result))
         error = super().loss(network, scene)
         hook.remove()
         return error + 0.5 * matching_loss(seen[0], known(scene.flow)[:, :, ::8, ::8].float() / 8, network.reach)
@@ -182,11 +182,12 @@ class FlyingRecipe(FlowRecipe):
         """On flying shapes, and on the driving world, which it never saw."""
         world = RECIPES["flow_matching"]
         driving = super().measured(victim, held_out(world, next(victim.parameters()).device))
-        options = ", ".join(f"{key}={value!r}" for key, value in world.options.items())
-        return (
-            f"{super().measured(victim, scenes)}\n\n"
-            f"On {world.held_out} scenes of `patchattack.data.world.World({options})`, which it was not trained on:\n\n{driving}"
-        )
+        return f"""\
+{super().measured(victim, scenes)}
+
+On {world.held_out} scenes of the driving world, 128×256 px, which it was not trained on:
+
+{driving}"""
 
 
 @dataclass(frozen=True)
@@ -480,7 +481,7 @@ def average_precision(found: list[Tensor], truth: list[Tensor], number: int) -> 
 
 
 def pool(recipe: Recipe, seed: int, device: torch.device) -> Scene:
-    """What the recipe keeps of its scenes, which come from many seeds of its data; the easier ones first, if it asks."""
+    """What the recipe keeps of its scenes, which come from many seeds; the easier ones first where it grows."""
     parts = []
     for first in tqdm(range(0, recipe.scenes, SCENES_PER_WORLD), desc="rendering scenes", unit_scale=SCENES_PER_WORLD):
         seed_here = WORLDS_OF_TRAINING * (seed + 1) + first

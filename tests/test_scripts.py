@@ -194,6 +194,7 @@ def test_suppression_keeps_the_best_of_each_class(train_victims: Any) -> None:
 
 
 TRAINED: dict[str, Any] = {
+    "flow_correlation": lambda weights: CompactFlow("correlation", weights),
     "flow_encoder_decoder": lambda weights: CompactFlow("encoder_decoder", weights),
     "classifier_residual": lambda weights: CompactClassifier("residual", weights),
     "depth_unet": lambda weights: CompactDepth("unet", weights),

@@ -30,9 +30,9 @@ class FlyingShapes(Source):
     """Pairs of frames with exact flow, rendered when they are asked for, after FlyingChairs (Dosovitskiy et al. 2015).
 
     The background shifts, turns and grows a little from frame 0 to frame 1; shapes (polygons, stars, blobs and
-    ellipses, some with a hole) move with it and on their own. Textures are noise, fallen leaves (discs of all sizes over
-    one another, whose statistics are those of photographs), gradients and plain colours. None is periodic within the
-    frame, as little in photographs is.
+    ellipses, some with a hole) move with it and on their own. Textures are noise, fallen leaves (discs of all sizes
+    over one another, whose statistics are those of photographs), gradients and plain colours. None has a short period,
+    as little in photographs has.
 
     Scene ``i`` of a seed is always the same scene, whatever batch it comes in.
 
@@ -138,9 +138,8 @@ class FlyingShapes(Source):
         turn, growth = draw(-TURN, TURN, count) * rate, 1 + draw(-GROWTH, GROWTH, count, 2) * rate
         turn[0], growth[0] = turn[0] / 4, 1 + (growth[0, :1] - 1) / 2  # the frame's edge is far from its middle
         centre[0] = (frame - 1) / 2
-        own = _affine(centre + shift, turn, growth) @ torch.linalg.inv(
-            _affine(centre, 0 * turn, torch.ones_like(growth))
-        )
+        unmoved = _affine(centre, torch.zeros(count), torch.ones(count, 2))
+        own = _affine(centre + shift, turn, growth) @ torch.linalg.inv(unmoved)
         own[1:] = own[0] @ own[1:]
         to_pixels = torch.stack([before, own @ before])
 

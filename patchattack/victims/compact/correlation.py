@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,9 @@ class RawCorrelation(nn.Module):
 class Correlation(nn.Module):
     """FlowNetC (Dosovitskiy et al. 2015) at a smaller width: raw products at 1/8 between an encoder and a decoder.
 
-    What patches break (Ranjan et al. 2019, Schrodi et al. 2022) is all here: features that see 31 px, correlated as they
-    are (not normalised, no softmax) over 80 px each way, and an encoder to 1/64 that takes the strongest for the truth.
-    The only norm is batch norm, a fixed scale once the network is trained.
+    What patches break (Ranjan et al. 2019, Schrodi et al. 2022) is all here: features that see 31 px, correlated as
+    they are (not normalised, no softmax) over 80 px each way, and an encoder to 1/64 that sees the whole frame. The
+    only norm is batch norm, a fixed scale once the network is trained.
     """
 
     multiple = 64
@@ -44,9 +45,7 @@ class Correlation(nn.Module):
         cells = (2 * self.reach[0] + 1) * (2 * self.reach[1] + 1)
         self.joined = block(cells + 32, 96)
         widths = (96, 112, 128, 128)  # at 1/8 to 1/64
-        self.down = nn.ModuleList(
-            [nn.Sequential(block(n, m, 3, 2), block(m, m)) for n, m in zip(widths[:-1], widths[1:], strict=True)]
-        )
+        self.down = nn.ModuleList([nn.Sequential(block(n, m, 3, 2), block(m, m)) for n, m in pairwise(widths)])
         skips, up = (128, 112, 96, 64), (80, 64, 48, 32)
         inputs = (128, *(w + s + 2 for w, s in zip(up, skips, strict=True)))
         self.predict = nn.ModuleList([nn.Conv2d(n, 2, 3, padding=1) for n in inputs])
