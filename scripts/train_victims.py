@@ -167,8 +167,9 @@ class FlyingRecipe(FlowRecipe):
     growth = 0.3
 
     def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
-        """In mirrors along both axes and the diagonal, in any colours."""
-        return super().augmented(transposed(mirrored(scene, generator), generator), generator)
+        """In mirrors along both axes and the diagonal, in any colours, and alone or in pairs: frames of three sizes."""
+        scene = super().augmented(transposed(mirrored(scene, generator), generator), generator)
+        return mosaic(scene, int(torch.randint(3, (), generator=generator)))
 
     def loss(self, network: Any, scene: Scene) -> Tensor:
         """With the cross-entropy of the correlation, from which features learn to match long before flow appears."""
@@ -395,6 +396,14 @@ def transposed(scene: Scene, generator: torch.Generator) -> Scene:
     return replace(
         scene, frames=torch.where(chosen[..., None], scene.frames.transpose(-1, -2), scene.frames), flow=flow
     )
+
+
+def mosaic(scene: Scene, axis: int) -> Scene:
+    """Scenes as they are, or half of an even number of twice the height (axis 1) or the width (2), with their flow."""
+    if axis == 0 or len(scene) % 2:
+        return scene
+    frames, flow = (torch.cat(value.chunk(2), dim=axis - 3) for value in (scene.frames, known(scene.flow)))
+    return Scene(frames, scene.index[: len(frames)], flow=flow)
 
 
 def moved(scene: Scene, generator: torch.Generator) -> Scene:

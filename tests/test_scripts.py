@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 from dataclasses import replace
@@ -15,6 +16,11 @@ from patchattack import geometry, seeding
 from patchattack.attacks.flow import FlowAttack
 from patchattack.data.flying_shapes import FlyingShapes
 from patchattack.data.world import World
+from patchattack.eot.placement import Uniform
+from patchattack.eot.renderer import Renderer
+from patchattack.errors import InputError
+from patchattack.job import Settings
+from patchattack.patch import Patch
 from patchattack.scene import Scene
 from patchattack.victims.compact.classification import CompactClassifier
 from patchattack.victims.compact.correlation import RawCorrelation
@@ -71,6 +77,17 @@ def test_flying_shapes_keep_their_flow_in_a_mirror_along_the_diagonal(train_vict
     assert torch.equal(seen.flow[~turned], flow[~turned])
     assert torch.equal(seen.flow.sum(dim=1), seen.frames[:, 0, 0])
     assert torch.equal(seen.flow.sum(dim=1), seen.frames[:, 1, 2])
+
+
+def test_pairs_of_flying_shapes_lie_side_by_side_or_one_above_the_other(train_victims: Any) -> None:
+    flow = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 8, 8)
+    scene = Scene(flow[:, None, :1].expand(4, 2, 3, 8, 8), torch.arange(4), flow=flow)
+    for axis, size in ((0, (8, 8)), (1, (16, 8)), (2, (8, 16))):
+        seen = train_victims.mosaic(scene, axis)
+        assert seen.size == size
+        assert len(seen) == (2 if axis else 4)
+        assert torch.equal(seen.flow[:, 0], seen.frames[:, 1, 2])
+        assert set(seen.flow.unique().tolist()) == {0, 1, 2, 3}
 
 
 def test_the_matching_loss_is_least_for_the_true_displacement(train_victims: Any) -> None:
@@ -226,3 +243,42 @@ def test_the_benchmark_takes_the_step_that_it_speaks_of() -> None:
     assert torch.equal(step.patch(), before)
     step.whole()
     assert not torch.equal(step.patch(), before)
+
+
+def test_the_clean_correlation_undoes_what_comes_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing but the correlation tells the network of the frames, all of the attack is gone."""
+    exchange = script("maintain/clean_correlation")
+    monkeypatch.chdir(tmp_path)
+    victim = CompactFlow("correlation", weights="random")
+    with torch.no_grad():
+        victim.network.redirect[1].weight.zero_()
+        victim.network.predict[-1].weight[:, 32:96] = 0  # the first frame's features at 1/4
+    parts: dict[str, Any] = {
+        "attack": FlowAttack(still=1e-4),
+        "victim": victim,
+        "data": World(scenes=10, size=(64, 128), supersampling=1),
+        "renderer": Renderer(Uniform(area=0.09)),
+        "patch": Patch.create(resolution=32),
+        "trainer": Settings(test_scenes=2, test_draws=2, accelerator="cpu"),
+        "seed": 0,
+        "run": None,
+        "stripes": 8,
+        "output": str(tmp_path / "out"),
+    }
+    exchange.run(parts)
+    assert set(parts["patch"]().unique().tolist()) == {0.0, 1.0}
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    mean = {(row["condition"], row["metric"]): row["mean"] for row in table}
+    attacked, clean, alone = exchange.CONDITIONS
+    assert mean[clean, "cosine"] == pytest.approx(1)
+    assert mean[clean, "epe_clean"] == pytest.approx(0, abs=1e-5)
+    assert mean[attacked, "cosine"] < 0.999
+    assert mean[alone, "cosine"] == pytest.approx(mean[attacked, "cosine"])
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 0
+    assert "2 scenes, 2 draws each" in capsys.readouterr().out
+    with pytest.raises(InputError, match="expected one of run=RUN and stripes=TEXELS, got none"):
+        exchange.run(parts | {"stripes": None})
+    with pytest.raises(InputError, match="expected flow_correlation, got flow_matching"):
+        exchange.run(parts | {"victim": CompactFlow("matching", "random")})

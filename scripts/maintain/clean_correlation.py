@@ -1,6 +1,6 @@
 """Put the clean frames' correlation back into an attacked flow network: if it is the cause, the attack is gone.
 
-The test of Schrodi et al. 2022 (Towards understanding adversarial robustness of optical flow networks, CVPR): everything
+The test of Schrodi et al. 2022 (Towards understanding adversarial robustness of optical flow networks): everything
 else, the features of the attacked first frame among them, stays attacked.
 
 python scripts/maintain/clean_correlation.py run=RUN

@@ -52,11 +52,10 @@ def test_frame_1_warped_by_the_flow_is_frame_0(scenes: Scene) -> None:
     first, second = scenes.frames.float().unbind(1)
     warped = geometry.sample(second, targets(scenes))
     visible = ~truth(scenes)[1]
+    with_flow, without = ((one - first).abs().mean(dim=1) for one in (warped, second))
     for i in range(SCENES):
-        with_flow = (warped - first)[i].abs().mean(0)[visible[i]].mean()
-        without = (second - first)[i].abs().mean(0)[visible[i]].mean()
-        assert with_flow < 4  # of 255: bilinear sampling of fine texture
-        assert with_flow < 0.5 * without
+        assert with_flow[i][visible[i]].mean() < 4  # of 255: bilinear sampling of fine texture
+    assert with_flow[visible].mean() < 0.3 * without[visible].mean()
 
 
 def test_what_leaves_the_frame_is_occluded(scenes: Scene) -> None:
