@@ -317,7 +317,7 @@ class DetectionRecipe(Recipe):
 
 RECIPES: dict[str, Recipe] = {
     "flow_matching": FlowRecipe("matching", steps=5000, scenes=3000, rate=6e-4),
-    "flow_correlation": FlyingRecipe("correlation", steps=9500, scenes=4000, rate=2e-3),
+    "flow_correlation": FlyingRecipe("correlation", steps=4200, scenes=3500, rate=2e-3),
     "flow_encoder_decoder": FlowRecipe("encoder_decoder", steps=1000, scenes=1500, rate=1e-3),
     "classifier_residual": ClassificationRecipe("residual", steps=1500, scenes=2000, rate=3e-3, batch=32),
     "classifier_transformer": ClassificationRecipe("transformer", steps=4000, scenes=2000, rate=1e-3, batch=32),

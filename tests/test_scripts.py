@@ -251,17 +251,17 @@ def test_the_clean_correlation_undoes_what_comes_through_it(
     """Where nothing but the correlation tells the network of the frames, all of the attack is gone."""
     exchange = script("maintain/clean_correlation")
     monkeypatch.chdir(tmp_path)
-    victim = CompactFlow("correlation", weights="random")
+    victim = CompactFlow("correlation")
     with torch.no_grad():
         victim.network.redirect[1].weight.zero_()
         victim.network.predict[-1].weight[:, 32:96] = 0  # the first frame's features at 1/4
     parts: dict[str, Any] = {
-        "attack": FlowAttack(still=1e-4),
+        "attack": FlowAttack(),
         "victim": victim,
         "data": World(scenes=10, size=(64, 128), supersampling=1),
         "renderer": Renderer(Uniform(area=0.09)),
         "patch": Patch.create(resolution=32),
-        "trainer": Settings(test_scenes=2, test_draws=2, accelerator="cpu"),
+        "trainer": Settings(steps=1, batch=1, test_scenes=2, test_draws=2, accelerator="cpu"),
         "seed": 0,
         "run": None,
         "stripes": 8,
