@@ -167,9 +167,9 @@ class FlyingRecipe(FlowRecipe):
     growth = 0.3
 
     def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
-        """In mirrors along both axes and the diagonal, in any colours, and alone or in pairs: frames of three sizes."""
+        """In mirrors along both axes and the diagonal, in any colours, of low contrast, in frames of three sizes."""
         scene = super().augmented(transposed(mirrored(scene, generator), generator), generator)
-        return mosaic(scene, int(torch.randint(3, (), generator=generator)))
+        return faint(mosaic(scene, int(torch.randint(3, (), generator=generator))), generator)
 
     def loss(self, network: Any, scene: Scene) -> Tensor:
         """With the cross-entropy of the correlation, from which features learn to match long before flow appears."""
@@ -404,6 +404,12 @@ def mosaic(scene: Scene, axis: int) -> Scene:
         return scene
     frames, flow = (torch.cat(value.chunk(2), dim=axis - 3) for value in (scene.frames, known(scene.flow)))
     return Scene(frames, scene.index[: len(frames)], flow=flow)
+
+
+def faint(scene: Scene, generator: torch.Generator) -> Scene:
+    """Scenes of 0.15 to 0.5 of their contrast: photographs are fainter than saturated shapes, and than print."""
+    contrast = (0.15 * (0.5 / 0.15) ** torch.rand(len(scene), 1, 1, 1, 1, generator=generator)).to(scene.frames.device)
+    return replace(scene, frames=torch.lerp(scene.frames.mean(dim=(1, 3, 4), keepdim=True), scene.frames, contrast))
 
 
 def moved(scene: Scene, generator: torch.Generator) -> Scene:

@@ -90,6 +90,16 @@ def test_pairs_of_flying_shapes_lie_side_by_side_or_one_above_the_other(train_vi
         assert set(seen.flow.unique().tolist()) == {0, 1, 2, 3}
 
 
+def test_faint_scenes_keep_their_mean(train_victims: Any) -> None:
+    frames = torch.rand(32, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen = train_victims.faint(Scene(frames, torch.arange(32)), seeding.generator(0)).frames
+    mean = frames.mean(dim=(1, 3, 4), keepdim=True)
+    torch.testing.assert_close(seen.mean(dim=(1, 3, 4), keepdim=True), mean)
+    share = ((seen - mean).flatten(1).norm(dim=1) / (frames - mean).flatten(1).norm(dim=1)).sort().values
+    assert 0.15 <= share[0] < 0.2
+    assert 0.4 < share[-1] <= 0.5
+
+
 def test_the_matching_loss_is_least_for_the_true_displacement(train_victims: Any) -> None:
     reach, first = (3, 4), torch.randn(2, 64, 12, 14, generator=torch.Generator().manual_seed(0))
     matched = RawCorrelation(reach)(first, first.roll((1, 2), dims=(2, 3)))  # a cell down and two to the right
