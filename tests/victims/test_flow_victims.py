@@ -189,7 +189,7 @@ def test_wrong_options_name_the_choices() -> None:
     [
         ("matching", World, 0.5),
         ("encoder_decoder", World, 0.5),
-        ("correlation", FlyingShapes, 0.6),
+        ("correlation", FlyingShapes, 0.8),
         ("correlation", World, 0.9),  # which it was not trained on
     ],
 )
