@@ -1,7 +1,11 @@
-"""Train a compact victim on the procedural world and write its weights and model card to assets/.
+"""Train a compact victim on procedural scenes and write its weights and model card to assets/.
 
 python scripts/train_victims.py flow_matching
 python scripts/train_victims.py detector_yolo --steps 2000
+
+A long training goes on where it stopped, if it was killed:
+
+python scripts/train_victims.py flow_correlation --checkpoint flow_correlation.checkpoint
 
 With a defence that is trained in, for victim.weights=FILE:
 
@@ -12,6 +16,7 @@ python scripts/train_victims.py classifier_residual --mix cutmix --output harden
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import platform
 import time
@@ -30,7 +35,8 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 import patchattack
-from patchattack import seeding
+from patchattack import files, geometry, seeding
+from patchattack.data.flying_shapes import FlyingShapes
 from patchattack.data.world import World
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Renderer
@@ -53,6 +59,8 @@ SCENES_PER_WORLD, SCENES_OF_VALIDATION = 50, 200  # then the textures change
 MIXES: dict[str, Any] = {"cutout": v2.RandomErasing, "mixup": v2.MixUp, "cutmix": v2.CutMix}
 # Two grey squares, each at most as large as a mask of defense=patch_cleanser by default (after Xiang et al. 2022).
 CUTOUT: dict[str, Any] = {"p": 0.5, "scale": (0.02, 0.18), "ratio": (1, 1), "value": 0.5}
+SHARPNESS = 10.0  # of the softmax of correlations
+CHECKPOINT_EVERY = 250  # steps
 OPPONENT_RATE, OPPONENT_STEPS = 0.05, 250  # of full-scale colour per step; steps before another patch begins
 
 
@@ -70,10 +78,12 @@ class Recipe(ABC):
         adversarial: share of the frame that an :class:`Opponent` takes, or None.
         networks: those of the task.
         victims: the class of their victims.
-        options: of the world that the scenes come from.
+        data: where the scenes come from.
+        options: of these data.
         held_out: scenes on which it is measured.
         given: what it takes, in words.
         output: what it makes of that.
+        growth: share of the steps in which the scenes of training grow from the easier half to all; 0 without order.
     """
 
     network: str
@@ -86,10 +96,12 @@ class Recipe(ABC):
 
     networks: ClassVar[Mapping[str, Callable[[], nn.Module]]]
     victims: ClassVar[type[CompactFlow | CompactClassifier | CompactDepth | CompactDetector]]
+    data: ClassVar[type[World] | type[FlyingShapes]] = World
     options: ClassVar[dict[str, Any]]
     held_out: ClassVar[int] = 200
     given: ClassVar[str]
     output: ClassVar[str]
+    growth: ClassVar[float] = 0.0
 
     @abstractmethod
     def kept(self, scene: Scene) -> Scene:
@@ -127,7 +139,9 @@ class FlowRecipe(Recipe):
 
     def loss(self, network: Any, scene: Scene) -> Tensor:
         """The finest output counts most."""
-        errors = [(output - scene.flow).norm(dim=1).mean() for output in network(scene.frames)]
+        # torch's own norm is slow over two channels.
+        squares = [(output - scene.flow).square().sum(dim=1) for output in network(scene.frames)]
+        errors = [square.add(1e-8).sqrt().mean() for square in squares]
         return torch.stack([error * 0.6**k for k, error in enumerate(reversed(errors))]).sum()
 
     def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
@@ -143,6 +157,38 @@ class FlowRecipe(Recipe):
 | --- | --- | --- | --- |
 | all pixels | {error:.2f} px | {zero:.2f} px | {error / zero:.1%} |
 | pixels visible in both frames | {seen:.2f} px | {zero_seen:.2f} px | {seen / zero_seen:.1%} |"""
+
+
+class FlyingRecipe(FlowRecipe):
+    """Flow learned from flying shapes, small motions first, and measured on the driving world too."""
+
+    data = FlyingShapes
+    options: ClassVar = {"size": (128, 128), "speed": (1.0, 12.0)}
+    growth = 0.3
+
+    def augmented(self, scene: Scene, generator: torch.Generator) -> Scene:
+        """In mirrors along both axes and the diagonal, in any colours, of low contrast, in frames of three sizes."""
+        scene = super().augmented(transposed(mirrored(scene, generator), generator), generator)
+        return faint(mosaic(scene, int(torch.randint(3, (), generator=generator))), generator)
+
+    def loss(self, network: Any, scene: Scene) -> Tensor:
+        """With the cross-entropy of the correlation, from which features learn to match long before flow appears."""
+        seen: list[Tensor] = []
+        hook = network.correlation.register_forward_hook(lambda _, __, result: seen.append(result))
+        error = super().loss(network, scene)
+        hook.remove()
+        return error + 0.5 * matching_loss(seen[0], known(scene.flow)[:, :, ::8, ::8].float() / 8, network.reach)
+
+    def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
+        """On flying shapes, and on the driving world, which it never saw."""
+        world = RECIPES["flow_matching"]
+        driving = super().measured(victim, held_out(world, next(victim.parameters()).device))
+        return f"""\
+{super().measured(victim, scenes)}
+
+On {world.held_out} scenes of the driving world, 128×256 px, which it was not trained on:
+
+{driving}"""
 
 
 @dataclass(frozen=True)
@@ -271,6 +317,7 @@ class DetectionRecipe(Recipe):
 
 RECIPES: dict[str, Recipe] = {
     "flow_matching": FlowRecipe("matching", steps=5000, scenes=3000, rate=6e-4),
+    "flow_correlation": FlyingRecipe("correlation", steps=4200, scenes=3500, rate=2e-3),
     "flow_encoder_decoder": FlowRecipe("encoder_decoder", steps=1000, scenes=1500, rate=1e-3),
     "classifier_residual": ClassificationRecipe("residual", steps=1500, scenes=2000, rate=3e-3, batch=32),
     "classifier_transformer": ClassificationRecipe("transformer", steps=4000, scenes=2000, rate=1e-3, batch=32),
@@ -342,6 +389,29 @@ def mirrored(scene: Scene, generator: torch.Generator) -> Scene:
     return replace(scene, **values)
 
 
+def transposed(scene: Scene, generator: torch.Generator) -> Scene:
+    """Each square scene as it is or with x and y swapped, with its flow."""
+    chosen = (torch.rand(len(scene), generator=generator) < 0.5).to(scene.frames.device).view(-1, 1, 1, 1)
+    flow = torch.where(chosen, known(scene.flow).transpose(-1, -2).flip(1), known(scene.flow))
+    return replace(
+        scene, frames=torch.where(chosen[..., None], scene.frames.transpose(-1, -2), scene.frames), flow=flow
+    )
+
+
+def mosaic(scene: Scene, axis: int) -> Scene:
+    """Scenes as they are, or half of an even number of twice the height (axis 1) or the width (2), with their flow."""
+    if axis == 0 or len(scene) % 2:
+        return scene
+    frames, flow = (torch.cat(value.chunk(2), dim=axis - 3) for value in (scene.frames, known(scene.flow)))
+    return Scene(frames, scene.index[: len(frames)], flow=flow)
+
+
+def faint(scene: Scene, generator: torch.Generator) -> Scene:
+    """Scenes of 0.15 to 0.5 of their contrast: photographs are fainter than saturated shapes, and than print."""
+    contrast = (0.15 * (0.5 / 0.15) ** torch.rand(len(scene), 1, 1, 1, 1, generator=generator)).to(scene.frames.device)
+    return replace(scene, frames=torch.lerp(scene.frames.mean(dim=(1, 3, 4), keepdim=True), scene.frames, contrast))
+
+
 def moved(scene: Scene, generator: torch.Generator) -> Scene:
     """Single frames turned by up to 10°, scaled by 0.8 to 1.25 and shifted by up to a tenth, with repeated edges."""
     batch, frames = len(scene), scene.frames[:, 0]
@@ -366,6 +436,30 @@ def recoloured(scene: Scene, generator: torch.Generator, permute: bool = False) 
     sigma = seeding.uniform(generator, (batch, 1, 1, 1, 1), 0.0, 0.03).to(frames.device)
     frames = frames.clamp(min=1e-4) ** gamma * gain + sigma * torch.randn_like(frames)
     return replace(scene, frames=frames.clamp(0, 1))
+
+
+def matching_loss(correlation: Tensor, displacement: Tensor, reach: tuple[int, int]) -> Tensor:
+    """Cross-entropy of the displacements under a softmax of their correlations, a scalar.
+
+    Args:
+        correlation: ``[B, (2·dy + 1)·(2·dx + 1), h, w]``, row by row.
+        displacement: ``[B, 2, h, w]`` the true ones in cells; the four around it share the truth.
+        reach: ``(dy, dx)`` in cells. What goes farther, or out of the frame, does not count.
+    """
+    (dy, dx), size = reach, correlation.shape[-2:]
+    likelihood = (SHARPNESS * correlation).log_softmax(dim=1)
+    low = displacement.floor()
+    right, down = (displacement - low).unbind(1)
+    x, y = low.long().unbind(1)
+    there = displacement + geometry.pixel_grid((size[0], size[1]), displacement.device).permute(2, 0, 1)
+    last = displacement.new_tensor([size[1] - 1, size[0] - 1]).view(1, 2, 1, 1)
+    counts = ((there >= 0) & (there <= last)).all(dim=1) & (x >= -dx) & (x < dx) & (y >= -dy) & (y < dy)
+    total = torch.zeros_like(right)
+    for row, share_y in ((y, 1 - down), (y + 1, down)):
+        for column, share_x in ((x, 1 - right), (x + 1, right)):
+            cell = ((row + dy) * (2 * dx + 1) + column + dx).clamp(0, correlation.shape[1] - 1)
+            total = total - share_y * share_x * likelihood.gather(1, cell.unsqueeze(1)).squeeze(1)
+    return (total * counts).sum() / counts.sum().clamp(min=1)
 
 
 def detections(candidates: Tensor) -> Tensor:
@@ -402,28 +496,46 @@ def average_precision(found: list[Tensor], truth: list[Tensor], number: int) -> 
 
 
 def pool(recipe: Recipe, seed: int, device: torch.device) -> Scene:
-    """What the recipe keeps of its scenes, which come from many worlds."""
+    """What the recipe keeps of its scenes, which come from many seeds; the easier ones first where it grows."""
     parts = []
     for first in tqdm(range(0, recipe.scenes, SCENES_PER_WORLD), desc="rendering scenes", unit_scale=SCENES_PER_WORLD):
         seed_here = WORLDS_OF_TRAINING * (seed + 1) + first
-        world = World(scenes=SCENES_PER_WORLD, seed=seed_here, device=str(device), **recipe.options)
-        parts.append(recipe.kept(world.__getitems__(range(SCENES_PER_WORLD))))
-    return Scene.concatenate(parts)
+        data = recipe.data(scenes=SCENES_PER_WORLD, seed=seed_here, device=str(device), **recipe.options)
+        parts.append(recipe.kept(data.__getitems__(list(range(SCENES_PER_WORLD)))))
+    scenes = Scene.concatenate(parts)
+    if recipe.growth:
+        motion = torch.cat([known(part.flow).float().norm(dim=1).mean(dim=(1, 2)) for part in parts])
+        scenes = scenes.select(motion.argsort().cpu())
+    return scenes
 
 
-def train(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
-    """A network trained with AdamW and a one-cycle schedule."""
+def train(recipe: Recipe, seed: int, device: torch.device, checkpoint: Path | None = None) -> tuple[nn.Module, float]:
+    """A network trained with AdamW and a one-cycle schedule, and the minutes that it took.
+
+    With ``checkpoint`` the state is kept in this file, and a training that finds one there goes on from it.
+    """
     torch.manual_seed(seed)
     network = recipe.networks[recipe.network]().to(device)
     source = pool(recipe, seed, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, recipe.steps, pct_start=0.05)
     generator = seeding.generator(seed, 1)
     opponent = None if recipe.adversarial is None else Opponent(recipe.adversarial, seed, device)
-    progress = tqdm(range(recipe.steps), desc="training", mininterval=5)
-    smooth = None
+    begun, minutes, smooth = 0, 0.0, None
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        begun, minutes = state["step"], state["minutes"]
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["rng"].cpu())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.rate, recipe.steps, pct_start=0.05, last_epoch=begun - 1
+    )
+    begin = time.monotonic()
+    progress = tqdm(range(begun, recipe.steps), desc="training", mininterval=5)
     for step in progress:
-        rows = torch.randint(recipe.scenes, (recipe.batch,), generator=generator)
+        share_now = min(1.0, 0.5 + 0.5 * step / (recipe.growth * recipe.steps)) if recipe.growth else 1.0
+        rows = torch.randint(math.ceil(recipe.scenes * share_now), (recipe.batch,), generator=generator)
         scene = recipe.augmented(source.select(rows).to(device), generator)
         loss = recipe.loss(network, scene if opponent is None else opponent.over(scene))
         optimizer.zero_grad()
@@ -436,17 +548,29 @@ def train(recipe: Recipe, seed: int, device: torch.device) -> nn.Module:
         if step % 20 == 0:
             smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
             progress.set_postfix(loss=f"{smooth:.3f}")
-    return network.eval()
+        if checkpoint is not None and (step + 1) % CHECKPOINT_EVERY == 0:
+            state = {
+                "step": step + 1,
+                "minutes": minutes + (time.monotonic() - begin) / 60,
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "rng": torch.get_rng_state(),
+            }
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            files.write(checkpoint, buffer.getvalue())
+    return network.eval(), minutes + (time.monotonic() - begin) / 60
 
 
 def held_out(recipe: Recipe, device: torch.device) -> Iterator[Scene]:
-    """Scenes of worlds that training never saw, in batches of 10."""
+    """Scenes of seeds that training never saw, in batches of 10."""
     for number in range(0, recipe.held_out, 10):
         row, first = divmod(number, SCENES_OF_VALIDATION)
         if first == 0:
             seed = WORLD_OF_VALIDATION - row
-            world = World(scenes=SCENES_OF_VALIDATION, seed=seed, device=str(device), **recipe.options)
-        yield world.__getitems__(range(first, first + 10)).to(device)
+            data = recipe.data(scenes=SCENES_OF_VALIDATION, seed=seed, device=str(device), **recipe.options)
+        yield data.__getitems__(list(range(first, first + 10))).to(device)
 
 
 CARD = """# {name}
@@ -458,7 +582,7 @@ CARD = """# {name}
 | network | `{network}`, {parameters:,} parameters, stored as float16 |
 | input | {given} |
 | output | {output} |
-| data | `patchattack.data.world.World({options})`, {scenes:,} scenes, {worlds} sets of textures |
+| data | `{data}({options})`, {scenes:,} scenes, {worlds} sets of textures |
 | command | `{command}` |
 | seed | {seed} |
 | versions | patchattack {version}, torch {torch}, Python {python}, {device}, {minutes:.0f} min |
@@ -468,7 +592,7 @@ On {held_out:,} held-out scenes with textures that training never saw:
 
 {table}
 
-It knows the procedural world and nothing else: do not expect it to work on real images.
+It knows procedural scenes and nothing else: do not expect it to work on real images.
 """
 
 
@@ -484,6 +608,7 @@ def main() -> None:
     parser.add_argument("--mix", choices=MIXES, help="augmentation of a classifier")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--checkpoint", type=Path, help="file that keeps the state, to go on from if it exists")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "assets" / "victims")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -496,9 +621,7 @@ def main() -> None:
     keys = ("steps", "batch", "scenes", "adversarial", "mix")
     chosen = {key: value for key in keys if (value := getattr(arguments, key))}
     recipe = replace(RECIPES[name], **chosen)
-    begin = time.monotonic()
-    trained = train(recipe, seed, device)
-    minutes = (time.monotonic() - begin) / 60
+    trained, minutes = train(recipe, seed, device, arguments.checkpoint)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     file = arguments.output / f"{name}.safetensors"
@@ -518,6 +641,7 @@ def main() -> None:
         parameters=sum(p.numel() for p in victim.parameters()),
         given=recipe.given,
         output=recipe.output,
+        data=f"{recipe.data.__module__}.{recipe.data.__name__}",
         options=", ".join(f"{key}={value!r}" for key, value in recipe.options.items()),
         scenes=recipe.scenes,
         worlds=-(-recipe.scenes // SCENES_PER_WORLD),

@@ -55,6 +55,7 @@ ON_PURPOSE = {
     ("victim/classifier_transformer", "network"): "transformer",
     ("victim/depth_transformer", "network"): "transformer",
     ("victim/detector_centre", "network"): "centre",
+    ("victim/flow_correlation", "network"): "correlation",
     ("victim/flow_encoder_decoder", "network"): "encoder_decoder",
     ("victim/raft_large", "variant"): "large",
     ("print/a3", "page"): "a3",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import sys
 from dataclasses import replace
@@ -13,9 +14,16 @@ import torch
 
 from patchattack import geometry, seeding
 from patchattack.attacks.flow import FlowAttack
+from patchattack.data.flying_shapes import FlyingShapes
 from patchattack.data.world import World
+from patchattack.eot.placement import Uniform
+from patchattack.eot.renderer import Renderer
+from patchattack.errors import InputError
+from patchattack.job import Settings
+from patchattack.patch import Patch
 from patchattack.scene import Scene
 from patchattack.victims.compact.classification import CompactClassifier
+from patchattack.victims.compact.correlation import RawCorrelation
 from patchattack.victims.compact.depth import CompactDepth
 from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
@@ -36,10 +44,10 @@ def script(name: str) -> ModuleType:
 def train_victims(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script, in worlds and with measurements that take no time."""
     module = script("train_victims")
-    monkeypatch.setattr(module, "World", lambda **given: World(**given, supersampling=1))
     monkeypatch.setattr(module, "SCENES_PER_WORLD", 5)
     for recipe in module.RECIPES.values():
         monkeypatch.setattr(type(recipe), "held_out", 10)
+        monkeypatch.setattr(type(recipe), "options", recipe.options | {"supersampling": 1})
     return module
 
 
@@ -57,6 +65,70 @@ def test_augmented_pairs_keep_their_flow(train_victims: Any) -> None:
     error = (geometry.sample(frames[:, 1], points) - frames[:, 0]).abs() * stays
     still = (frames[:, 1] - frames[:, 0]).abs() * stays
     assert (error.mean(dim=(1, 2, 3)) < still.mean(dim=(1, 2, 3))).all()
+
+
+def test_flying_shapes_keep_their_flow_in_a_mirror_along_the_diagonal(train_victims: Any) -> None:
+    flow = torch.zeros(8, 2, 4, 4)
+    flow[:, 0, 1, 2] = 3  # at x 2, y 1: to the right
+    scene = Scene(flow[:, None, :1].expand(8, 2, 3, 4, 4), torch.arange(8), flow=flow)
+    seen = train_victims.transposed(scene, seeding.generator(0))
+    turned = seen.flow[:, 1, 2, 1] == 3  # at x 1, y 2: down
+    assert 0 < turned.sum() < 8
+    assert torch.equal(seen.flow[~turned], flow[~turned])
+    assert torch.equal(seen.flow.sum(dim=1), seen.frames[:, 0, 0])
+    assert torch.equal(seen.flow.sum(dim=1), seen.frames[:, 1, 2])
+
+
+def test_pairs_of_flying_shapes_lie_side_by_side_or_one_above_the_other(train_victims: Any) -> None:
+    flow = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 8, 8)
+    scene = Scene(flow[:, None, :1].expand(4, 2, 3, 8, 8), torch.arange(4), flow=flow)
+    for axis, size in ((0, (8, 8)), (1, (16, 8)), (2, (8, 16))):
+        seen = train_victims.mosaic(scene, axis)
+        assert seen.size == size
+        assert len(seen) == (2 if axis else 4)
+        assert torch.equal(seen.flow[:, 0], seen.frames[:, 1, 2])
+        assert set(seen.flow.unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_faint_scenes_keep_their_mean(train_victims: Any) -> None:
+    frames = torch.rand(32, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen = train_victims.faint(Scene(frames, torch.arange(32)), seeding.generator(0)).frames
+    mean = frames.mean(dim=(1, 3, 4), keepdim=True)
+    torch.testing.assert_close(seen.mean(dim=(1, 3, 4), keepdim=True), mean)
+    share = ((seen - mean).flatten(1).norm(dim=1) / (frames - mean).flatten(1).norm(dim=1)).sort().values
+    assert 0.15 <= share[0] < 0.2
+    assert 0.4 < share[-1] <= 0.5
+
+
+def test_the_matching_loss_is_least_for_the_true_displacement(train_victims: Any) -> None:
+    reach, first = (3, 4), torch.randn(2, 64, 12, 14, generator=torch.Generator().manual_seed(0))
+    matched = RawCorrelation(reach)(first, first.roll((1, 2), dims=(2, 3)))  # a cell down and two to the right
+
+    def loss(x: float, y: float) -> float:
+        there = torch.tensor([x, y]).view(1, 2, 1, 1).expand(2, 2, 12, 14)
+        return train_victims.matching_loss(matched, there, reach).item()
+
+    assert loss(2, 1) < 0.1
+    assert min(loss(1, 2), loss(-2, -1), loss(2, -1), loss(-2, 1)) > 5
+    assert loss(1.75, 1) == pytest.approx(0.75 * loss(2, 1) + 0.25 * loss(1, 1), rel=0.2)
+    assert loss(4, 1) == 0  # beyond the reach
+
+
+def test_a_training_goes_on_where_it_stopped(
+    train_victims: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(train_victims.RECIPES["flow_correlation"], scenes=5, batch=2, steps=3)
+    monkeypatch.setattr(train_victims, "pool", lambda *_: scene)
+    scene = recipe.kept(FlyingShapes(scenes=5, size=(64, 64), supersampling=1).__getitems__(list(range(5))))
+    whole, _ = train_victims.train(recipe, 0, torch.device("cpu"))
+    monkeypatch.setattr(train_victims, "CHECKPOINT_EVERY", 2)
+    checkpoint = tmp_path / "training.checkpoint"
+    train_victims.train(recipe, 0, torch.device("cpu"), checkpoint)  # the checkpoint is that of step 2
+    torch.manual_seed(7)
+    resumed, minutes = train_victims.train(recipe, 0, torch.device("cpu"), checkpoint)
+    assert minutes > 0
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, msg=name)
 
 
 def test_what_is_mirrored_keeps_its_depth_and_its_boxes(train_victims: Any) -> None:
@@ -149,6 +221,7 @@ def test_suppression_keeps_the_best_of_each_class(train_victims: Any) -> None:
 
 
 TRAINED: dict[str, Any] = {
+    "flow_correlation": lambda weights: CompactFlow("correlation", weights),
     "flow_encoder_decoder": lambda weights: CompactFlow("encoder_decoder", weights),
     "classifier_residual": lambda weights: CompactClassifier("residual", weights),
     "depth_unet": lambda weights: CompactDepth("unet", weights),
@@ -180,3 +253,42 @@ def test_the_benchmark_takes_the_step_that_it_speaks_of() -> None:
     assert torch.equal(step.patch(), before)
     step.whole()
     assert not torch.equal(step.patch(), before)
+
+
+def test_the_clean_correlation_undoes_what_comes_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing but the correlation tells the network of the frames, all of the attack is gone."""
+    exchange = script("maintain/clean_correlation")
+    monkeypatch.chdir(tmp_path)
+    victim = CompactFlow("correlation")
+    with torch.no_grad():
+        victim.network.redirect[1].weight.zero_()
+        victim.network.predict[-1].weight[:, 32:96] = 0  # the first frame's features at 1/4
+    parts: dict[str, Any] = {
+        "attack": FlowAttack(),
+        "victim": victim,
+        "data": World(scenes=10, size=(64, 128), supersampling=1),
+        "renderer": Renderer(Uniform(area=0.09)),
+        "patch": Patch.create(resolution=32),
+        "trainer": Settings(steps=1, batch=1, test_scenes=2, test_draws=2, accelerator="cpu"),
+        "seed": 0,
+        "run": None,
+        "stripes": 8,
+        "output": str(tmp_path / "out"),
+    }
+    exchange.run(parts)
+    assert set(parts["patch"]().unique().tolist()) == {0.0, 1.0}
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    mean = {(row["condition"], row["metric"]): row["mean"] for row in table}
+    attacked, clean, alone = exchange.CONDITIONS
+    assert mean[clean, "cosine"] == pytest.approx(1)
+    assert mean[clean, "epe_clean"] == pytest.approx(0, abs=1e-5)
+    assert mean[attacked, "cosine"] < 0.999
+    assert mean[alone, "cosine"] == pytest.approx(mean[attacked, "cosine"])
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 0
+    assert "2 scenes, 2 draws each" in capsys.readouterr().out
+    with pytest.raises(InputError, match="expected one of run=RUN and stripes=TEXELS, got none"):
+        exchange.run(parts | {"stripes": None})
+    with pytest.raises(InputError, match="expected flow_correlation, got flow_matching"):
+        exchange.run(parts | {"victim": CompactFlow("matching", "random")})

@@ -10,19 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchattack.data.flying_shapes import FlyingShapes
 from patchattack.data.world import World
 from patchattack.errors import InputError
+from patchattack.victims.compact.correlation import RawCorrelation
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.torchvision_flow import Raft
 from patchattack.victims.victim import FlowVictim
 
 REAL = Path(__file__).parents[2] / "../shared/real"
-COMPACT = ("matching", "encoder_decoder")
+COMPACT = ("matching", "encoder_decoder", "correlation")
 VICTIMS = {
     "raft_small": lambda: Raft("small", weights="random", updates=2),
     "raft_large": lambda: Raft("large", weights="random", updates=1),
     "matching": lambda: CompactFlow("matching", weights="random"),
     "encoder_decoder": lambda: CompactFlow("encoder_decoder", weights="random"),
+    "correlation": lambda: CompactFlow("correlation", weights="random"),
 }
 
 
@@ -131,7 +134,7 @@ def test_gradient_reaches_both_frames(victim: FlowVictim) -> None:
     assert (frames.grad.abs().amax(dim=(0, 2, 3, 4)) > 0).all()
 
 
-@pytest.mark.parametrize("network", ["encoder_decoder", "matching"])
+@pytest.mark.parametrize("network", COMPACT)
 def test_gradient_matches_finite_differences(network: str) -> None:
     victim = CompactFlow(network, weights="random").double()
     frames = noise(1, 2, 3, 61, 67).double().requires_grad_()
@@ -177,17 +180,45 @@ def test_wrong_options_name_the_choices() -> None:
         Raft("tiny", weights="random")
     with pytest.raises(InputError, match="updates=0"):
         Raft("small", weights="random", updates=0)
-    with pytest.raises(InputError, match="expected network encoder_decoder or matching, got raft"):
+    with pytest.raises(InputError, match="expected network encoder_decoder or matching or correlation, got raft"):
         CompactFlow("raft")
 
 
-@pytest.mark.parametrize("network", COMPACT)
-def test_shipped_weights_know_the_world(network: str) -> None:
-    scene = World(scenes=4, seed=998).__getitems__([0, 1, 2, 3]).to("cpu")
+@pytest.mark.parametrize(
+    ("network", "data", "share"),
+    [
+        ("matching", World, 0.5),
+        ("encoder_decoder", World, 0.5),
+        ("correlation", FlyingShapes, 0.8),
+        ("correlation", World, 0.9),  # which it was not trained on
+    ],
+)
+def test_shipped_weights_know_their_data(network: str, data: type[World] | type[FlyingShapes], share: float) -> None:
+    scene = data(scenes=8, seed=998).__getitems__(list(range(8))).to("cpu")
     assert scene.flow is not None
     with torch.no_grad():
         error = (CompactFlow(network)(scene.frames) - scene.flow).norm(dim=1).mean()
-    assert error < 0.5 * scene.flow.norm(dim=1).mean()
+    assert error < share * scene.flow.norm(dim=1).mean()
+
+
+def test_correlations_are_products_of_features_as_they_are() -> None:
+    first, second = noise(1, 6, 5, 7), noise(1, 6, 5, 7, seed=1) - 0.7
+    matched = RawCorrelation((1, 2))(first, second)
+    assert matched.shape == (1, 3 * 5, 5, 7)
+    product = (first[0, :, 2, 3] * second[0, :, 3, 5]).mean()  # a cell down, two to the right: the last
+    torch.testing.assert_close(matched[0, -1, 2, 3], F.leaky_relu(product, 0.1))
+    torch.testing.assert_close(RawCorrelation((1, 2))(3 * first, second), 3 * matched)
+    assert not matched[0, -1, -1].any()  # beyond the frame
+
+
+def test_the_correlation_sees_31_pixels() -> None:
+    """A wider field before it is what cures a network of this kind (Schrodi et al. 2022)."""
+    network = CompactFlow("correlation", weights="random").network
+    frames = noise(1, 3, 128, 128).requires_grad_()
+    network.eighth(network.quarter(frames))[0, :, 8, 8].sum().backward()
+    assert frames.grad is not None
+    (rows,) = torch.where(frames.grad[0].abs().sum(dim=(0, 2)) > 0)
+    assert (rows.min().item(), rows.max().item()) == (64 - 15, 64 + 15)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real test material in ../shared/real")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchattack.victims.compact.layers import Residual, conv, local_correlation
+from patchattack.victims.compact.layers import Residual, conv, decoded, local_correlation
 
 
 class EncoderDecoder(nn.Module):
@@ -63,18 +63,4 @@ class EncoderDecoder(nn.Module):
         correlation = (local_correlation(first, second, self.reach) * self.temperature.exp()).softmax(dim=1)
         quarter = self.quarter(frames[:, 0])
         x = self.joined(torch.cat([correlation, self.eighth(quarter)], dim=1))
-        skips = [quarter]
-        for down in self.down:
-            skips.append(x)
-            x = down(x)
-        flows = [self.predict[0](x)]
-        for up, predict in zip(self.up, self.predict[1:], strict=True):
-            skip = skips.pop()
-            size = skip.shape[-2:]
-            flow = 2 * F.interpolate(flows[-1], size=size, mode="bilinear", align_corners=False)
-            x = torch.cat([F.interpolate(up(x), size=size, mode="bilinear", align_corners=False), skip, flow], dim=1)
-            flows.append(flow + predict(x))
-        return [
-            F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False) * (width / flow.shape[-1])
-            for flow in flows
-        ]
+        return decoded(x, quarter, self.down, self.up, self.predict, (height, width))

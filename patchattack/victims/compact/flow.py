@@ -6,19 +6,24 @@ from pathlib import Path
 
 from torch import Tensor
 
+from patchattack.victims.compact.correlation import Correlation
 from patchattack.victims.compact.encoder_decoder import EncoderDecoder
 from patchattack.victims.compact.matching import Matching
 from patchattack.victims.compact.shipped import ready
 from patchattack.victims.victim import FlowVictim
 
-NETWORKS: dict[str, type[EncoderDecoder] | type[Matching]] = {"encoder_decoder": EncoderDecoder, "matching": Matching}
+NETWORKS: dict[str, type[EncoderDecoder] | type[Matching] | type[Correlation]] = {
+    "encoder_decoder": EncoderDecoder,
+    "matching": Matching,
+    "correlation": Correlation,
+}
 
 
 class CompactFlow(FlowVictim):
-    """A flow network of our own, trained on the procedural world: nothing to download, and nothing like real video.
+    """A flow network of our own, trained on procedural scenes: nothing to download, and nothing like real video.
 
     Args:
-        network: "encoder_decoder" or "matching".
+        network: one of :data:`NETWORKS`.
         weights: "shipped" (in the package's assets), "random", or a local file.
 
     Raises:

@@ -39,6 +39,39 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     return geometry.sample(features, (grid + flow.permute(0, 2, 3, 1)).to(features.dtype))
 
 
+def decoded(
+    x: Tensor, quarter: Tensor, down: nn.ModuleList, up: nn.ModuleList, predict: nn.ModuleList, size: tuple[int, int]
+) -> list[Tensor]:
+    """Flows of an encoder to 1/64 and a decoder to 1/4 with skips, as in FlowNet (Dosovitskiy et al. 2015).
+
+    Args:
+        x: ``[B, C, H/8, W/8]`` what the encoder goes on from.
+        quarter: ``[B, C, H/4, W/4]`` the finest skip.
+        down: stages of the encoder, each half the size of the one before.
+        up: blocks of the decoder, from 1/64 to 1/4.
+        predict: what adds to the coarser flow, one more than ``up``.
+        size: ``(H, W)``.
+
+    Returns:
+        Flows ``[B, 2, H, W]`` from coarse to final.
+    """
+    skips = [quarter]
+    for stage in down:
+        skips.append(x)
+        x = stage(x)
+    flows = [predict[0](x)]
+    for block, head in zip(up, list(predict)[1:], strict=True):
+        skip = skips.pop()
+        here = skip.shape[-2:]
+        flow = 2 * F.interpolate(flows[-1], size=here, mode="bilinear", align_corners=False)
+        x = torch.cat([F.interpolate(block(x), size=here, mode="bilinear", align_corners=False), skip, flow], dim=1)
+        flows.append(flow + head(x))
+    return [
+        F.interpolate(flow, size=size, mode="bilinear", align_corners=False) * (size[1] / flow.shape[-1])
+        for flow in flows
+    ]
+
+
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, norm: bool = False) -> nn.Sequential:
     """Convolution, batch norm where asked for, and leaky ReLU."""
     layers = [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.LeakyReLU(0.1, inplace=True)]
