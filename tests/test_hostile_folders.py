@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from patchattack.sweep.subject import load_image
+from patchattack.runs import load_image
 
 from patchattack import checkpoint, files, pipeline
 from patchattack.attacks.flow import FlowAttack
