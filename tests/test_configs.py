@@ -198,7 +198,7 @@ def test_an_option_of_a_stacked_group_takes_values() -> None:
 
 @pytest.mark.parametrize("order", [("attack=flow", "victim=flow_matching"), ("victim=flow_matching", "attack=flow")])
 def test_the_command_line_wins_over_the_preset(order: tuple[str, ...]) -> None:
-    assert composed("attack=flow")["victim"]["network"] == "encoder_decoder"
+    assert composed("attack=flow")["victim"]["network"] == "correlation"
     assert composed(*order)["victim"]["network"] == "matching"
     assert composed(*order, "attack.region=all")["attack"]["region"] == "all"
     assert composed("attack=flow", "data=frames", "data.root=x")["data"]["_target_"].endswith("Frames")

@@ -15,7 +15,6 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from patchattack.runs import load_image
 
 from patchattack import checkpoint, files, pipeline
 from patchattack.attacks.flow import FlowAttack
@@ -24,6 +23,7 @@ from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import load_layouts
 from patchattack.reporting.compare import load_run
+from patchattack.runs import load_image
 
 PROJECT = Path(__file__).parents[1]
 SCRIPTS = ("evaluate", "webcam", "rehearse", "defenses", "baselines")  # that take run=
