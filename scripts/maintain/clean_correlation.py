@@ -35,7 +35,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.job import TEST, introduced
 
     victim, settings = parts["victim"], parts["trainer"]
-    network = getattr(victim, "network", None)
+    network: Any = getattr(victim, "network", None)
     if not hasattr(network, "correlation"):
         raise InputError(f"victim: expected flow_correlation, got {victim.name}; it has no correlation to put back")
     patch = _patch(parts)
@@ -66,8 +66,8 @@ def run(parts: dict[str, Any]) -> None:
                 flows = hit, exchanged(view.frames, scene.frames), exchanged(scene.frames, view.frames)
             for condition, flow in zip(CONDITIONS, flows, strict=True):
                 metrics = attack.metrics(flow, clean, scene, view)
-                for row, number in enumerate(part):
-                    measured.append(Measured(condition, number, {one: float(of[row]) for one, of in metrics.items()}))
+                for place, number in enumerate(part):
+                    measured.append(Measured(condition, number, {one: float(of[place]) for one, of in metrics.items()}))
             example = example or [view.frames[:1, 0], *(one[:1] for one in (clean, *flows))]
 
     rows = []
