@@ -165,7 +165,7 @@ def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable
         config = yaml.safe_load((folder / "config.yaml").read_text())
         own, split = dict(config["data"]), config["trainer"]["split"]
         kind, share = own["_target_"], float(split[0]) + float(split[1])
-        told = read_facts(folder / "patch.png").get("seen")
+        told = files.read_json(folder / "patch.json").get("seen")
         told = None if told is None else files.integer(told)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(

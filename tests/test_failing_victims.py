@@ -29,6 +29,9 @@ from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import ClassificationVictim, DetectionVictim, Victim
 
 SETTINGS = Settings(
+    starts=0,
+    candidates=1,
+    stages=1,
     steps=3,
     batch=2,
     validate_every=2,
@@ -138,7 +141,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "no slope": (lambda logits: logits + 0 * torch.sqrt(logits - logits), "to the frames, got one of length nan"),
     "no room": (
         lambda logits: logits.new_empty(10**15),
-        "out of memory|allocate memory.*a smaller trainer.batch or trainer.draws, before the work started",
+        "out of memory|allocate memory.*a smaller trainer.candidates, trainer.batch or trainer.draws, before the work "
+        "started",
     ),
 }
 
@@ -215,7 +219,9 @@ def test_a_victim_that_fails_in_the_middle_leaves_a_run_that_goes_on(
     said = str(stopped.value)
     assert re.search(message, said)
     assert re.search(r", after step [12] of 3", said)
-    assert ("start a new run with a smaller trainer.batch or trainer.draws" in said) is (name == "device")
+    assert ("start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws" in said) is (
+        name == "device"
+    )
     assert said.endswith(f"the last checkpoint is kept, go on with: python train.py resume='{folder}'")
     assert "\n" not in said
     assert (folder / "patch.png").exists()

@@ -246,16 +246,16 @@ def test_the_table_has_a_row_for_every_condition_of_every_view_with_all_that_was
     table = table_of(one)
     rows = list(csv.DictReader(views(tmp_path, table).decode().splitlines()))
     conditions = ["clean", *CONTROLS, "patch"]
-    assert [row["condition"] for row in rows[:9]] == conditions
-    assert len(rows) == 5 * 3 * 2 * 9 == table.views()
+    assert [row["condition"] for row in rows[:10]] == conditions
+    assert len(rows) == 5 * 3 * 2 * 10 == table.views()
     numbers = one.settings.parts(20)[2]
-    first = [(row["axis"], row["level"], int(row["scene"]), int(row["draw"])) for row in rows[::9]]
+    first = [(row["axis"], row["level"], int(row["scene"]), int(row["draw"])) for row in rows[::10]]
     levels = [("baseline", ""), ("side", "0.25"), ("side", "0.75"), ("blur", "1"), ("blur", "2")]
     assert first == [(*level, number, draw) for level in levels for number in numbers for draw in range(2)]
     # Everything that was drawn is the same for all conditions of a view.
     drawn = [name for name in table.columns if name in measure.CORNERS or "." in name]
     assert drawn[8:] == ["appearance.hue.0", "appearance.hue.1", "camera.noise", "camera.defocus"]
-    assert all(rows[0][name] == rows[8][name] for name in drawn)
+    assert all(rows[0][name] == rows[9][name] for name in drawn)
     assert rows[0]["camera.defocus"] == ""
     assert rows[-1]["camera.defocus"] == "2"
     side = {row["level"]: float(row["x1"]) - float(row["x0"]) for row in rows if row["axis"] == "side"}

@@ -47,7 +47,7 @@ def test_a_task_runs_from_its_attack_alone(
     assert outcome.status == 0, outcome.err
     headline, others = TASKS[task]
     found = rows(tmp_path / "run")
-    assert {row["condition"] for row in found} == {"clean", "patch", *controls(Patch.create())} | others
+    assert {row["condition"] for row in found} == {"clean", "drawn", "patch", *controls(Patch.create())} | others
     assert {row["condition"] for row in found if row["metric"] == headline} == {row["condition"] for row in found}
     values = [row["mean"] for row in found if row["metric"] == headline and row["n"]]
     assert values
@@ -62,7 +62,10 @@ def test_a_published_set_up_is_one_command(
     experiment: str, tmp_path: Path, command: Callable[..., Any], training: tuple[str, ...]
 ) -> None:
     task = (files.shipped("conf") / "experiment" / f"{experiment}.yaml").read_text().split("/attack: ")[1].split()[0]
-    outcome = command(f"experiment={experiment}", *training, *SMALL[task], f"output={tmp_path / 'run'}")
+    small = (*training, *SMALL[task])
+    if experiment == "one_place":  # the keys of the source that its scene comes from
+        small = tuple(one.replace("data.s", "data.source.s") for one in small)
+    outcome = command(f"experiment={experiment}", *small, f"output={tmp_path / 'run'}")
     assert outcome.status == 0, outcome.err
     assert {row["condition"] for row in rows(tmp_path / "run")} >= {"clean", "grey", "random", "patch"}
 

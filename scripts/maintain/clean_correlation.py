@@ -108,12 +108,15 @@ def _draw(path: Path, attack: Any, example: list[Any]) -> None:
     import io
 
     import torch
+    import torch.nn.functional as F
     from PIL import Image
 
     from patchattack import files
 
     frame, *flows = example
-    tiles = [frame[0].cpu(), *attack.pictures(flows, [])]
+    drawn = attack.pictures(flows, [])
+    shown = F.interpolate(frame[:1].cpu(), size=drawn[0].shape[1:], mode="bilinear", align_corners=False)[0]
+    tiles = [shown, *drawn]
     image = torch.cat(tiles, dim=1).clamp(0, 1).mul(255).round().to(torch.uint8)
     stream = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "PNG")
