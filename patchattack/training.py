@@ -431,27 +431,26 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     measured = evaluator.measure(textures, numbers, repetitions=_REPETITIONS)
     sign = 1.0 if attack.metrics_known[attack.headline[0]].stronger == "lower" else -1.0
 
-    def rank(condition: str) -> tuple[float, float]:
-        score, loss = (
-            statistics.mean(evaluation.per_scene(measured, condition, metric))
-            for metric in (attack.headline, ("loss", "all"))
-        )
-        # Where no validation scene has anything to win, as when the victim gets them all wrong, the loss alone decides.
-        return (math.inf if math.isnan(score) else sign * score, loss)
+    def mean(condition: str, metric: tuple[str, str]) -> float:
+        return statistics.mean(evaluation.per_scene(measured, condition, metric))
 
     if "random" in textures:
-        progress.random_score = rank("random")[0]
-    ranks = [rank(f"patch {n}") for n in range(len(candidates))]
-    score, loss = first = min(ranks)
-    texture = candidates[ranks.index(first)]
+        progress.random_score = sign * mean("random", attack.headline)
+    scores = [sign * mean(f"patch {n}", attack.headline) for n in range(len(candidates))]
+    losses = [mean(f"patch {n}", ("loss", "all")) for n in range(len(candidates))]
+    # Where no validation scene has anything to win, as when the victim gets them all wrong, the loss alone decides.
+    ranks = [(math.inf if math.isnan(score) else score, loss) for score, loss in zip(scores, losses, strict=True)]
+    first = min(ranks)
+    number = ranks.index(first)
+    texture = candidates[number]
     if first < (progress.best_score, progress.best_loss):
         progress.best, progress.best_step = texture, progress.step
         progress.best_score, progress.best_loss = first
     if len(candidates) > 1 and progress.step > 0:
         _halve(job, ranks)
     values = values | {
-        "validation/loss": loss,
-        "validation/patch": sign * score,
+        "validation/loss": losses[number],
+        "validation/patch": sign * scores[number],
         "validation/random": sign * progress.random_score,
     }
     images = {"patch": texture}

@@ -264,7 +264,7 @@ def test_an_optimiser_that_needs_a_gradient_is_refused_and_others_are_named(
     )
     assert victim.asked == []
     options = {path.stem for path in pipeline.files.shipped("conf").glob("optimizer/*.yaml")}
-    assert set(pipeline.GRADIENT_FREE) == options - {"adam", "sgd", "sign", "lbfgs"}
+    assert set(pipeline.GRADIENT_FREE) == options - {"adam", "sgd", "sign", "clamped", "lbfgs"}
 
 
 def test_one_process_asks(parts: Callable[..., pipeline.Parts]) -> None:
@@ -298,7 +298,7 @@ def test_a_budget_smaller_than_a_step_is_refused_with_the_numbers(parts: Callabl
     victim = Remote()
     made = parts(victim, max_queries=30)
     with pytest.raises(
-        InputError, match=r"trainer.max_queries: expected at least 3\d \(1\d for clean scenes and the f"
+        InputError, match=r"trainer.max_queries: expected at least 3\d \(1\d for clean scenes, starts and the f"
     ):
         pipeline.assemble(made, pipeline.start_fabric(made.settings))
     assert victim.asked == []

@@ -121,7 +121,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "missing weights": ([FLOW, "victim.weights={here}/no.pt"], ["{here}/no.pt: expected a file of weights", "none"]),
     "weights of another network": (
         [FLOW, "victim.weights={here}/matching.pt"],
-        ["{here}/matching.pt: expected the weights of EncoderDecoder", "missing: ", "unexpected: "],
+        ["{here}/matching.pt: expected the weights of Correlation", "missing: ", "unexpected: "],
     ),
     "weights that run code": (
         [FLOW, "victim.weights={here}/code.pt"],

@@ -46,7 +46,7 @@ def test_every_patch_meets_every_victim(
     patches, victims = {row["patch"] for row in rows}, {row["victim"] for row in rows}
     assert patches == {"clean", "grey", "white", "black", "drawn", "random", "flow_matching", "flow_encoder_decoder"}
     assert victims == {"flow_matching", "flow_encoder_decoder"}
-    assert len(rows) == 14
+    assert len(rows) == 16
     assert all(row["low"] <= row["mean"] <= row["high"] and row["n"] == 2 for row in rows)
     page = (tmp_path / "table" / "transfer.html").read_text()
     assert all(f"<th>{patch}</th>" in page for patch in patches)

@@ -228,12 +228,12 @@ def won(folder: Path, part: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         number of the frame's take.
     """
     places = {name: folder / name / "rehearsal" / part for name in PATCHES}
-    shown = read(places["random"] / "truth.csv")["frame"]
+    shown = read(places["random"] / "truth.csv", ["frame"])["frame"]
     frames = np.arange(shown[-1] + 1)
     take = np.searchsorted(shown[:-1][np.diff(shown) > 1], frames)  # between two takes there is a black frame
 
     def success(path: Path) -> np.ndarray:
-        records = read(path)
+        records = read(path, ["frame", "success"])
         values = np.full(len(frames), np.nan)
         values[records["frame"].astype(int)] = records["success"]
         return values

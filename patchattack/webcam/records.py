@@ -6,6 +6,7 @@ import contextlib
 import csv
 import sys
 from array import array
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class Record:
 
 
 TEXT = ("victim", "state", "kind")
+RECORDED = tuple(one.name for one in fields(Record))
 CORNERS = ("x0", "y0", "x1", "y1", "x2", "y2", "x3", "y3")
 
 
@@ -124,10 +126,14 @@ class Log:
             raise InputError(f"{self._file.name}: expected room for a line, got '{error.strerror}'") from error
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path, columns: Iterable[str] = RECORDED) -> dict[str, np.ndarray]:
     """The columns of what :class:`Log` wrote: text for :data:`TEXT`, float64 for the others.
 
     A last line that was not written to its end is left out.
+
+    Args:
+        path: of the table.
+        columns: that it must have.
 
     Raises:
         InputError: there is no such table.
@@ -136,18 +142,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(line for line in file if line.endswith("\n"))
             names = next(reader, [])
-            if missing := {one.name for one in fields(Record)}.difference(names):
+            if missing := set(columns).difference(names):
                 raise ValueError(f"no column {min(missing)}")
             # An hour has a hundred thousand lines: numbers are kept as such, not as objects.
-            columns: list[Any] = [[] if name in TEXT else array("d") for name in names]
+            values: list[Any] = [[] if name in TEXT else array("d") for name in names]
             for row in reader:
-                for name, column, cell in zip(names, columns, row, strict=True):
+                for name, column, cell in zip(names, values, row, strict=True):
                     column.append(sys.intern(cell) if name in TEXT else float(cell))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path}: expected the table that scripts/webcam.py writes, got none ({one_line(error)}); measure again"
         ) from error
-    return {name: np.array(column) for name, column in zip(names, columns, strict=True)}
+    return {name: np.array(column) for name, column in zip(names, values, strict=True)}
 
 
 @dataclass(frozen=True)

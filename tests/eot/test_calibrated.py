@@ -168,7 +168,7 @@ def test_the_shipped_print_model_knows_paper_and_ink() -> None:
         (
             '{"format": 1, "table": [[NaN, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0], '
             '[0, 0, 0]], "side": 2, "spread": 0, "blur": null, "noise": null, "note": ""}',
-            "expected a calibration with finite colours",
+            "expected a calibration of colours in [0, 1] or near, got others",
         ),
     ],
     ids=["missing", "text", "list", "other format", "table too small", "NaN"],
