@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from patchattack.redaction import printable
@@ -28,6 +29,24 @@ class VictimError(RuntimeError):
 
     The message is one line and says which victim, what was expected and what was got.
     """
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite.
+
+    Args:
+        when: as ``in step 3``.
+        patch: where the last good patch is, if anywhere.
+    """
+
+    def __init__(self, when: str, patch: Path | None = None) -> None:
+        kept = "" if patch is None else f"; the last good patch is {patch}"
+        super().__init__(f"expected a finite loss, got NaN or infinity {when}{kept}; try a lower optimizer.lr")
+        self.when = when
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """Ctrl-C, met after a step or a batch: what was done is kept. The message is one line and says how far it got."""
 
 
 def nearest(name: str, names: list[str]) -> str:

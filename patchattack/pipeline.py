@@ -7,12 +7,11 @@ import logging
 import math
 import platform
 import re
-import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError, VictimError, assignment, one_line, out_of_memory
+from patchattack.errors import DivergedError, InputError, VictimError, one_line, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
 from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
@@ -38,7 +37,6 @@ from patchattack.reporting.report import Example, Report, example, write_report
 from patchattack.scene import Source, View
 from patchattack.search import Plan
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
-from patchattack.training import DivergedError
 from patchattack.victims import contract
 from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.journal import Journal
@@ -51,27 +49,6 @@ GRADIENT_FREE = ("random_search", "evolution", "nes", "spsa", "zoo")  # options 
 _ABOVE_0 = ("step_size", "gamma", "T_max", "total_steps", "max_lr")  # of a schedule; torch does not look at all of them
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class PerImage(Protocol):
-    """An attack that changes single images by itself: a run trains and prints no patch, and this does all its work.
-
-    Attributes:
-        uses: keys of the config, or beginnings of them, that it has a use for.
-    """
-
-    uses: tuple[str, ...]
-
-    def check(self, victim: Victim, source: Source, settings: Settings) -> None:
-        """Before the work starts.
-
-        Raises:
-            InputError: what cannot be.
-        """
-
-    def attack_images(self, job: Job, folder: Path, origin: Origin) -> Verdict:
-        """Attack, or go on with what ``folder`` holds, and write there all that it shall hold."""
 
 
 @dataclass
@@ -110,16 +87,10 @@ class Origin:
     Attributes:
         config: composed, plain containers.
         command: that was typed.
-        again: overrides that the command which resumes the run needs too.
     """
 
     config: dict[str, Any]
     command: str
-    again: tuple[str, ...] = ()
-
-    def resume(self, folder: Path) -> str:
-        """The command that goes on with the run in ``folder``."""
-        return " ".join(["python train.py", assignment("resume", folder), *map(shlex.quote, self.again)])
 
     @property
     def digest(self) -> str:
@@ -181,9 +152,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
             f"attack: expected a victim for {attack.task}, got {victim.name} for {victim.task}; "
             f"choose attack={victim.task} or another victim"
         )
-    if isinstance(attack, PerImage):
-        attack.check(victim, parts.source, settings)
-    elif isinstance(victim, Ensemble):
+    if isinstance(victim, Ensemble):
         attack = EnsembleAttack(attack, victim.members, victim.combine)
     attack.bind(victim, parts.source)
     if not victim.differentiable and settings.devices > 1:
@@ -198,7 +167,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     _check_schedule(parts)
     optimizer = parts.optimizer(patch.parameters())
     schedule = parts.schedule(optimizer)
-    if not (victim.differentiable or isinstance(optimizer, GradientFree) or isinstance(attack, PerImage)):
+    if not (victim.differentiable or isinstance(optimizer, GradientFree)):
         raise InputError(
             f"optimizer: expected one that needs no gradient for {victim.name}, which only answers, got "
             f"{type(optimizer).__name__}; choose optimizer={', '.join(GRADIENT_FREE[:-1])} or {GRADIENT_FREE[-1]}"
@@ -235,11 +204,6 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
 
     try:
         job.source = attack.scenes(job.source, tried)
-        if isinstance(attack, PerImage):
-            if victim.differentiable:  # of others every answer is looked at
-                frames = job.source[0].to(fabric.device).frames
-                contract.check_output(victim, frames, job.clean(frames))
-            return job
         training_part, validation, _ = settings.parts(len(job.source))
         training.check_budget(job)
         trial = replace(job.evaluator(TRAINING), victim=tried if isinstance(optimizer, GradientFree) else followed)
@@ -305,21 +269,19 @@ def _check_schedule(parts: Parts) -> None:
 
 
 def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> Verdict | None:
-    """Train, measure and export, or leave it to an attack on single images; everything lands in ``folder``.
+    """Train, measure and export; everything lands in ``folder``.
 
     Returns:
         The verdict, on the first process only.
 
     Raises:
         DivergedError: after the last good patch was saved.
-        InputError: the victim failed or a step ran out of memory; the same, and the run can be resumed.
+        VictimError: the victim failed or a step ran out of memory, after a checkpoint and the best patch were saved.
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
     is_first = job.fabric.global_rank == 0
     if job.journal is not None:
         job.journal.open(folder)
-    if isinstance(parts.attack, PerImage):
-        return _attack_images(parts.attack, job, folder, origin)
     start = checkpoint.begin(job).best
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
     if not resumes:
@@ -338,29 +300,18 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         if job.journal is not None:
             job.journal.checkpoint()
         return verdict
-    except DivergedError:
+    except DivergedError as stop:
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
-        raise
+        raise DivergedError(stop.when, folder / "patch.png") from stop
     except (VictimError, MemoryError, RuntimeError) as error:
         if not isinstance(error, VictimError) and not out_of_memory(error):
             raise
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
-        failure = f"{_failure(error)}, after step {progress.step} of {job.settings.steps}"
-        raise _to_go_on(failure, origin.resume(folder), job) from error
+        raise VictimError(f"{_failure(error)}, after step {progress.step} of {job.settings.steps}") from error
     finally:
         tracker.close()
-        if job.journal is not None:
-            job.journal.close()
-
-
-def _attack_images(attack: PerImage, job: Job, folder: Path, origin: Origin) -> Verdict:
-    try:
-        return attack.attack_images(job, folder, origin)
-    except VictimError as error:
-        raise _to_go_on(_failure(error), origin.resume(folder), job) from error
-    finally:
         if job.journal is not None:
             job.journal.close()
 
@@ -370,11 +321,6 @@ def _failure(error: Exception) -> str:
     said = str(error) if isinstance(error, VictimError) else f"expected room for a step, got '{one_line(error)}'"
     needs = "; free memory, or start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws"
     return said + needs * out_of_memory(error)
-
-
-def _to_go_on(failure: str, command: str, job: Job) -> InputError:
-    kept = "all up to the last checkpoint is kept" if job.journal is None else "nothing that it answered is lost"
-    return InputError(f"{failure}; {kept}, go on with: {command}")
 
 
 def _run_id(note: Path) -> str:

@@ -19,7 +19,7 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import always, random_patches
 from patchattack.eot.renderer import Draw
 from patchattack.eot.zoom import zoomed
-from patchattack.errors import InputError
+from patchattack.errors import DivergedError, InputError, InterruptedRunError
 from patchattack.job import ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.scene import Scene
@@ -28,14 +28,6 @@ from patchattack.tracking import Tracker
 
 _REPETITIONS = 2  # EoT draws of each validation scene
 _START_VIEWS = 8  # training scenes, each drawn once, on which starts are compared
-
-
-class DivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
-
-
-class InterruptedRunError(KeyboardInterrupt):
-    """Ctrl-C: the run was saved and can be resumed."""
 
 
 def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progress:
@@ -103,7 +95,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                     fabric, {"loss": torch.stack(list(losses.values())).sum(), **losses, "failed": failed}
                 )
                 if values.pop("failed"):
-                    raise DivergedError(f"the loss became NaN or infinite by step {progress.step}")
+                    raise DivergedError(f"by step {progress.step}")
                 values["learning_rate"] = rate
                 if validates:
                     _validate(job, validation, progress, log, values)
@@ -361,7 +353,7 @@ class _Update:
             loss = fabric.all_reduce(loss, reduce_op="mean")
         if not needs_gradient:
             if not loss.isfinite():
-                raise DivergedError(f"the loss became NaN or infinite in step {self.step + 1}")
+                raise DivergedError(f"in step {self.step + 1}")
             return loss
         gradient = job.patch.free.grad
         assert gradient is not None

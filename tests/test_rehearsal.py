@@ -356,7 +356,7 @@ def test_bad_input_is_one_line_before_any_work(start: Callable[..., Any], tmp_pa
     outcome = start()
     assert outcome.status == 2
     assert outcome.err.count("\n") == 1
-    assert "python scripts/print_patch.py run=RUN" in outcome.err
+    assert "python scripts/print.py run=RUN" in outcome.err
     assert not (tmp_path / "out").exists()
     (tmp_path / "run" / "overrides.yaml").unlink()
     assert "expected the folder of a run" in start().err

@@ -29,6 +29,11 @@ class Metric:
     stronger: str
     rate: bool = False
 
+    @property
+    def sign(self) -> float:
+        """1 where a stronger attack has a higher value, -1 where it has a lower one."""
+        return 1.0 if self.stronger == "higher" else -1.0
+
 
 @dataclass(frozen=True)
 class Size:

@@ -112,7 +112,7 @@ class Calibration:
         Raises:
             InputError: the file is missing, or no calibration of this format.
         """
-        advice = "make one by python scripts/calibrate.py fit photo=PATH"
+        advice = "make one by patchattack calibrate fit photo=PATH"
         try:
             facts = files.read_json(path)
             if facts["format"] != FORMAT:

@@ -377,6 +377,6 @@ def load_layouts(path: Path) -> list[Layout]:
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path}: expected the layouts of printed sheets, got {error!r}; print the sheet first: "
-            "python scripts/print_patch.py run=RUN"
+            "patchattack print run=RUN"
         ) from error
     return layouts

@@ -59,7 +59,7 @@ class Plan:
         if self.printer.layout(sheet.size_mm, sheet.number).marker_mm != sheet.marker_mm:
             raise InputError(
                 f"print={self.printer.page}: expected the page that the run's layout.json was made with, got another "
-                "size of the markers; give print=PAGE as then, or anew: python scripts/print_patch.py run=RUN"
+                "size of the markers; give print=PAGE as then, or anew: patchattack print run=RUN"
             )
         if not 0 < self.fps <= 240:
             raise InputError(f"fps: expected frames a second above 0, up to 240, got {self.fps}")

@@ -91,7 +91,7 @@ def load_run(folder: Path, targets: Collection[str] | None = None) -> Run:
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
             f"runs: expected the folders of finished runs, got {folder} ({one_line(error)}); "
-            f"finish it by python train.py {assignment('resume', folder)}, or leave it out"
+            f"finish it by patchattack train {assignment('resume', folder)}, or leave it out"
         ) from error
 
 
@@ -131,7 +131,7 @@ def load_runs(folders: Sequence[str], targets: Collection[str] | None = None) ->
     if len(folders) < 2:
         raise InputError(
             f"runs: expected the folders of at least two runs, got {', '.join(folders) or 'none'}; "
-            "python scripts/compare.py RUN RUN"
+            "patchattack compare RUN RUN"
         )
     runs = [load_run(Path(folder), targets) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
@@ -207,7 +207,7 @@ def _sentence(runs: Sequence[Run]) -> str:
     """Which patch is the strongest, if any is."""
     attack = runs[0].attack
     metric = attack.metrics_known[attack.headline[0]]
-    sign = -1 if metric.stronger == "lower" else 1
+    sign = metric.sign
     found = [(run.name, row) for run in runs if (row := _headline(run, attack.headline, "patch"))]
     if len(found) < 2:
         return f"Nothing to compare: fewer than two of the runs have measured the {metric.label}."

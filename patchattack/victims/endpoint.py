@@ -2,7 +2,7 @@
 
 From the command line::
 
-    python train.py attack=classification optimizer=nes victim=http victim.task=classification \\
+    patchattack train attack=classification optimizer=nes victim=http victim.task=classification \\
         victim.url=https://example.org/classify victim.answer=probabilities victim.classes=names.txt \\
         victim.key_variable=EXAMPLE_KEY victim.rate=5 victim.cache=answers.sqlite
 

@@ -2,7 +2,7 @@
 
 From the command line::
 
-    python train.py attack=classification optimizer=nes victim=onnx victim.task=classification \\
+    patchattack train attack=classification optimizer=nes victim=onnx victim.task=classification \\
         victim.file=model.onnx victim.classes=names.txt \\
         "victim.mean=[0.485,0.456,0.406]" "victim.std=[0.229,0.224,0.225]"
 

@@ -18,7 +18,7 @@ class Substitute(ClassificationVictim):
     """What stands for a victim that only answers, to be attacked in white box (Papernot et al. 2017).
 
     Args:
-        weights: the folder that ``scripts/substitute.py`` made, with the weights and the names of the classes.
+        weights: the folder that ``patchattack substitute`` made, with the weights and the names of the classes.
 
     Raises:
         InputError: there is no such folder, or what it holds does not fit.
@@ -32,7 +32,7 @@ class Substitute(ClassificationVictim):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"victim.weights: expected the folder of a substitute, with {NOTE}, got {folder}: "
-                f"{type(error).__name__}; make one with scripts/substitute.py"
+                f"{type(error).__name__}; make one with patchattack substitute"
             ) from error
         network = untaught(classes)
         load_weights(network, folder / WEIGHTS)

@@ -151,7 +151,7 @@ def read(path: Path, columns: Iterable[str] = RECORDED) -> dict[str, np.ndarray]
                     column.append(sys.intern(cell) if name in TEXT else float(cell))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"{path}: expected the table that scripts/webcam.py writes, got none ({one_line(error)}); measure again"
+            f"{path}: expected the table that patchattack webcam writes, got none ({one_line(error)}); measure again"
         ) from error
     return {name: np.array(column) for name, column in zip(names, values, strict=True)}
 

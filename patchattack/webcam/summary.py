@@ -13,7 +13,7 @@ import torch
 
 from patchattack import files
 from patchattack.errors import InputError, one_line
-from patchattack.reporting.field import Curve, Field, Photo, Section, write_field
+from patchattack.reporting.webcam import Curve, Field, Photo, Section, write_field
 from patchattack.statistics import FEWEST, difference, too_few, wilson
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.records import photo_of, read, stored

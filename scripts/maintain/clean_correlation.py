@@ -9,11 +9,10 @@ python scripts/maintain/clean_correlation.py attack=flow victim=flow_correlation
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from patchattack import cli
+from patchattack import cli, folders
 from patchattack.errors import InputError
 
 BATCH = 8  # scenes
@@ -75,9 +74,8 @@ def run(parts: dict[str, Any]) -> None:
         for metric in ("cosine", "epe_clean"):
             mean, low, high = statistics.bootstrap(per_scene(measured, condition, (metric, "outside")))
             rows.append({"condition": condition, "metric": metric, "mean": mean, "low": low, "high": high})
-    output = None if parts["output"] is None else str(parts["output"])
-    folder = cli.new_folder(output, "clean_correlation")
-    files.write(folder / "table.json", json.dumps(rows, indent=2) + "\n")
+    folder = folders.new_folder(parts["output"], "clean_correlation")
+    files.write_json(folder / "table.json", rows)
     _draw(folder / "figure.png", attack, example)
     print(f"outside the patch, {len(numbers)} scenes, {settings.test_draws} draws each; mean [95 %]")
     for row in rows:

@@ -17,10 +17,10 @@ from test_field import some_field
 from test_report import some_report
 
 from patchattack.reporting.compare import load_runs, write_comparison
-from patchattack.reporting.evidence import write_evidence
-from patchattack.reporting.field import write_field
-from patchattack.reporting.matrix import Matrix, write_matrix
 from patchattack.reporting.report import write_report
+from patchattack.reporting.sweep import write_evidence
+from patchattack.reporting.transfer import Matrix, write_matrix
+from patchattack.reporting.webcam import write_field
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PAGES = ("report", "evidence", "evidence_of_several", "compare", "matrix", "field")
