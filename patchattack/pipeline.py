@@ -373,6 +373,8 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
     best = Patch(progress.best.cpu().clamp(0, 1), job.patch.mask.cpu(), job.patch.size_mm)
     facts = {
         "attack": origin.config["attack"],
+        "task": job.attack.task,
+        "headline": list(job.attack.headline),
         "victims": parts.victim.names,
         "step": progress.best_step,
         "seed": parts.seed,

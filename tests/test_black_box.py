@@ -337,7 +337,7 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
         choice += ["data.scenes=12", f"data.size={size}", "trainer.split=[0.5,0.25,0.25]"]
         choice += ["attack.smallest=6"] if task == "detection" else []
         plain = OmegaConf.to_container(compose("train", choice), resolve=True)
-    made = cli.build(plain)  # type: ignore[arg-type]
+    made = cli.build_parts(plain)  # type: ignore[arg-type]
     job = pipeline.assemble(made, pipeline.start_fabric(made.settings))
     scene = job.source.__getitems__([0])
     update = training._Update(job, 0, [training._batch(job, scene, [seeding.generator(0)])])

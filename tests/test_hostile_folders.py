@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import runpy
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import torch
 import yaml
 
 from patchattack import checkpoint, files, pipeline
-from patchattack.attacks.flow import FlowAttack
 from patchattack.eot.calibrated import Calibration
 from patchattack.errors import InputError
 from patchattack.patch import Patch
@@ -26,7 +24,7 @@ from patchattack.reporting.compare import load_run
 from patchattack.runs import load_image
 
 PROJECT = Path(__file__).parents[1]
-SCRIPTS = ("evaluate", "webcam", "rehearse", "defenses", "baselines")  # that take run=
+COMMANDS = ("evaluate", "webcam", "rehearse", "defenses", "baselines")  # that take run=
 
 
 class Evil:
@@ -55,10 +53,6 @@ def refusal(outcome: Any) -> str:
     assert outcome.err.count("\n") == 1, outcome.err
     assert not Path("was_run").exists()
     return str(outcome.err)
-
-
-def entry(script: str) -> Callable[[], None]:
-    return lambda: runpy.run_path(str(PROJECT / "scripts" / f"{script}.py"), run_name="__main__")  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -128,17 +122,17 @@ def test_code_of_a_stranger_is_not_run(stranger: Path, command: Callable[..., An
     assert again in line.partition("add to the command: ")[2]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", COMMANDS)
 def test_no_command_runs_the_code_of_a_stranger(stranger: Path, command: Callable[..., Any], script: str) -> None:
     stored(stranger, *FACTORY)
-    assert "add to the command: victim.factory=" in refusal(command("run=stranger", entry=entry(script)))
+    assert "add to the command: victim.factory=" in refusal(command("run=stranger", entry=script))
     stored(stranger, "--experimental-rerun=stranger/evil.pth")
-    assert "expected KEY=VALUE" in refusal(command("run=stranger", entry=entry(script)))
+    assert "expected KEY=VALUE" in refusal(command("run=stranger", entry=script))
 
 
 def test_code_that_is_typed_is_run(stranger: Path, command: Callable[..., Any]) -> None:
     stored(stranger, *FACTORY)
-    outcome = command("run=stranger", FACTORY[-1], "source=0", entry=entry("webcam"))
+    outcome = command("run=stranger", FACTORY[-1], "source=0", entry="webcam")
     assert outcome.status == 2  # it makes no network
     assert Path("was_run").exists()
 
@@ -147,10 +141,8 @@ def test_a_comparison_imports_nothing_that_a_stranger_names(stranger: Path, comm
     config = yaml.safe_load((stranger / "config.yaml").read_text())
     config["attack"]["_target_"] = "antigravity.fly"
     (stranger / "config.yaml").write_text(yaml.safe_dump(config))
-    line = refusal(command("stranger", "stranger", "output=out", entry=entry("compare")))
-    assert "expected an attack that this version of patchattack knows, got antigravity.fly" in line
+    assert command("stranger", "stranger", "output=out", entry="compare").status == 0
     assert "antigravity" not in sys.modules
-    assert not Path("out").exists()
 
 
 # What stands in a file, or a way to change it; and who reads it.
@@ -293,4 +285,4 @@ def test_the_name_of_a_run_is_a_word(tmp_path: Path, content: str) -> None:
 def test_what_is_no_run_is_not_compared(stranger: Path, file: str, content: str) -> None:
     (stranger / file).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match="stranger"):
-        load_run(stranger, [f"{FlowAttack.__module__}.{FlowAttack.__name__}"])
+        load_run(stranger)

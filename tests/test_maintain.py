@@ -28,7 +28,7 @@ from patchattack.victims.compact.depth import CompactDepth
 from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "maintain"
 
 
 def script(name: str) -> ModuleType:
@@ -259,7 +259,7 @@ def test_the_clean_correlation_undoes_what_comes_through_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where nothing but the correlation tells the network of the frames, all of the attack is gone."""
-    exchange = script("maintain/clean_correlation")
+    exchange = script("clean_correlation")
     monkeypatch.chdir(tmp_path)
     victim = CompactFlow("correlation")
     with torch.no_grad():

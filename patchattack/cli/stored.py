@@ -135,11 +135,6 @@ def _known() -> set[tuple[str, str]]:
     return found
 
 
-def known_targets() -> set[str]:
-    """Every ``_target_`` of the groups, ours and those of ``--config-dir``."""
-    return {value for key, value in _known() if key == "_target_"}
-
-
 def check_whole(arguments: list[str]) -> None:
     """Refuse an address that was read where it had been redacted."""
     if cut := [key_of(one) for one in arguments if is_redacted(one)]:

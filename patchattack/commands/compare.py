@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from patchattack import cli, folders
-from patchattack.cli import stored
 from patchattack.errors import quoted
 
 
@@ -27,7 +26,7 @@ def run(parts: dict[str, Any]) -> None:
     """Read the runs and write the report."""
     from patchattack.reporting.compare import load_runs, write_comparison
 
-    runs = load_runs([str(one) for one in parts["runs"]], stored.known_targets())
+    runs = load_runs([str(one) for one in parts["runs"]])
     folder = folders.new_folder(parts["output"], "compare")
     write_comparison(folder / "report.html", runs, cli.command_line())
     cli.print_files(folder, report="report.html")

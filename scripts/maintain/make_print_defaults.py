@@ -54,7 +54,8 @@ HEADER = """\
 NOTE = (
     "Offset printing on coated paper, computed from the inks of assets/palettes/default.csv by "
     "scripts/maintain/make_print_defaults.py, with paper white; no camera. Each sRGB colour, its black brought up to "
-    "solid black, becomes the mixture of cyan, magenta, yellow and black nearest in CIELAB. The spread is an assumption."
+    "solid black, becomes the mixture of cyan, magenta, yellow and black nearest in CIELAB. The spread is an "
+    "assumption."
 )
 
 

@@ -1,10 +1,9 @@
-"""``scripts/evaluate.py`` from its command line to its files."""
+"""``patchattack evaluate`` from its command line to its files."""
 
 from __future__ import annotations
 
 import csv
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,11 @@ import pytest
 import torch
 
 from patchattack.patch import Patch, write_png
-from patchattack.reporting import evidence
+from patchattack.reporting import sweep as evidence
 from patchattack.studies.sweep import measure
 
 PROJECT = Path(__file__).parents[1]
 AXES = ("axes=[size,print]", "axes.size.levels=[0.05,0.2]", "scenes=2", "draws=2")
-
-
-def evaluate() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "evaluate.py"), run_name="__main__")
 
 
 @pytest.fixture
@@ -39,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any
 
 @pytest.fixture(scope="module")
 def first(trained: Path, command: Callable[..., Any]) -> Path:
-    outcome = command(f"run={trained}", *AXES, "batch=32", "workers=1", entry=evaluate)
+    outcome = command(f"run={trained}", *AXES, "batch=32", "workers=1", entry="evaluate")
     assert outcome.status == 0, outcome.err
     return trained / "evaluation"
 
@@ -74,7 +69,7 @@ def test_an_evaluation_leaves_a_report_numbers_and_views(trained: Path, first: P
 def test_the_bytes_are_the_same_whatever_the_batch_and_the_processes(
     trained: Path, first: Path, tmp_path: Path, command: Callable[..., Any], how: tuple[str, ...]
 ) -> None:
-    outcome = command(f"run={trained}", *AXES, *how, f"output={tmp_path / 'other'}", entry=evaluate)
+    outcome = command(f"run={trained}", *AXES, *how, f"output={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 0, outcome.err
     for name in ("views.csv", "summary.json"):
         assert (tmp_path / "other" / name).read_bytes() == (first / name).read_bytes()
@@ -95,16 +90,16 @@ def test_after_ctrl_c_the_same_command_goes_on(
     arguments = (f"run={trained}", *AXES, "batch=2", "workers=1")
     with monkeypatch.context() as patches:
         patches.setattr(measure.Table, "__getitem__", interrupted)
-        outcome = command(*arguments, f"output={tmp_path / 'other'}", entry=evaluate)
+        outcome = command(*arguments, f"output={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 130
     assert f"resume={tmp_path / 'other'}" in outcome.out
     assert not (tmp_path / "other" / "summary.json").exists()
     assert (tmp_path / "other" / "views.csv").read_bytes().count(b"\n") == 1 + 6 * 10
-    outcome = command(*arguments, f"resume={tmp_path / 'other'}", entry=evaluate)
+    outcome = command(*arguments, f"resume={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 0, outcome.err
     for name in ("views.csv", "summary.json"):
         assert (tmp_path / "other" / name).read_bytes() == (first / name).read_bytes()
-    outcome = command(*arguments, "seed=3", f"resume={tmp_path / 'other'}", entry=evaluate)
+    outcome = command(*arguments, "seed=3", f"resume={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 2
     assert "got another command, seed; repeat its command" in outcome.err
 
@@ -123,7 +118,7 @@ def test_any_image_is_a_patch_for_several_victims(
         *(one for one in tiny if not one.startswith(("victim", "patch"))),
         *("axes=[size,blur]", "axes.size.levels=[0.05]", "axes.blur.levels=[1,2]", "sweep=factorial"),
         *("scenes=2", "draws=1", "workers=1", f"output={tmp_path / 'out'}"),
-        entry=evaluate,
+        entry="evaluate",
     )
     assert outcome.status == 0, outcome.err
     excess = json.loads((tmp_path / "out" / "summary.json").read_text())["excess"]
@@ -161,7 +156,7 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     write_png(tmp_path / "x.png", torch.rand(3, 4, 4), torch.ones(1, 4, 4), (10.0, 10.0))
     rest = [one for one in tiny if not one.startswith("patch")]
-    outcome = command("attack=flow", "victim=flow_matching", *rest, *given, entry=evaluate)
+    outcome = command("attack=flow", "victim=flow_matching", *rest, *given, entry="evaluate")
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
@@ -175,7 +170,7 @@ def test_a_patch_with_the_json_of_another_is_refused_in_one_line(
     (tmp_path / "patch.json").write_text('{"size_mm": "large"}')
     rest = [one for one in tiny if not one.startswith("patch")]
     outcome = command(
-        "attack=flow", "victim=flow_matching", *rest, f"patch={tmp_path / 'patch.png'}", *AXES, entry=evaluate
+        "attack=flow", "victim=flow_matching", *rest, f"patch={tmp_path / 'patch.png'}", *AXES, entry="evaluate"
     )
     assert outcome.status == 2
     assert "expected JSON with size_mm" in outcome.err

@@ -1,24 +1,17 @@
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pypdf import PdfReader
 
+from patchattack.commands import print as print_command
 from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import load_layouts
 from patchattack.printing.sheet import Sheet
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "print_patch.py"
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -28,13 +21,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "night"
 
 
-def test_sheets_of_a_run(folder: Path) -> None:
-    done = command(f"run={folder}", "print=letter", "print.number=2", "control=true", "blank=true", "png=true")
-    assert (done.returncode, done.stderr) == (0, "")
+def test_sheets_of_a_run(folder: Path, command: Callable[..., Any]) -> None:
+    done = command(
+        f"run={folder}", "print=letter", "print.number=2", "control=true", "blank=true", "png=true", entry="print"
+    )
+    assert (done.status, done.err) == (0, "")
     stems = ("letter", "control_letter", "blank_letter")
     files = {f"{stem}.{kind}" for stem in stems for kind in ("pdf", "png")} | {"layout.json"}
     assert {path.name for path in (folder / "print").iterdir()} == files
-    assert all(str(folder / "print" / name) in done.stdout for name in files)
+    assert all(str(folder / "print" / name) in done.out for name in files)
     texts = [PdfReader(folder / "print" / f"{stem}.pdf").pages[0].extract_text() for stem in stems]
     for text, number in zip(texts, (2, 3, 2), strict=True):
         for words in ("run night", "config 0123456789ab", "100 × 100 mm", f"sheet {number}"):
@@ -46,13 +41,8 @@ def test_sheets_of_a_run(folder: Path) -> None:
 
 
 def run(**parts: Any) -> None:
-    spec = importlib.util.spec_from_file_location("script_print_patch", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     nothing = {"run": None, "patch": None, "control": False, "blank": False, "png": False, "output": None}
-    module.run(nothing | {"print": Sheet()} | parts)
+    print_command.run(nothing | {"print": Sheet()} | parts)
 
 
 def test_sheet_of_a_file_in_another_folder(folder: Path, tmp_path: Path) -> None:
@@ -72,7 +62,7 @@ def test_folder_without_a_patch(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_printed_is_said_in_one_line(folder: Path) -> None:
-    done = command(f"run={folder}", "print=a5")
-    assert done.returncode == 2
-    assert done.stderr == "patchattack: print: expected one of a3, a4, custom, letter, got a5\n"
+def test_what_cannot_be_printed_is_said_in_one_line(folder: Path, command: Callable[..., Any]) -> None:
+    done = command(f"run={folder}", "print=a5", entry="print")
+    assert done.status == 2
+    assert done.err == "patchattack: print: expected one of a3, a4, custom, letter, got a5\n"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import threading
@@ -8,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
@@ -18,29 +16,18 @@ import pytest
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import Layout, save_layouts
 
-PATH = Path(__file__).parents[2] / "scripts" / "webcam.py"
 OF_THE_RUN = ("attack=flow", "victim=flow_matching", "victim.weights=random", "output=elsewhere")
 SMALL = ("trainer.accelerator=cpu", "size=[64,128]")
 
 
-@pytest.fixture(scope="module")
-def webcam() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("script_webcam", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def start(webcam: ModuleType, command: Callable[..., Any], tmp_path: Path, patch: Patch, sheet: Layout) -> Any:
-    """``scripts/webcam.py`` on a finished run, into ``tmp_path / "out"``."""
+def start(command: Callable[..., Any], tmp_path: Path, patch: Patch, sheet: Layout) -> Any:
+    """``patchattack webcam`` on a finished run, into ``tmp_path / "out"``."""
     folder = tmp_path / "run"
     patch.save(folder / "patch.png", {})
     (folder / "overrides.yaml").write_text("".join(f"- {one}\n" for one in OF_THE_RUN))
     save_layouts(folder / "print" / "layout.json", [sheet])
-    return lambda *given: command(f"run={folder}", f"output={tmp_path / 'out'}", *SMALL, *given, entry=webcam.main)
+    return lambda *given: command(f"run={folder}", f"output={tmp_path / 'out'}", *SMALL, *given, entry="webcam")
 
 
 def test_a_video_without_a_window(
@@ -70,11 +57,11 @@ def test_a_video_without_a_window(
     assert {row["condition"] for row in victim["rows"]} == {"patch", "grey", "predicted"}
     assert "with the sheet: 7" in outcome.out
     assert str(out / "report.html") in outcome.out
-    assert "python scripts/webcam.py" in (out / "report.html").read_text()
+    assert "patchattack webcam" in (out / "report.html").read_text()
 
 
 def test_a_report_is_made_again_without_source_and_victim(
-    start: Any, command: Callable[..., Any], webcam: ModuleType, photo: Callable[..., np.ndarray], tmp_path: Path
+    start: Any, command: Callable[..., Any], photo: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
@@ -86,12 +73,12 @@ def test_a_report_is_made_again_without_source_and_victim(
         shutil.rmtree(path)
     for name in ("report.html", "summary.json"):
         (out / name).unlink()
-    again = command(f"report={out}", entry=webcam.main)
+    again = command(f"report={out}", entry="webcam")
     assert (again.status, again.err) == (0, "")
     assert again.out == first.out
     assert (out / "report.html").read_text() == page
     assert (out / "summary.json").is_file()
-    refused = command(f"report={source}", entry=webcam.main)
+    refused = command(f"report={source}", entry="webcam")
     assert (refused.status, refused.out) == (2, "")
     assert refused.err.startswith(f"patchattack: {source}/frames.csv: expected the table")
 

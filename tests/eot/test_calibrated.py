@@ -180,7 +180,7 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, content: str |
     with pytest.raises(InputError) as caught:
         Calibrated(path)
     assert message in str(caught.value)
-    assert "scripts/calibrate.py fit" in str(caught.value)
+    assert "patchattack calibrate fit" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from patchattack.controls import CONDITIONS
-from patchattack.reporting import evidence as module
 from patchattack.reporting import page
+from patchattack.reporting import sweep as module
 from patchattack.reporting.report import Example, Panel
 from patchattack.reporting.sweep import Axis, Evidence, write_evidence
 from patchattack.statistics import Outcome
@@ -53,7 +53,7 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, Axis] = AXES) -> Evid
         outcome=Outcome.WORKS,
         facts="Success 0.050 with a random patch.",
         setup=[("Seed", "0")],
-        command="python scripts/evaluate.py run='a b'",
+        command="patchattack evaluate run='a b'",
         versions={"torch": "2.15.0"},
         axes=axes,
         rows=rows,
@@ -183,7 +183,7 @@ def test_figures_for_papers_are_as_wide_as_a_column(folder: Path) -> None:
 
 def test_tables_for_latex_have_the_numbers(folder: Path) -> None:
     headline = (folder / "figures" / "headline.tex").read_text()
-    assert "% python scripts/evaluate.py run='a b'\n" in headline
+    assert "% patchattack evaluate run='a b'\n" in headline
     assert r"\begin{tabular}{ll" + "r" * 7 + "}" in headline
     assert "Victim & Patch & no patch & grey card & random patch & patch & excess & p & n" in headline
     assert r"net & stop & 0.000 & 0.020 & 0.050 & 0.600 & 0.550 {[}0.450, 0.650] & $<$ 0.001 & 40 \\" in headline

@@ -34,7 +34,7 @@ def some_field() -> Field:
         won=[Photo(torch.rand(3, 12, 16), "frame 7: 1.20 m")],
         lost=[],
         setup=[("Source", "rtsp://camera")],
-        command="python scripts/webcam.py run='x y'",
+        command="patchattack webcam run='x y'",
         versions={"torch": "2.15.0"},
     )
 

@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 import re
-import runpy
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from patchattack import ablation, cli, files, statistics
+from patchattack import files, statistics
+from patchattack.cli.checks import check_types
 from patchattack.errors import InputError
 from patchattack.patch import Patch
-from patchattack.studies.ablation import Line, Trial, variants, verdict
+from patchattack.studies import ablation
+from patchattack.studies.ablation import AblationStudy, Line, variants, verdict
 from patchattack.tracking import Nothing
 
 PROJECT = Path(__file__).parents[1]
@@ -39,10 +40,6 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def ablate() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "ablate.py"), run_name="__main__")
-
-
 @pytest.fixture(scope="module")
 def base(tiny: tuple[str, ...]) -> tuple[str, ...]:
     return ("attack=flow", "victim=flow_matching", *tiny)
@@ -51,7 +48,7 @@ def base(tiny: tuple[str, ...]) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any], base: tuple[str, ...]) -> Path:
     folder = tmp_path_factory.mktemp("tables") / "table"
-    outcome = command(*base, "only=[without_camera,without_calibration]", f"output={folder}", entry=ablate)
+    outcome = command(*base, "only=[without_camera,without_calibration]", f"output={folder}", entry="ablate")
     assert outcome.status == 0, outcome.err
     assert "left out: without_calibration (the set-up is the same: no appearance.calibrated)" in outcome.err
     return folder
@@ -108,7 +105,7 @@ def test_more_ablations_join_what_is_there(
     outcome = command(
         *(*base, "only=[without_camera,upright,steady]", f"output={table}"),
         *("+ablations=more", "+ablations.upright={placement.rotation:[0,0]}", f"--config-dir={tmp_path}"),
-        entry=ablate,
+        entry="ablate",
     )
     assert outcome.status == 0, outcome.err
     said = outcome.out + outcome.err
@@ -145,13 +142,13 @@ def test_an_interrupted_training_goes_on_to_the_bit(
     given = (*base, "only=[without_camera]", f"output={tmp_path}")
     with monkeypatch.context() as patches:
         patches.setattr(ablation, "Nothing", Stops)
-        outcome = command(*given, entry=ablate)
+        outcome = command(*given, entry="ablate")
     assert outcome.status == 130, outcome.err
-    assert "\ninterrupted after step 1 of 4. To go on: python scripts/ablate.py attack=flow" in outcome.out
+    assert "\ninterrupted after step 1 of 4. Resume with: patchattack ablate attack=flow" in outcome.out
     assert outcome.out.count(f"output={tmp_path}") == 1
     assert not (tmp_path / "ablations.json").exists()
 
-    outcome = command(*given, entry=ablate)
+    outcome = command(*given, entry="ablate")
     assert outcome.status == 0, outcome.err
     said = outcome.out + outcome.err
     assert "training whole_set_up" not in said
@@ -164,11 +161,11 @@ def test_an_interrupted_training_goes_on_to_the_bit(
 def test_other_settings_do_not_join(table: Path, command: Callable[..., Any], base: tuple[str, ...]) -> None:
     given = (*base, "only=[without_camera]", f"output={table}")
     for override in ("optimizer.lr=0.5", "+ablations.without_camera={camera.sensor_noise:null}"):
-        outcome = command(*given, override, entry=ablate)
+        outcome = command(*given, override, entry="ablate")
         assert outcome.status == 2
         assert outcome.err.splitlines()[-1].startswith(f"patchattack: output={table}: expected the settings that its")
     # How many scenes are measured, and what is printed, changes no patch.
-    outcome = command(*given, "trainer.test_draws=1", "camera@printed.camera=[jpeg]", entry=ablate)
+    outcome = command(*given, "trainer.test_draws=1", "camera@printed.camera=[jpeg]", entry="ablate")
     assert outcome.status == 0, outcome.err
 
 
@@ -185,7 +182,7 @@ def test_other_settings_do_not_join(table: Path, command: Callable[..., Any], ba
 def test_bad_input_is_one_line(
     tmp_path: Path, command: Callable[..., Any], base: tuple[str, ...], given: str, message: str
 ) -> None:
-    outcome = command(*base, *given.split(), f"output={tmp_path / 'table'}", entry=ablate)
+    outcome = command(*base, *given.split(), f"output={tmp_path / 'table'}", entry="ablate")
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
@@ -198,13 +195,13 @@ def test_scenes_that_nobody_can_win_are_refused(
     # The untrained network puts every sign into one class: none is its own.
     options = ("attack=classification", "attack.goal=untargeted", "data.size=[32,32]")
     kept = [one for one in base if not one.startswith(("attack", "victim=", "data.size"))]
-    outcome = command(*kept, *options, f"output={tmp_path}", entry=ablate)
+    outcome = command(*kept, *options, f"output={tmp_path}", entry="ablate")
     assert outcome.status == 2
     assert "data: expected test scenes that a patch can win from classifier_residual, got 2" in outcome.err
     assert not (tmp_path / "patches").exists()
 
 
-def trial(ablations: dict[str, Any], config: dict[str, Any] = CONFIG) -> Trial:
+def trial(ablations: dict[str, Any], config: dict[str, Any] = CONFIG) -> AblationStudy:
     """Of parts that remember what they were to be made of."""
 
     def build(node: dict[str, Any]) -> Any:
@@ -214,7 +211,7 @@ def trial(ablations: dict[str, Any], config: dict[str, Any] = CONFIG) -> Trial:
     names = ("attack", "victim", "source", "optimizer", "schedule", "tracker", "sheet")
     shared: dict[str, Any] = {name: SimpleNamespace(classes=()) for name in names}
     shared["settings"] = SimpleNamespace(devices=1, memory_gb=0.0)
-    return Trial(shared, copy.deepcopy(config), ablations, {}, build, "python scripts/ablate.py attack=flow")
+    return AblationStudy(shared, copy.deepcopy(config), ablations, {}, build, "patchattack ablate attack=flow")
 
 
 def made(name: str, sets: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -285,7 +282,7 @@ def test_every_shipped_ablation_fits_every_placement() -> None:
     with initialize_config_dir(str(files.shipped("conf").resolve()), version_base="1.3"):
         for overrides in (["attack=flow"], ["attack=detection"], ["attack=classification", "placement=brown"]):
             config = compose("ablate", overrides)
-            cli._check_types(OmegaConf.to_container(config))
+            check_types(OmegaConf.to_container(config))
             plain: Any = OmegaConf.to_container(config, resolve=True)
             whole = {key: plain[key] for key in CONFIG}
             found, left_out = variants(trial(plain["ablations"], whole))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from patchattack.studies.single_image.baselines_trial import Photograph, Trial, claim, destroyed, measure
 from torch import Tensor, nn
 
 from patchattack import files, seeding
@@ -28,6 +26,7 @@ from patchattack.patch import Patch
 from patchattack.scene import Scene, Source
 from patchattack.studies.single_image.baselines import BASELINES, Limits, Subject, craft, second
 from patchattack.studies.single_image.baselines_report import publish
+from patchattack.studies.single_image.baselines_study import BaselinesStudy, Photograph, destroyed, measure
 from patchattack.studies.single_image.subject import Goal
 from patchattack.victims.victim import ClassificationVictim
 
@@ -209,7 +208,7 @@ def test_a_photograph_depends_on_its_own_draw_alone_and_prints_8_bits() -> None:
 # The table
 
 
-def trial(**given: Any) -> Trial:
+def trial(**given: Any) -> BaselinesStudy:
     options: dict[str, Any] = {
         "victim": Linear(),
         "goal": Goal("targeted", "blue"),
@@ -224,7 +223,7 @@ def trial(**given: Any) -> Trial:
         "seed": 0,
         "placement": Uniform(side=0.5),
     }
-    return Trial(**options | given)
+    return BaselinesStudy(**options | given)
 
 
 def test_the_table_has_a_row_for_every_goal_and_its_controls() -> None:
@@ -276,7 +275,7 @@ def test_the_least_likely_class_is_that_of_the_clean_image() -> None:
 def test_it_is_published_as_files_and_as_text(tmp_path: Path) -> None:
     shown = trial(patch=Patch.create(resolution=8))
     rows = measure(shown, path=tmp_path / "results.json")
-    text = publish(shown, rows, tmp_path, "python scripts/baselines.py", {"torch": "2"})
+    text = publish(shown, rows, tmp_path, "patchattack baselines", {"torch": "2"})
     assert "| FGSM, to blue (Goodfellow et al. 2015) |" in text
     assert len(text.splitlines()) == 2 + len(rows)
     assert json.dumps(files.read_rows(tmp_path / "results.json")) == json.dumps(rows)
@@ -304,16 +303,6 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path: Path) -> None:
     path.write_text("[")
     with pytest.raises(InputError, match=r"results\.json: expected what a run has written"):
         measure(trial(), path=path)
-
-
-def test_another_command_does_not_go_on_with_a_table(tmp_path: Path) -> None:
-    claim(tmp_path, {"command": "a"})
-    claim(tmp_path, {"command": "a"})
-    with pytest.raises(InputError, match=r'expected the run that it was begun with, \{"command": "a"\}, got'):
-        claim(tmp_path, {"command": "b"})
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run\.json: expected what a run has written"):
-        claim(tmp_path, {"command": "a"})
 
 
 # Bad input
@@ -345,10 +334,6 @@ def test_what_cannot_be_measured_is_said_first() -> None:
         measure(trial(victim=Wrong()))
 
 
-def entry() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "baselines.py"), run_name="__main__")
-
-
 def test_the_command_stands_the_patch_of_a_run_beside_them(
     tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
 ) -> None:
@@ -356,12 +341,12 @@ def test_the_command_stands_the_patch_of_a_run_beside_them(
     run = tmp_path / "run"
     assert command("attack=classification", *rest, f"output={run}").status == 0
     table = tmp_path / "table"
-    outcome = command(f"run={run}", "images=2", "attacks=[fgsm]", "draws=1", f"output={table}", entry=entry)
+    outcome = command(f"run={run}", "images=2", "attacks=[fgsm]", "draws=1", f"output={table}", entry="baselines")
     assert outcome.status == 0, outcome.err
     rows = json.loads((table / "results.json").read_text())
     assert [row["attack"] for row in rows] == ["none", "fgsm", "fgsm", "random", "patch"]
     assert "optimised patch, to stop" in outcome.out
-    refused = command(f"run={run}", "images=3", f"output={tmp_path / 'other'}", entry=entry)
+    refused = command(f"run={run}", "images=3", f"output={tmp_path / 'other'}", entry="baselines")
     assert refused.status == 2
     assert "images: expected at most 2" in refused.err
     assert refused.err.count("\n") == 1

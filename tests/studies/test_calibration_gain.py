@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import runpy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,9 @@ from omegaconf import OmegaConf
 
 from patchattack import files
 from patchattack.errors import InputError
-from patchattack.rehearsal import gain, rehearse
-from patchattack.studies.calibration import Trial, paired, verdict, won
+from patchattack.rehearsal import rehearse
+from patchattack.studies import calibration as gain
+from patchattack.studies.calibration import CalibrationStudy, pair, verdict, won
 
 PROJECT = Path(__file__).parents[1]
 NAMES = ["random", "without", "with", "difference", "lost"]
@@ -36,10 +36,6 @@ SMALL = (
 )
 
 
-def calibration_gain() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "calibration_gain.py"), run_name="__main__")
-
-
 @pytest.fixture(scope="module")
 def start(
     tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any], tiny: tuple[str, ...]
@@ -47,7 +43,7 @@ def start(
     """A folder, and the script into it."""
     folder = tmp_path_factory.mktemp("gains") / "gain"
     given = [one for one in tiny if one != "tracker=none"]
-    return folder, lambda *more: command(*SMALL, *given, f"output={folder}", *more, entry=calibration_gain)
+    return folder, lambda *more: command(*SMALL, *given, f"output={folder}", *more, entry="calibration-gain")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +75,7 @@ def finished(start: tuple[Path, Callable[..., Any]], interrupted: Any) -> tuple[
 def test_an_interrupted_call_says_how_to_go_on(start: tuple[Path, Callable[..., Any]], interrupted: Any) -> None:
     folder, _ = start
     assert interrupted.status == 130, interrupted.err
-    assert "interrupted. To go on: python scripts/calibration_gain.py attack=flow" in interrupted.out
+    assert "interrupted. Resume with: patchattack calibration-gain attack=flow" in interrupted.out
     assert interrupted.out.count(f"output={folder}") == 1
     assert (folder / "seed_3" / "random" / "rehearsal" / "rehearsal.json").is_file()
 
@@ -154,7 +150,7 @@ def test_other_settings_do_not_join(start: tuple[Path, Callable[..., Any]]) -> N
 def test_bad_input_is_one_line_before_any_work(
     tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], given: str, message: str
 ) -> None:
-    outcome = command(*SMALL, *tiny, *given.split(), f"output={tmp_path / 'gain'}", entry=calibration_gain)
+    outcome = command(*SMALL, *tiny, *given.split(), f"output={tmp_path / 'gain'}", entry="calibration-gain")
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
@@ -175,7 +171,7 @@ def test_trainings_differ_by_the_calibration_alone(tmp_path: Path, tiny: tuple[s
         built.append(given)
         raise BuiltError
 
-    trial = Trial(config, build, {3: 5}, {}, "python")  # type: ignore[arg-type]
+    trial = CalibrationStudy(config, build, {3: 5}, {}, "python")  # type: ignore[arg-type]
     for calibration in (None, tmp_path / "calibration.json"):
         with pytest.raises(BuiltError):
             gain._trained(trial, 3, calibration, tmp_path / "run", None)
@@ -233,6 +229,6 @@ def test_the_verdict_needs_interval_and_p() -> None:
 
 
 def test_each_seed_has_its_printer() -> None:
-    assert paired([2, 0], [7, 7]) == {2: 7, 0: 7}
+    assert pair([2, 0], [7, 7]) == {2: 7, 0: 7}
     with pytest.raises(InputError, match="printers: expected one for each of 2 seeds, got 1"):
-        paired([0, 1], [3])
+        pair([0, 1], [3])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,6 @@ from patchattack.patch import Patch
 
 PROJECT = Path(__file__).parents[1]
 COLUMNS = ("clean", "random", "transferred", "adaptive")
-
-
-def defenses() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "defenses.py"), run_name="__main__")
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +51,17 @@ def test_the_table_has_every_pair_and_goes_on_where_it_stopped(
 ) -> None:
     folder = tmp_path / "table"
     given = (f"run={trained}", f"output={folder}")
-    first = command(*given, "defenses=[bit_depth]", entry=defenses)
+    first = command(*given, "defenses=[bit_depth]", entry="defenses")
     assert first.status == 0, first.err
     before = (folder / "defenses.json").read_text()
 
     options = ("defenses=[bit_depth,patch_cleanser]", "defenses.patch_cleanser.masks=2")
-    refused = command(*given, *options, entry=defenses)
+    refused = command(*given, *options, entry="defenses")
     assert refused.status == 2
     assert "got other ones: defenses.patch_cleanser.masks=2" in refused.err
     assert (folder / "defenses.json").read_text() == before
 
-    second = command(*given, "defenses=[bit_depth,median]", entry=defenses)
+    second = command(*given, "defenses=[bit_depth,median]", entry="defenses")
     assert second.status == 0, second.err
     assert "defence: median" in second.err + second.out
     assert "defence: bit_depth" not in second.err + second.out  # its rows are there
@@ -99,7 +94,7 @@ def test_the_table_has_every_pair_and_goes_on_where_it_stopped(
 def test_an_adaptive_patch_begins_as_the_transferred_one(
     tmp_path: Path, command: Callable[..., Any], trained: Path
 ) -> None:
-    outcome = command(f"run={trained}", "defenses=[jpeg]", "optimizer.lr=0", f"output={tmp_path}", entry=defenses)
+    outcome = command(f"run={trained}", "defenses=[jpeg]", "optimizer.lr=0", f"output={tmp_path}", entry="defenses")
     assert outcome.status == 0, outcome.err
     adaptive = Patch.load(tmp_path / "adaptive" / "classifier_residual-jpeg" / "patch.png")
     assert torch.equal(adaptive(), Patch.load(trained / "patch.png")())
@@ -107,7 +102,7 @@ def test_an_adaptive_patch_begins_as_the_transferred_one(
 
 def test_what_is_certified_stands_beside_it(tmp_path: Path, command: Callable[..., Any], trained: Path) -> None:
     options = ("defenses=[patch_cleanser]", "defenses.patch_cleanser.masks=2", f"output={tmp_path}")
-    outcome = command(f"run={trained}", *options, entry=defenses)
+    outcome = command(f"run={trained}", *options, entry="defenses")
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "defenses.json").read_text())
     (certified,) = (row for row in rows if row["condition"] == "certified")
@@ -139,7 +134,7 @@ def test_bad_input_is_one_line(
     tmp_path: Path, command: Callable[..., Any], trained: Path, given: tuple[str, ...], message: str
 ) -> None:
     overrides = [one.replace("RUN", str(trained)) for one in given]
-    outcome = command(*overrides, f"output={tmp_path / 'table'}", entry=defenses)
+    outcome = command(*overrides, f"output={tmp_path / 'table'}", entry="defenses")
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import runpy
 import signal
 import sys
 import warnings
@@ -17,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchattack import substitute
 from patchattack.errors import InputError, VictimError
 from patchattack.job import Settings
 from patchattack.scene import Scene, Source
-from patchattack.studies.substitute import Notebook, Recipe, Trial, learn
+from patchattack.studies import substitute
+from patchattack.studies.substitute import Notebook, Recipe, SubstituteStudy, learn
 from patchattack.victims.substitute import Substitute
 from patchattack.victims.victim import ClassificationVictim
 
@@ -70,10 +69,10 @@ class Processor:
         return contextlib.nullcontext()
 
 
-def trial(victim: ClassificationVictim, scenes: int = 20, **options: Any) -> Trial:
+def trial(victim: ClassificationVictim, scenes: int = 20, **options: Any) -> SubstituteStudy:
     given = {"rounds": 2, "queries": 30, "epochs": 1, "batch": 4, "size": (16, 16), **options}
     settings = Settings(steps=1, batch=1, split=(0.5, 0.25, 0.25))
-    return Trial(victim, Colours(scenes), Recipe(**given), settings, seed=0)
+    return SubstituteStudy(victim, Colours(scenes), Recipe(**given), settings, seed=0)
 
 
 def taught(victim: ClassificationVictim, folder: Path, **options: Any) -> Notebook:
@@ -223,10 +222,6 @@ def predict(images):
 """
 
 
-def script() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "substitute.py"), run_name="__main__")
-
-
 def test_the_script_says_how_to_go_on(
     tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,24 +237,24 @@ def test_the_script_says_how_to_go_on(
 
     monkeypatch.setitem(sys.modules, "service", service)
     service.PATIENCE[0] = 4  # one to try it, two that are held out, and one question is refused
-    outcome = command(*arguments, entry=script)
+    outcome = command(*arguments, entry="substitute")
     assert outcome.status == 2
     assert outcome.err.splitlines()[-1].startswith("patchattack: victim predict: expected an answer, got ConnectionErr")
-    assert f"go on with the same command and output={tmp_path / 'folder'}" in outcome.err
+    assert "resume with: patchattack substitute " in outcome.err
     service.PATIENCE[0] = 10**9
-    outcome = command(*arguments, entry=script)
+    outcome = command(*arguments, entry="substitute")
     assert outcome.status == 0, outcome.err
     assert sum(service.ASKED) == 1 + 1 + 2 + 7  # each run tries the victim once
     assert "7 to teach it and 2 to measure it" in outcome.out
     folder = tmp_path / "folder"
     lines = {line.strip().split("  ")[0]: line for line in outcome.out.splitlines()}
-    assert f"python train.py attack=classification {' '.join(rest[:1])}" in lines["attack it"]
+    assert f"patchattack train attack=classification {' '.join(rest[:1])}" in lines["attack it"]
     assert lines["attack it"].endswith(f"victim=substitute victim.weights={folder}")
     assert f"victims=[substitute,callable]' victims.substitute.weights={folder}" in lines["transfer"]
     assert "victims.callable.function=service.predict" in lines["transfer"]
 
 
 def test_only_classifiers_are_substituted(tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]) -> None:
-    outcome = command("victim=depth_unet", *tiny, f"output={tmp_path / 'folder'}", entry=script)
+    outcome = command("victim=depth_unet", *tiny, f"output={tmp_path / 'folder'}", entry="substitute")
     assert outcome.status == 2
     assert "expected a classifier to be substituted, got depth_unet for depth" in outcome.err

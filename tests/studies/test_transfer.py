@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,6 @@ import numpy as np
 import pytest
 
 PROJECT = Path(__file__).parents[1]
-
-
-def transfer() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "transfer.py"), run_name="__main__")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +35,7 @@ def test_every_patch_meets_every_victim(
         *(one for one in tiny if not one.startswith("victim")),
         f"output={tmp_path / 'table'}",
     )
-    outcome = command(*arguments, entry=transfer)
+    outcome = command(*arguments, entry="transfer")
     assert outcome.status == 0, outcome.err
     rows = json.loads((tmp_path / "table" / "transfer.json").read_text())
     patches, victims = {row["patch"] for row in rows}, {row["victim"] for row in rows}
@@ -77,7 +72,7 @@ def test_an_image_is_a_patch_too_and_runs_leave_out_what_they_have_seen(
         "trainer.split=[0.25,0.25,0.5]",  # of its last four scenes, the run has seen two
         f"output={tmp_path / 'table'}",
     )
-    outcome = command(*arguments, entry=transfer)
+    outcome = command(*arguments, entry="transfer")
     assert outcome.status == 0, outcome.err
     rows = {row["patch"]: row for row in json.loads((tmp_path / "table" / "transfer.json").read_text())}
     assert rows.keys() == {"clean", "grey", "white", "black", "drawn", "random", "photo", "flow_matching"}
@@ -96,7 +91,7 @@ def test_bad_input_is_one_line(
     command: Callable[..., Any], tiny: tuple[str, ...], given: list[str], message: str
 ) -> None:
     rest = [one for one in tiny if not one.startswith("victim")]
-    outcome = command("attack=flow", "victims=[flow_matching]", *rest, *given, entry=transfer)
+    outcome = command("attack=flow", "victims=[flow_matching]", *rest, *given, entry="transfer")
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1

@@ -25,7 +25,7 @@ from patchattack.webcam.session import Setup
 from patchattack.webcam.summary import Origin, Outcome, publish
 from patchattack.webcam.trial import Trial
 
-ORIGIN = Origin("The patch", [("Source", "film.avi")], "python scripts/webcam.py source=film.avi", {"torch": "2"})
+ORIGIN = Origin("The patch", [("Source", "film.avi")], "patchattack webcam source=film.avi", {"torch": "2"})
 
 
 class Failing:
