@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -250,7 +249,7 @@ def check_tasks(attack: Attack, victims: Mapping[str, Victim]) -> None:
             raise InputError(f"victims: expected victims for {attack.task}, got {name} for {victim.task}")
 
 
-def introduced(
+def bind_victim(
     attack: Attack, victim: Victim, source: Source, fabric: Fabric
 ) -> tuple[Attack, Callable[[Tensor], Any], Source]:
     """One of several victims of an attack, on the device.
@@ -262,8 +261,7 @@ def introduced(
     Raises:
         InputError: the attack does not fit the victim or the scenes.
     """
-    attack = copy.copy(attack)
-    attack.bind(victim, source)
+    attack = attack.bound(victim, source)
     victim.to(fabric.device)
     predict = asking(victim, fabric)
     return attack, predict, attack.scenes(source, predict)

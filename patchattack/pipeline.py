@@ -154,7 +154,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
         )
     if isinstance(victim, Ensemble):
         attack = EnsembleAttack(attack, victim.members, victim.combine)
-    attack.bind(victim, parts.source)
+    attack = attack.bound(victim, parts.source)
     if not victim.differentiable and settings.devices > 1:
         raise InputError(
             f"trainer.devices: expected 1 for {victim.name}, which only answers, got {settings.devices}; "

@@ -368,9 +368,8 @@ def _losses(job: Job, batch: _Batch, of_victim: torch.Generator) -> dict[str, Te
     textures = job.patch().unflatten(-3, (1, 3)).flatten(0, -4)  # [P, 3, h, w]
     each = textures.repeat_interleave(len(batch.scene) // len(textures), dim=0) if len(textures) > 1 else textures[0]
     view = job.renderer(each, job.patch.mask, batch.scene, batch.draw)
-    job.victim.draw(of_victim)
-    hit = job.predict(view.frames)
-    job.victim.draw(None)  # the references and the validation are of all that it can do
+    with job.victim.randomised(of_victim):  # the references and the validation are of all that it can do
+        hit = job.predict(view.frames)
     job.queries += (job.fabric.world_size - 1) * len(batch.scene)  # of the other processes
     losses = {"attack": job.attack.loss(hit, batch.clean, batch.scene, view).mean()}
     for name, regularizer in job.regularizers.items():

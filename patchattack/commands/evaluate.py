@@ -33,7 +33,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.studies import study
     from patchattack.studies.sweep import measure, summary
     from patchattack.studies.sweep.axis import points
-    from patchattack.webcam.trial import contestants
+    from patchattack.webcam.camera_victim import select_victims
 
     _check(parts)
     fabric = pipeline.start_fabric(parts["trainer"])
@@ -43,7 +43,7 @@ def run(parts: dict[str, Any]) -> None:
     sweep = measure.Sweep(
         attack=parts["attack"],
         source=source,
-        victims=contestants(parts["victims"], parts["victim"]),
+        victims=select_victims(parts["victims"], parts["victim"]),
         patches=runs.load_patches(given, parts["size_mm"]),
         points=points(parts["axes"], parts["renderer"], cli.make, factorial=parts["sweep"] == "factorial"),
         settings=replace(parts["trainer"], test_scenes=parts["scenes"], test_draws=parts["draws"]),

@@ -27,8 +27,8 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.printing.fiducials import load_layouts
     from patchattack.rehearsal import rehearse
     from patchattack.rehearsal.unknown import Unknown
+    from patchattack.webcam.camera_victim import camera_victims, select_victims
     from patchattack.webcam.summary import Origin
-    from patchattack.webcam.trial import contestants, lined_up
 
     if type(parts["printer"]) is not int or parts["printer"] < 0:
         raise InputError(f"printer: expected an integer >= 0, got {parts['printer']}")
@@ -37,7 +37,7 @@ def run(parts: dict[str, Any]) -> None:
     sheets = load_layouts(folder / "print" / "layout.json")
     fabric = pipeline.start_fabric(parts["trainer"])
 
-    trials = lined_up(contestants(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
+    trials = camera_victims(select_victims(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
     plan = rehearse.planned(
         *(trials[0], patch, sheets, parts["print"], parts["data"], Unknown.draw(parts["printer"]), parts["seed"]),
         **{key: parts[key] for key in ("size", "fps", "keep", "independent")},

@@ -41,12 +41,12 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack import pipeline
     from patchattack.patch import Patch
     from patchattack.printing.fiducials import load_layouts
+    from patchattack.webcam.camera_victim import camera_victims, select_victims
     from patchattack.webcam.capture import open_source
     from patchattack.webcam.evaluator import evaluate
     from patchattack.webcam.screen import Nowhere, Window
     from patchattack.webcam.session import Setup
     from patchattack.webcam.summary import Origin
-    from patchattack.webcam.trial import contestants, lined_up
 
     if parts["source"] is None or parts["run"] is None:
         raise InputError(
@@ -57,9 +57,9 @@ def run(parts: dict[str, Any]) -> None:
     patch = Patch.load(folder / "patch.png")
     sheets = load_layouts(folder / "print" / "layout.json")
     fabric = pipeline.start_fabric(parts["trainer"])
-    victims = contestants(parts["victims"], parts["victim"])
+    victims = select_victims(parts["victims"], parts["victim"])
     setup = Setup(
-        trials=lined_up(victims, parts["attack"], fabric, parts["margin"]),
+        trials=camera_victims(victims, parts["attack"], fabric, parts["margin"]),
         patch=patch,
         sheets=sheets,
         lens=parts["lens"],

@@ -25,9 +25,9 @@ from patchattack.rehearsal.unknown import Unknown
 from patchattack.reporting.calibration import CHANGES, PARTS, PATCHES, Gain, write_gain
 from patchattack.statistics import FEWEST
 from patchattack.studies.study import check_settings, markdown, write_csv
+from patchattack.webcam.camera_victim import camera_victims, select_victims
 from patchattack.webcam.records import read
 from patchattack.webcam.summary import Origin, by_stretch, percent
-from patchattack.webcam.trial import contestants, lined_up
 
 # Keys that may change between two calls that share a folder: no patch and no video depends on them.
 _FREE = ("tracker", "experiment", "resume")
@@ -82,7 +82,7 @@ def plans(study: CalibrationStudy, parts: Parts, fabric: Any) -> dict[int, Plan]
     pipeline.assemble(parts, fabric)
     config, mask, size_mm = study.config, parts.patch.mask.cpu(), parts.patch.size_mm
     height, width = mask.shape[1:]
-    asked = lined_up(contestants({}, parts.victim), parts.attack, fabric, config["margin"])[0]
+    asked = camera_victims(select_victims({}, parts.victim), parts.attack, fabric, config["margin"])[0]
     return {
         seed: rehearse.planned(
             asked,

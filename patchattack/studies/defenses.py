@@ -170,8 +170,7 @@ def _certified(job: Job, numbers: list[int]) -> np.ndarray | None:
 
 def publish(study: DefenseStudy, rows: list[Row], folder: Path) -> str:
     """Write ``defenses.json``, ``defenses.csv`` and ``report.html``, and return the table in Markdown."""
-    attack = copy.copy(study.parts.attack)
-    attack.bind(next(iter(study.victims.values())), study.parts.source)
+    attack = study.parts.attack.bound(next(iter(study.victims.values())), study.parts.source)
     headline, quality = attack.headline, attack.quality
     cells = {(row["victim"], row["defense"], row["condition"], row["metric"]): row for row in rows}
     pairs = list(dict.fromkeys((row["victim"], row["defense"]) for row in rows))

@@ -63,7 +63,7 @@ def train(parts: Parts, folder: Path, name: str, fabric: Any) -> Job:
         DivergedError, VictimError, InterruptedRunError: what was done is kept.
     """
     resumes = (folder / checkpoint.FILE).is_file()
-    parts = replace(parts, attack=copy.copy(parts.attack), patch=copy.deepcopy(parts.patch))
+    parts = replace(parts, patch=copy.deepcopy(parts.patch))
     job = pipeline.assemble(parts, fabric, folder if resumes else None)
     if job.journal is not None:
         job.journal.open(folder)

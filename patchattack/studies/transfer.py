@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
 from patchattack.evaluation import Evaluator, References, Row
-from patchattack.job import TEST, VALIDATION, Fabric, Settings, check_tasks, introduced
+from patchattack.job import TEST, VALIDATION, Fabric, Settings, bind_victim, check_tasks
 from patchattack.patch import Patch
 from patchattack.pipeline import versions
 from patchattack.reporting.transfer import Matrix, write_matrix
@@ -63,7 +62,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
     rows = []
     check_tasks(study.attack, study.victims)
     for name, victim in study.victims.items():
-        attack, predict, scenes = introduced(study.attack, victim, source, fabric)
+        attack, predict, scenes = bind_victim(study.attack, victim, source, fabric)
         numbers = study.held_out(scenes, study.settings)
         references = References(predict, study.settings.memory_gb * 1e9)
         for place, (crafted, patch) in enumerate(study.patches.items()):
@@ -105,8 +104,7 @@ def _beats(patch: Row, random: Row, stronger: str) -> bool:
 
 def publish(study: TransferStudy, rows: list[Row], folder: Path, command: str) -> str:
     """Write ``transfer.json`` and ``transfer.html`` and return the table as text."""
-    attack = copy.copy(study.attack)
-    attack.bind(next(iter(study.victims.values())), study.source)
+    attack = study.attack.bound(next(iter(study.victims.values())), study.source)
     metric = attack.metrics_known[attack.headline[0]]
     patches, victims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("patch", "victim"))
     cells = {(row["patch"], row["victim"]): row for row in rows}

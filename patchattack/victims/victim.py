@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,11 +57,17 @@ class Victim(nn.Module, ABC):
         """Stay in eval mode: statistics and dropout of a network under test do not change."""
         return super().train(False)
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        """Let what is random in the victim come from ``generator`` until the next call; most have nothing random.
+    @contextmanager
+    def randomised(self, generator: torch.Generator) -> Iterator[None]:
+        """Inside, what is random in the victim comes from ``generator``; else it takes all that the victim could do."""
+        self.randomise(generator)
+        try:
+            yield
+        finally:
+            self.randomise(None)
 
-        None, the state to begin with, takes everything that the victim could do.
-        """
+    def randomise(self, generator: torch.Generator | None) -> None:
+        """What :meth:`randomised` calls at its beginning and, with None, at its end; most have nothing random."""
 
     def checked(self, frames: Tensor) -> Tensor:
         """``frames`` as they came.

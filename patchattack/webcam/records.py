@@ -45,7 +45,7 @@ class Record:
         sharpness: as in :func:`patchattack.webcam.paper.sharpness`.
         patch, grey, inpainted: the attack's headline metric for the frame as seen, with a grey card in the patch's
             place, and without it.
-        success, grey_success: as in :class:`patchattack.webcam.trial.Trial`.
+        success, grey_success: as in :class:`patchattack.webcam.camera_victim.Trial`.
     """
 
     frame: int

@@ -31,7 +31,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack import files, pipeline, statistics
     from patchattack.controls import always
     from patchattack.evaluation import Evaluator, Measured, References, per_scene
-    from patchattack.job import TEST, introduced
+    from patchattack.job import TEST, bind_victim
 
     victim, settings = parts["victim"], parts["trainer"]
     network: Any = getattr(victim, "network", None)
@@ -39,7 +39,7 @@ def run(parts: dict[str, Any]) -> None:
         raise InputError(f"victim: expected flow_correlation, got {victim.name}; it has no correlation to put back")
     patch = _patch(parts)
     fabric = pipeline.start_fabric(settings)
-    attack, predict, scenes = introduced(parts["attack"], victim, parts["data"], fabric)
+    attack, predict, scenes = bind_victim(parts["attack"], victim, parts["data"], fabric)
     numbers = settings.parts(len(scenes))[2]
     key = (parts["seed"], TEST)
     evaluator = Evaluator(predict, attack, parts["renderer"], References(predict), patch, scenes, fabric.device, key)

@@ -130,7 +130,7 @@ def test_bad_runs_are_refused_in_one_line(tmp_path: Path) -> None:
         ([good], f"at least two runs, got {good}"),
         ([good, other], f"expected runs of one task, got {good} of flow and {other} of classification"),
         ([good, unfinished], f"patchattack train resume={unfinished}"),
-        ([good, torn], f"finished runs, got {torn}"),
+        ([good, torn], f"this version, got {torn}"),
         ([good, str(tmp_path / "nowhere")], "nowhere"),
     ):
         with pytest.raises(InputError) as error:
@@ -143,7 +143,7 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     folder = Path(write_run(tmp_path / "run"))
     rows = json.loads((folder / "results.json").read_text())
     (folder / "results.json").write_text(json.dumps([{**row, "metric": "another"} for row in rows]))
-    with pytest.raises(InputError, match="finished runs of this version, got .*no row of cosine with its label"):
+    with pytest.raises(InputError, match=r"finished runs of this version, got .*no row of cosine with its label"):
         load_run(folder)
 
 

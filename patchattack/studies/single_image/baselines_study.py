@@ -114,16 +114,14 @@ class BaselinesStudy:
         for name in ("draws", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        self.goal.bind(self.victim, self.source)
+        self.goal.bound(self.victim, self.source)
         choose_scenes(self.settings, len(self.source), self.images)
 
     @property
     def goals(self) -> dict[str, Goal]:
         """Bound, by the name of each goal that has rows in the table."""
         found = {"untargeted": Goal("untargeted"), "least_likely": Goal("least_likely"), self.goal.goal: self.goal}
-        for goal in found.values():
-            goal.bind(self.victim, self.source)
-        return found
+        return {name: goal.bound(self.victim, self.source) for name, goal in found.items()}
 
 
 def measure(

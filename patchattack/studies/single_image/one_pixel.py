@@ -278,7 +278,7 @@ def attack_images(
     check_victim(victim)
     if numbers and not 0 <= min(numbers) <= max(numbers) < len(source):
         raise InputError(f"images: expected numbers from 0 to {len(source) - 1}, got {min(numbers)} to {max(numbers)}")
-    attack.bind(victim, source)
+    attack = attack.bound(victim, source)
     results = {result.number: result for result in read_results(path)}
     for place in progress([place for place in numbers if place not in results]):
         results[place] = _attack_image(attack, victim, predict or victim, source, place, seed)

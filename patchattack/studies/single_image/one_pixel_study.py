@@ -51,10 +51,10 @@ class OnePixelStudy:
     ) -> None:
         check_victim(victim)
         choose_scenes(settings, len(source), images)
-        self.attack, self.victim, self.seed, self.journal = attack, victim.to(fabric.device), seed, journal
+        self.victim, self.seed, self.journal = victim.to(fabric.device), seed, journal
         self._ask = asking(victim, fabric)
-        attack.bind(victim, source)
-        self.source = attack.scenes(source, self._clean)
+        self.attack = attack.bound(victim, source)
+        self.source = self.attack.scenes(source, self._clean)
         self.numbers = choose_scenes(settings, len(self.source), images)
 
     def _clean(self, frames: Tensor) -> Any:

@@ -30,7 +30,7 @@ from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Draw, Renderer
 from patchattack.errors import InputError, VictimError
 from patchattack.evaluation import Evaluator, References
-from patchattack.job import TEST, VALIDATION, Fabric, Settings, check_tasks, introduced
+from patchattack.job import TEST, VALIDATION, Fabric, Settings, bind_victim, check_tasks
 from patchattack.patch import Patch, resize
 from patchattack.runs import all_held_out
 from patchattack.scene import Scene, Source, View
@@ -176,7 +176,7 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
     source = Memory(sweep.source, sweep.settings.memory_gb * 1e9)
     result = []
     for name, victim in sweep.victims.items():
-        attack, predict, scenes = introduced(sweep.attack, victim, source, fabric)
+        attack, predict, scenes = bind_victim(sweep.attack, victim, source, fabric)
         numbers = sweep.held_out(scenes, sweep.settings)
         if len(numbers) < 2:
             raise InputError(

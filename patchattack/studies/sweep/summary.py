@@ -16,7 +16,7 @@ from patchattack import files, statistics
 from patchattack.attacks.attack import Attack
 from patchattack.controls import called
 from patchattack.errors import InputError
-from patchattack.evaluation import Row
+from patchattack.evaluation import LOSS, Row
 from patchattack.reporting.report import Example, example
 from patchattack.reporting.sweep import Axis as Shown
 from patchattack.reporting.sweep import Evidence
@@ -71,7 +71,7 @@ class Measured:
 
     def effects(self, condition: str) -> np.ndarray:
         """``[n]`` the headline's metric, signed so that more is a stronger attack."""
-        sign = -1.0 if self.bench.attack.metrics_known[self.bench.attack.headline[0]].stronger == "lower" else 1.0
+        sign = self.bench.attack.metrics_known[self.bench.attack.headline[0]].sign
         return sign * self.per_scene(condition, "/".join(self.bench.attack.headline))
 
     @property
@@ -136,38 +136,29 @@ def _means(measured: Measured, condition: str) -> Iterator[Row]:
     for name in measured.values[condition]:
         metric, _, region = name.rpartition("/")
         values = measured.per_scene(condition, name)
-        known = measured.bench.attack.metrics_known.get(metric)
-        mean, low, high = statistics.interval(values, known is not None and known.rate)
-        row = {"condition": condition, "metric": metric, "region": region, "mean": mean, "low": low, "high": high}
-        yield measured.key | row | {"n": int((~np.isnan(values)).sum())}
+        rate = measured.bench.attack.metrics_known.get(metric, LOSS).rate
+        row = {"condition": condition, "metric": metric, "region": region}
+        yield measured.key | row | statistics.estimate(values, rate)
 
 
 def _beyond(measured: Measured, control: str, rate: bool) -> Row:
     """What the patch does beyond a control."""
     differences = measured.effects("patch") - measured.effects(control)
-    mean, low, high = statistics.difference(differences, rate)
-    row = {"mean": mean, "low": low, "high": high, "p": statistics.sign_flip(differences)}
-    return measured.key | row | {"n": int((~np.isnan(differences)).sum())}
+    return measured.key | statistics.paired(differences, rate) | {"p": statistics.sign_flip(differences)}
 
 
 def successes(measured: Measured, margin: float) -> np.ndarray:
     """``[n, draws]``: 1 where the patch won, 0 where it did not, NaN where there was nothing to win.
 
-    Won is what the attack's ``success`` says, or its headline where that is a rate (1 minus it where a stronger attack
-    lowers it), from one half on. Elsewhere the headline has moved in the attack's direction by more than the share
-    ``margin`` of its value without the patch; by more than ``margin`` in its own unit, where that is 0.
+    Won is a success of one half or more, as :meth:`Attack.success` counts it.
     """
-    attack, values = measured.bench.attack, measured.values["patch"]
-    name = "/".join(attack.headline)
-    metric = attack.metrics_known[attack.headline[0]]
-    own = next((one for one in values if one.startswith("success/")), None)
-    if own is not None or metric.rate:
-        rates = values[own or name] if own or metric.stronger == "higher" else 1 - values[name]
-        return np.where(np.isnan(rates), np.nan, rates >= 0.5)
-    sign = metric.sign
-    clean = measured.values["clean"][name]
-    moved = sign * (values[name] - clean) / np.where(clean == 0, 1.0, np.abs(clean))
-    return np.where(np.isnan(moved), np.nan, moved > margin)
+
+    def keyed(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
+        return {tuple(name.rsplit("/", 1)): array for name, array in values.items()}  # type: ignore[misc]
+
+    patch, clean = (keyed(measured.values[condition]) for condition in ("patch", "clean"))
+    rates = measured.bench.attack.success(patch, clean, margin)
+    return np.where(np.isnan(rates), np.nan, rates >= 0.5)
 
 
 def _destroyed(before: np.ndarray, now: np.ndarray) -> Row:

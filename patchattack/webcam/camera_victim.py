@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from patchattack.victims.victim import Victim
 from patchattack.webcam.frames import to_floats
 
 
-class Moment(Source):
+class SingleScene(Source):
     """A source of one scene: what the camera sees now."""
 
     def __init__(self, scene: Scene) -> None:
@@ -48,13 +47,10 @@ class Verdicts:
     success: list[float]
 
 
-class Trial:
+class CameraVictim:
     """A victim, and the attack's headline metric as a success in each frame.
 
-    Where the headline is a rate, the success is its value, or 1 minus it where a stronger attack lowers it: the object
-    is not detected, the class is the target's. Otherwise a frame is won where the headline has moved in the attack's
-    direction by more than the share ``margin`` of its value for the frame without the patch; by more than ``margin``
-    in its own unit, where that value is 0 (of an error against the clean prediction it is).
+    A frame's success is :meth:`Attack.success` against the same frame without the patch.
 
     The scene that the attack gets has the frame without the patch as its clean one and the patch's corners as the
     surface. An attack that chooses objects (:meth:`Attack.scenes`) chooses among those that the victim finds without
@@ -86,26 +82,15 @@ class Trial:
         if margin < 0:
             raise InputError(f"margin: expected a share of the headline of 0 or more, got {margin}")
         self.name, self.frames, self.predict, self.device, self.margin = name, victim.frames, predict, device, margin
-        self.attack = copy.copy(attack)
         nothing = torch.zeros(1, self.frames, 3, 16, 16, dtype=torch.uint8)
-        self.attack.bind(
-            victim, Moment(Scene(nothing, torch.zeros(1).long(), surface=torch.zeros(1, self.frames, 4, 2)))
-        )
+        scene = Scene(nothing, torch.zeros(1).long(), surface=torch.zeros(1, self.frames, 4, 2))
+        self.attack = attack.bound(victim, SingleScene(scene))
         self.metric = self.attack.metrics_known[self.attack.headline[0]]
 
     @property
     def rule(self) -> str:
         """When a frame counts as won, in words."""
-        label, region = self.metric.label, self.attack.headline[1]
-        where = {"all": "", "outside": " outside the patch", "patch": " on the patch"}[region]
-        if self.metric.rate:
-            inverted = "1 minus the " if self.metric.stronger == "lower" else ""
-            return f"success is {inverted}{label}{where}"
-        way = "above" if self.metric.stronger == "higher" else "below"
-        return (
-            f"a frame is won where the {label}{where} is more than {100 * self.margin:g} % {way} that of the same "
-            f"frame without the patch (more than {self.margin:g} where that is 0)"
-        )
+        return self.attack.success_in_words(self.margin)
 
     @torch.no_grad()
     def outputs(self, frames: Tensor) -> Any:
@@ -135,12 +120,16 @@ class Trial:
         if scene is None:
             return Verdicts(outputs, [float("nan")] * count, [float("nan")] * count)
         scene, coverage = scene.to(self.device), to_floats(coverage.to(self.device))
-        values = []
+        measured = []
         for row in range(count):
             view = View(frames[row : row + 1], coverage, corners)
-            measured = self.attack.metrics(outputs[row : row + 1], clean, scene, view)
-            values.append(float(measured[self.attack.headline]))
-        return Verdicts(outputs, values, [self._success(value, values[-1]) for value in values])
+            metrics = self.attack.metrics(outputs[row : row + 1], clean, scene, view)
+            measured.append({key: float(value) for key, value in metrics.items()})
+        return Verdicts(
+            outputs,
+            [metrics[self.attack.headline] for metrics in measured],
+            [float(self.attack.success(metrics, measured[-1], self.margin)) for metrics in measured],
+        )
 
     def _asked(self, frames: Tensor) -> tuple[Tensor, Any]:
         """The frames as the victim gets them, and its output."""
@@ -158,17 +147,10 @@ class Trial:
                 f"{type(error).__name__}: {one_line(error)}{hint}"
             ) from error
 
-    def _success(self, value: float, clean: float) -> float:
-        sign = 1 if self.metric.stronger == "higher" else -1
-        if self.metric.rate:
-            return value if sign == 1 else 1 - value
-        effect = sign * (value - clean) / (abs(clean) or 1.0)
-        return float(effect > self.margin) if effect == effect else effect  # NaN stays NaN
-
     def _scene(self, scene: Scene, clean: Any) -> Scene | None:
         """The scene as the attack wants it, with the object that overlaps the patch most; None where there is none."""
         try:
-            chosen = self.attack.scenes(Moment(scene), lambda _: clean)
+            chosen = self.attack.scenes(SingleScene(scene), lambda _: clean)
         except InputError:  # nothing in sight that could be attacked
             return None
         scenes = [chosen[number] for number in range(len(chosen))]
@@ -179,7 +161,7 @@ class Trial:
         return best if _overlap(best, scene.surface) > 0 else None
 
 
-def contestants(victims: Mapping[str, Victim], victim: Victim) -> dict[str, Victim]:
+def select_victims(victims: Mapping[str, Victim], victim: Victim) -> dict[str, Victim]:
     """The victims to cycle through: those that are named, or the run's own; of an ensemble each member."""
     chosen = dict(victims) or {victim.name: victim}
     return {
@@ -189,10 +171,10 @@ def contestants(victims: Mapping[str, Victim], victim: Victim) -> dict[str, Vict
     }
 
 
-def lined_up(victims: Mapping[str, Victim], attack: Attack, fabric: Fabric, margin: float) -> list[Trial]:
-    """A trial of each victim, on the fabric's device and in its precision."""
+def camera_victims(victims: Mapping[str, Victim], attack: Attack, fabric: Fabric, margin: float) -> list[CameraVictim]:
+    """Each victim as one before the camera, on the fabric's device and in its precision."""
     return [
-        Trial(name, victim, attack, asking(victim.to(fabric.device), fabric), fabric.device, margin)
+        CameraVictim(name, victim, attack, asking(victim.to(fabric.device), fabric), fabric.device, margin)
         for name, victim in victims.items()
     ]
 

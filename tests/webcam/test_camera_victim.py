@@ -15,7 +15,7 @@ from patchattack.attacks.flow import FlowAttack
 from patchattack.errors import InputError
 from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import Victim
-from patchattack.webcam.trial import Trial, contestants
+from patchattack.webcam.camera_victim import CameraVictim, select_victims
 
 SIZE = (16, 32)
 CORNERS = torch.tensor([[[[10.0, 4], [17, 4], [17, 11], [10, 11]]]])
@@ -37,7 +37,7 @@ class Scripted(Victim):
 
 
 def judged(attack: Attack, victim: Victim, margin: float = 0.1) -> tuple[list[float], list[float]]:
-    trial = Trial("scripted", victim, attack, victim, torch.device("cpu"), margin)
+    trial = CameraVictim("scripted", victim, attack, victim, torch.device("cpu"), margin)
     frames = torch.randint(0, 256, (3, victim.frames, 3, *SIZE), dtype=torch.uint8)
     coverage = torch.zeros(1, victim.frames, 1, *SIZE)
     coverage[..., 4:12, 10:18] = 1
@@ -78,7 +78,7 @@ def test_an_error_that_is_0_without_the_patch_has_to_reach_the_margin_itself() -
 
 def test_the_patch_itself_is_the_surface() -> None:
     depth = torch.full((3, 1, *SIZE), 50.0)
-    depth[0, :, 5:11, 11:17] = 30.0
+    depth[0, :, 4:12, 10:18] = 30.0
     victim = Scripted("depth", outputs=depth)
     for region in ("patch", "surface"):
         values = judged(DepthAttack("near", target=30.0, region=region), victim)[1]
@@ -114,7 +114,7 @@ def test_objects_are_looked_for_in_every_frame_anew() -> None:
     attack = DetectionAttack("hide", smallest=4)
     seen = torch.stack([candidates(([6.0, 0, 22, 15], score)) for score in (0.1, 0.8, 0.9)])
     victim = Scripted("detection", classes=("car",), outputs=seen)
-    trial = Trial("scripted", victim, attack, victim, torch.device("cpu"))
+    trial = CameraVictim("scripted", victim, attack, victim, torch.device("cpu"))
     frames, coverage = torch.zeros(3, 1, 3, *SIZE, dtype=torch.uint8), torch.zeros(1, 1, 1, *SIZE)
     for score, expected in ((0.9, 1.0), (0.0, math.nan), (0.9, 1.0)):
         seen[2, 0, 4] = score
@@ -123,25 +123,27 @@ def test_objects_are_looked_for_in_every_frame_anew() -> None:
 
 
 def test_the_rule_is_said_in_words() -> None:
-    flow = Trial("f", Scripted("flow", 2), FlowAttack(), lambda _: None, torch.device("cpu"), 0.25)
+    flow = CameraVictim("f", Scripted("flow", 2), FlowAttack(), lambda _: None, torch.device("cpu"), 0.25)
     assert flow.rule == (
         "a frame is won where the cosine similarity to the clean flow outside the patch is more than 25 % below that "
         "of the same frame without the patch (more than 0.25 where that is 0)"
     )
-    hide = Trial("d", Scripted("detection", classes=("car",)), DetectionAttack(), lambda _: None, torch.device("cpu"))
-    assert hide.rule == "success is 1 minus the share of the attacked objects that are detected"
+    hide = CameraVictim(
+        "d", Scripted("detection", classes=("car",)), DetectionAttack(), lambda _: None, torch.device("cpu")
+    )
+    assert hide.rule == "success is the success rate (an object lost, or one that appeared)"
 
 
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(InputError, match="expected a victim for flow, got x for depth"):
-        Trial("x", Scripted("depth"), FlowAttack(), lambda _: None, torch.device("cpu"))
+        CameraVictim("x", Scripted("depth"), FlowAttack(), lambda _: None, torch.device("cpu"))
     with pytest.raises(InputError, match="margin: expected a share of the headline of 0 or more, got -1"):
-        Trial("x", Scripted("flow", 2), FlowAttack(), lambda _: None, torch.device("cpu"), -1)
+        CameraVictim("x", Scripted("flow", 2), FlowAttack(), lambda _: None, torch.device("cpu"), -1)
 
 
 def test_an_ensemble_comes_member_by_member() -> None:
     one, other = Scripted("flow", 2), Scripted("flow", 2)
     ensemble = Ensemble({"a": one, "b": other})
-    assert contestants({}, ensemble) == {"a": one, "b": other}
-    assert contestants({}, one) == {"scripted": one}
-    assert contestants({"c": other}, ensemble) == {"c": other}
+    assert select_victims({}, ensemble) == {"a": one, "b": other}
+    assert select_victims({}, one) == {"scripted": one}
+    assert select_victims({"c": other}, ensemble) == {"c": other}
