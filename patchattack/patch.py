@@ -217,7 +217,8 @@ class Patch(nn.Module):
 
 
 def read_facts(image: Path) -> dict[str, Any]:
-    """What the JSON beside the patch's ``image`` says: ``size_mm`` (width, height), ``victims`` (names) and more.
+    """What the JSON beside the patch's ``image`` says: ``size_mm`` (width, height), ``victims`` (names), ``versions``
+    (package to version) and more.
 
     Raises:
         InputError: it is missing or not a patch's.
@@ -228,12 +229,15 @@ def read_facts(image: Path) -> dict[str, Any]:
         size_mm, victims = files.numbers(facts["size_mm"], 2, *SIDES_MM), facts.get("victims", [])
         if not isinstance(victims, list) or not all(isinstance(name, str) for name in victims):
             raise ValueError(f"expected names of victims, got {victims!r}")
+        versions = facts.get("versions", {})
+        if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+            raise ValueError(f"expected versions of packages, got {versions!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected JSON with size_mm: [width, height] beside the patch, got {error!r}; "
             "keep patch.png and patch.json together"
         ) from error
-    return facts | {"size_mm": size_mm, "victims": victims}
+    return facts | {"size_mm": size_mm, "victims": victims, "versions": versions}
 
 
 def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> None:

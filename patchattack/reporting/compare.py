@@ -74,7 +74,8 @@ def load_run(folder: Path, targets: Collection[str] | None = None) -> Run:
         InputError: it is not the folder of a finished run.
     """
     try:
-        rows = files.read_rows(folder / "results.json")  # the last of a run's files
+        # The last of a run's files.
+        rows = files.read_rows(folder / "results.json", ("condition", "metric", "region"), ("mean", "low", "high", "n"))
         patch = Patch.load(folder / "patch.png")
         config = yaml.safe_load((folder / "config.yaml").read_text())
         return Run(
@@ -221,7 +222,7 @@ def _sentence(runs: Sequence[Run]) -> str:
 def _warnings(runs: Sequence[Run]) -> list[str]:
     """What makes the numbers less comparable than they look."""
     warnings = []
-    made = [run.facts.get("versions", {}) for run in runs]
+    made = [run.facts["versions"] for run in runs]
     for package in dict.fromkeys(package for versions in made for package in versions):
         found = [versions.get(package, "unknown") for versions in made]
         if len(set(found)) > 1:

@@ -338,9 +338,7 @@ def _job() -> Any:
     optimizer.step()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
     fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=0)
-    return SimpleNamespace(
-        patch=patch, optimizer=optimizer, schedule=schedule, fabric=fabric, queries=3, journal=None
-    )
+    return SimpleNamespace(patch=patch, optimizer=optimizer, schedule=schedule, fabric=fabric, queries=3, journal=None)
 
 
 def _save_checkpoint(folder: Path) -> None:
@@ -647,7 +645,9 @@ READERS = {
         _written(lambda folder: save_layouts(folder / "layout.json", [layout((60, 40), 0), layout((60, 40), 1)])),
         _layouts,
     ),
-    "classes": Reader({"a.txt": b"cat\ndog\nbird\n", "b.json": b'["a", "b"]', "c.json": b'{"0": "a", "1": "b"}'}, _classes),
+    "classes": Reader(
+        {"a.txt": b"cat\ndog\nbird\n", "b.json": b'["a", "b"]', "c.json": b'{"0": "a", "1": "b"}'}, _classes
+    ),
     "weights": Reader(_written(_save_weights), _weights),
     "answers": Reader(_written(_save_answers), _answers),
     "service": Reader({f"{kind}.json": json.dumps({kind: said}).encode() for kind, said in _SAID.items()}, _asked),
