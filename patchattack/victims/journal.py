@@ -82,7 +82,7 @@ class AnswersFile:
         """What goes wrong, in one line."""
         try:
             yield
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, UnicodeError, sqlite3.Error) as error:
             raise InputError(
                 f"{self.path}: expected a file of answers that can be read and written, got '{one_line(error)}'; "
                 "free space, or delete it to ask again"
