@@ -148,7 +148,7 @@ class Answers(nn.Module):
             if found is None or len(found) == 0:
                 raise self._unlike(f"answers to {len(first)} image(s)", "nothing")
             values = getattr(self, f"_{self.kind}")(found, list(first.shape[-2:]))
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise self._unlike(self.kind, said(error)) from error
         if len(values) != len(first):
             raise self._unlike(f"answers to {len(first)} image(s)", f"{len(values)}")

@@ -333,6 +333,19 @@ def test_nothing_is_asked_twice_with_a_cache(service: Service, tmp_path: Path) -
     assert len(service.asked) == 2  # how images are sent changes no answer
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("boxes", [[[10, 20, 4, 6, 0.5, "car"]]]), ("candidates", [[[10, 20, 4, 6, 0.5, 0.0]]])],
+)
+def test_boxes_may_be_centres_and_sizes(service: Service, answer: str, said: Any) -> None:
+    reply: Any = (200, {}, json.dumps({answer: said}))
+    service.replies += [reply] * 2
+    victim = build_endpoint("detection", service.url, answer, size=(32, 32), classes=["car", "sign"], centres=True)
+    # Pixels of a service span [0, w], ours [-0.5, w - 0.5].
+    found = victim(torch.rand(1, 1, 3, 32, 32))[0, 0]
+    assert found.tolist() == [7.5, 16.5, 11.5, 22.5, 0.5, 0]
+
+
 def test_a_wrong_answer_is_not_remembered(service: Service, tmp_path: Path) -> None:
     victim = build(service, cache=str(tmp_path / "known.sqlite"))
     service.replies.append((200, {}, '{"logits": [[NaN, 1, 2]]}'))
