@@ -17,6 +17,7 @@ from patchattack.errors import InputError
 
 MILLIMETRES_PER_INCH = 25.4
 SIDES_MM = (0.1, 1e5)  # that a patch on paper may have
+LONGEST = 4096  # pixels of an image that becomes a texture, a mask or what a texture should look like
 BLACK_AND_WHITE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -212,7 +213,8 @@ class Patch(nn.Module):
                 f"{described}: expected the JSON of this patch of {texels} texels, got that of one of "
                 f"{str(facts['texels'])[:60]}; keep patch.png and patch.json of one run together"
             )
-        image = read_image(path, "patch")
+        with _named(path, "patch"):
+            image = pictures.read_rgba(path).float() / 255
         return cls(image[:3], image[3:], facts["size_mm"])
 
 
@@ -279,13 +281,13 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def read_image(path: str | Path, key: str, others: str = "") -> Tensor:
-    """An image file as ``[4, h, w]`` RGBA in [0, 1].
+    """An image file as ``[4, h, w]`` RGBA in [0, 1], a large one shrunk: as floats, a photograph takes gigabytes.
 
     Raises:
         InputError: it is missing or damaged; ``key`` says whose it is, and ``others`` what else could stand there.
     """
     with _named(path, key, others):
-        return pictures.read_rgba(Path(path).expanduser()).float() / 255
+        return pictures.read_rgba(Path(path).expanduser(), LONGEST).float() / 255
 
 
 @contextmanager
