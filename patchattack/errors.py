@@ -16,7 +16,14 @@ _BARE = re.compile(r"[\w./:+*@?|-]([\w./:+*@?| -]*[\w./:+*@?|-])?", re.ASCII)
 _NO_TEXT = re.compile(r"[\d_.e+-]+|[+-]?(inf|nan)|null|true|false", re.IGNORECASE)
 
 
-class InputError(Exception):
+class _OneLineError(Exception):
+    """Quotes names and lines of users' files, whatever is in them, on one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
+
+class InputError(_OneLineError):
     """Bad input: a key, a file, a value or a device that cannot be used.
 
     The message is one line and says what was expected, what was got and how to mend it. Entries print it
@@ -24,7 +31,7 @@ class InputError(Exception):
     """
 
 
-class VictimError(RuntimeError):
+class VictimError(_OneLineError, RuntimeError):
     """A victim gave no usable answer, in the middle of the work: what is done so far is kept.
 
     The message is one line and says which victim, what was expected and what was got.

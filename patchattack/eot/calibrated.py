@@ -121,7 +121,7 @@ class Calibration:
             spread = files.number(facts["spread"], 0, 1)
             blur, noise = (None if facts[key] is None else files.number(facts[key], 0) for key in ("blur", "noise"))
             note = str(facts["note"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
             raise InputError(f"{path}: expected a calibration (JSON), got {error!r}; {advice}") from error
         # Far outside of sRGB lies no colour; NaN lies nowhere.
         if len(table) < 2 or not (table.min() >= -1 and table.max() <= 2):

@@ -75,7 +75,8 @@ def load_run(folder: Path) -> Run:
         InputError: it is not the folder of a finished run.
     """
     try:
-        rows = files.read_rows(folder / "results.json")  # the last of a run's files
+        # The last of a run's files.
+        rows = files.read_rows(folder / "results.json", ("condition", "metric", "region"), ("mean", "low", "high", "n"))
         patch = Patch.load(folder / "patch.png")
         config = yaml.safe_load((folder / "config.yaml").read_text())
         facts = read_facts(folder / "patch.png")
@@ -90,8 +91,10 @@ def load_run(folder: Path) -> Run:
             patch=torch.cat([patch(), patch.mask]).detach(),
             facts=facts,
         )
+        if not all(isinstance(row["label"], str) and row["stronger"] in ARROWS for row in rows):
+            raise ValueError("rows without the words for their metrics")
         if run.headline[0] not in run.words():
-            raise ValueError(f"no row of {run.headline[0]} with its label")
+            raise ValueError(f"no row of {run.headline[0]}")
         return run
     except InputError as error:
         raise InputError(f"runs: {folder}: {error}") from error
@@ -206,7 +209,7 @@ def _sentence(runs: Sequence[Run]) -> str:
 def _warnings(runs: Sequence[Run]) -> list[str]:
     """What makes the numbers less comparable than they look."""
     warnings = []
-    made = [run.facts.get("versions", {}) for run in runs]
+    made = [run.facts["versions"] for run in runs]
     for package in dict.fromkeys(package for versions in made for package in versions):
         found = [versions.get(package, "unknown") for versions in made]
         if len(set(found)) > 1:
