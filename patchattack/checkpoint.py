@@ -44,7 +44,7 @@ class Progress:
 
 
 def begin(job: Job) -> Progress:
-    """The state of a run that has not begun."""
+    """The state of a run that has not started."""
     return Progress(0, job.patch().detach().clone())
 
 

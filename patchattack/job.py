@@ -128,7 +128,7 @@ class Settings:
 
 
 class Fabric(Protocol):
-    """What the loop asks of Lightning Fabric."""
+    """Device and processes, as Lightning Fabric has them."""
 
     device: torch.device
     global_rank: int
@@ -139,6 +139,9 @@ class Fabric(Protocol):
 
     def all_reduce(self, data: Any, *, reduce_op: str) -> Any:
         """Combine a tensor over all processes."""
+
+    def broadcast(self, data: Any) -> Any:
+        """What the first process has."""
 
 
 @dataclass
@@ -160,7 +163,7 @@ class Job:
         fabric: device and processes.
         queries: views of a frame or a pair that the victim has answered about, in this run, over all processes; on
             clean scenes not counted. The whole count is :func:`patchattack.training.queries`.
-        journal: of the answers of a victim without gradient, begun when that was made; None for any other.
+        journal: of the answers of a victim without gradient, started when that was made; None for any other.
     """
 
     patch: Patch
@@ -194,7 +197,7 @@ class Job:
         return self._ask(frames) if self.journal is None else self.journal.note(frames, self._ask)
 
     def predict_once(self, frames: Tensor) -> Any:
-        """The same, before the run has a folder: a victim that only answers is not asked again when it is resumed."""
+        """The same, before the run has a folder: a black-box victim is not asked again when it is resumed."""
         self.queries += len(frames)
         return self.clean(frames)
 

@@ -103,45 +103,13 @@ def versions() -> dict[str, str]:
     return {"patchattack": patchattack.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def start_fabric(settings: Settings) -> Any:
-    """Lightning Fabric on the device that the settings name, its processes started.
-
-    Raises:
-        InputError: there is no such device, or it cannot do this precision.
-    """
-    from lightning_fabric import Fabric
-
-    accelerator, cuda = settings.accelerator, torch.cuda
-    if accelerator not in ("auto", "cpu", "cuda", "gpu", "mps"):
-        raise InputError(f"trainer.accelerator: expected auto, cpu, cuda or mps, got {accelerator}")
-    if accelerator in ("cuda", "gpu") and cuda.device_count() < settings.devices:
-        raise InputError(
-            f"trainer.accelerator={accelerator}: expected {settings.devices} CUDA device(s), got "
-            f"{cuda.device_count()}; "
-            "use trainer.accelerator=cpu, or fewer trainer.devices"
-        )
-    if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise InputError("trainer.accelerator=mps: expected an Apple GPU, got none; use trainer.accelerator=cpu")
-    precision: Any = settings.precision
-    if precision == "auto":
-        on_gpu = accelerator != "cpu" and cuda.is_available()
-        precision = "bf16-mixed" if on_gpu and cuda.is_bf16_supported() else "32-true"
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=settings.devices, precision=precision)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"trainer: expected a device and a precision that Fabric knows, got: {error}") from error
-    fabric.launch()
-    torch.set_flush_denormal(True)  # gradients that vanish through a recurrent network cost a CPU a tenth of a step
-    return fabric
-
-
 def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     """Put the parts on the device and try one scene, so that what does not fit is said before the work starts.
 
     Args:
         parts: what a config describes.
-        fabric: from :func:`start_fabric`.
-        resumed: folder of the run that is to go on, whose victim is not asked again what it has answered.
+        fabric: from :func:`patchattack.devices.start`.
+        resumed: folder of the run that is resumed, whose victim is not asked again what it has answered.
 
     Raises:
         InputError: the parts do not fit together.
@@ -157,7 +125,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     attack = attack.bound(victim, parts.source)
     if not victim.differentiable and settings.devices > 1:
         raise InputError(
-            f"trainer.devices: expected 1 for {victim.name}, which only answers, got {settings.devices}; "
+            f"trainer.devices: expected 1 for {victim.name}, a black-box victim, got {settings.devices}; "
             "a run asks it in one process"
         )
     victim.to(fabric.device)
@@ -169,7 +137,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     schedule = parts.schedule(optimizer)
     if not (victim.differentiable or isinstance(optimizer, GradientFree)):
         raise InputError(
-            f"optimizer: expected one that needs no gradient for {victim.name}, which only answers, got "
+            f"optimizer: expected one that needs no gradient for {victim.name}, a black-box victim, got "
             f"{type(optimizer).__name__}; choose optimizer={', '.join(GRADIENT_FREE[:-1])} or {GRADIENT_FREE[-1]}"
         )
     job = Job(

@@ -33,7 +33,7 @@ _START_VIEWS = 8  # training scenes, each drawn once, on which starts are compar
 def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progress:
     """Optimise the patch and return where the run stands at its end.
 
-    Every draw is named by the seed, the step and the place in the batch. So a resumed run goes on to the bit, and
+    Every draw is named by the seed, the step and the place in the batch. So a resumed run is exact to the bit, and
     processes that share a batch see what one process would.
 
     Args:

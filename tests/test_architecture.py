@@ -26,7 +26,7 @@ LAYERS = (
     ("controls", "statistics", "indicators", "search"),
     ("evaluation", "reporting", "printing"),
     ("job",),
-    ("checkpoint", "runs"),
+    ("checkpoint", "devices", "runs"),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("pipeline",),
     ("rehearsal",),

@@ -322,9 +322,7 @@ def test_a_coarse_patch_is_said(
 
 
 def test_help_lists_the_groups_without_waiting_for_torch(tmp_path: Path) -> None:
-    program = (
-        "import sys; from patchattack import commands\ntry: commands.main()\nfinally: assert 'torch' not in sys.modules"
-    )
+    program = "import os, sys; from patchattack import commands\ntry: commands.main()\nfinally: assert 'torch' not in sys.modules and os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'"
     shown = subprocess.run(
         [sys.executable, "-c", program, "train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -328,7 +328,7 @@ def test_bad_input_is_one_line_before_any_work(start: Callable[..., Any], tmp_pa
         (("victims=[nobody]",), "nobody"),
         (("print=letter", "print.margin_mm=60"), "print.page: expected a page with"),
         (("print.fiducials=false",), "print.fiducials: expected true, got false"),
-        (("printer=-1",), "printer: expected a whole number from 0 on, got -1"),
+        (("printer=-1",), "printer: expected an integer >= 0, got -1"),
         (("fps=0",), "fps: expected frames a second above 0"),
         (("lab.angles=90",), "lab.angles: expected Sequence[float], got 90"),
     ):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchattack import checkpoint, pipeline, seeding, training
+from patchattack import checkpoint, devices, pipeline, seeding, training
 from patchattack.attacks.flow import FlowAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.world import World
@@ -101,7 +101,7 @@ def make(world: World) -> Callable[..., Job]:
             sheet=Sheet(),
             seed=5,
         )
-        return pipeline.assemble(replace(parts, **changes), pipeline.start_fabric(settings))
+        return pipeline.assemble(replace(parts, **changes), devices.start(settings))
 
     return make
 

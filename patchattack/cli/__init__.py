@@ -53,6 +53,8 @@ def command(
         kept = {key: plain.pop(key) for key in (list(plain) if unbuilt is None else unbuilt)}
         work(build(plain) | kept)
 
+    # Read when torch is loaded: threads that wait for work leave the cores to others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _compose(name, job, of_run)
 
 
@@ -198,7 +200,7 @@ def build_parts(plain: dict[str, Any], resumed: Path | None = None) -> Any:
 
     Args:
         plain: the config.
-        resumed: folder of the run that is to go on, whose victim is not asked again while it is made.
+        resumed: folder of the run that is resumed, whose victim is not asked again while it is made.
 
     Raises:
         InputError: a part refuses its arguments.

@@ -145,7 +145,7 @@ def measure(
 
 
 def _trained(study: CalibrationStudy, seed: int, calibration: Path | None, place: Path, fabric: Any) -> Patch:
-    """The patch of a run in ``place``, which is trained or goes on where it is not complete."""
+    """The patch of a run in ``place``, which is trained, or resumed where it is not complete."""
     if not (place / "report.html").is_file():  # the last of its files
         config = copy.deepcopy(study.config)
         config["seed"] = config["patch"]["seed"] = seed

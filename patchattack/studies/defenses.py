@@ -60,7 +60,7 @@ class DefenseStudy:
 def measure(study: DefenseStudy, folder: Path, fabric: Any) -> list[Row]:
     """Train the adaptive patches and measure, pair by pair; after each ``defenses.json`` is written.
 
-    Pairs that ``folder`` holds already are taken from it, and a training that was interrupted goes on.
+    Pairs that ``folder`` holds already are taken from it, and a training that was interrupted is resumed.
 
     Returns:
         Rows of victim, defense, condition, metric, region, mean, low, high and n (scenes). Conditions are ``clean``,

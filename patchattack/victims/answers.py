@@ -1,4 +1,4 @@
-"""Victims that only answer: what a function, a compiled network or a service says of images, as a task's output.
+"""Black-box (query-only) victims: what a function, a compiled network or a service says of images, as a task's output.
 
 What is asked may say one of these (``B`` images of ``h × w`` pixels, ``K`` classes):
 
@@ -242,7 +242,7 @@ def answering(
 ) -> Victim:
     """A victim of what ``ask`` says. It is asked once, about a grey image, so that what does not fit shows at once.
 
-    A run that goes on knows the answer to that too.
+    A resumed run knows the answer to that too.
 
     Args:
         output: of the task.

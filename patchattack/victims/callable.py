@@ -1,4 +1,4 @@
-"""A Python function as a victim that only answers.
+"""A Python function as a black-box (query-only) victim.
 
 From the command line::
 

@@ -1,4 +1,4 @@
-"""What a victim that only answers has said in a run, so that a run that is interrupted asks nothing twice."""
+"""What a black-box (query-only) victim has said in a run, so that a run that is interrupted asks nothing twice."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class Journal:
 
 
 def of_run(folder: Path | None) -> Journal:
-    """The journal that the run ``folder`` has begun; a new one without."""
+    """The journal of the run ``folder``, if it has one; else a new one."""
     journal = Journal()
     if folder is not None and (folder / FILE).exists():
         journal.open(folder)

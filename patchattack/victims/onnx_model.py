@@ -1,4 +1,4 @@
-"""An ONNX file as a victim that only answers, through onnxruntime.
+"""An ONNX file as a black-box (query-only) victim, through onnxruntime.
 
 From the command line::
 

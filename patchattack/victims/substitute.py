@@ -17,7 +17,7 @@ LARGEST = 4096  # pixels along a side of its images
 
 
 class Substitute(ClassificationVictim):
-    """What stands for a victim that only answers, to be attacked in white box (Papernot et al. 2017).
+    """What stands for a black-box (query-only) victim, to be attacked in white box (Papernot et al. 2017).
 
     Args:
         weights: the folder that ``patchattack substitute`` made, with the weights and the names of the classes.

@@ -20,7 +20,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Victim(nn.Module, ABC):
-    """A network under test: frozen, in eval mode for ever, differentiable with respect to its input.
+    """A network under test: frozen, always in eval mode, differentiable with respect to its input.
 
     An adapter builds its network, hands it to this constructor and maps frames to the output of its task. It owns
     normalising, resizing, padding and un-padding; nobody else does any of it.
@@ -34,7 +34,7 @@ class Victim(nn.Module, ABC):
         task: what the output is, such as "flow"; set by the class of the task.
         frames: how many frames of a scene the victim takes; set by the class of the task.
         classes: names of what it tells apart, in the order of its outputs; empty where it tells nothing apart.
-        differentiable: its output has a gradient to the frames; False for a victim that only answers.
+        differentiable: its output has a gradient to the frames; False for a black-box (query-only) victim.
     """
 
     task: str
@@ -50,7 +50,7 @@ class Victim(nn.Module, ABC):
 
     @property
     def names(self) -> list[str]:
-        """Of the networks that it is made of."""
+        """Names of the networks that it is made of."""
         return [self.name]
 
     def train(self, mode: bool = True) -> Victim:

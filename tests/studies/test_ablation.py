@@ -176,7 +176,7 @@ def test_other_settings_do_not_join(table: Path, command: Callable[..., Any], ba
         ("only=without_tv", "only: expected a list of without_nps"),
         ("+ablations.mine={placement.rotation:[9,0]}", "placement.rotation: expected [low, high]"),
         ("only=[without_tv] printed.camera.jpeg.range=[95,50]", "camera.jpeg.range: expected [low, high]"),
-        ("seed=-1 data.seed=0", "seed: expected a whole number from 0 on, got -1"),
+        ("seed=-1 data.seed=0", "seed: expected an integer >= 0, got -1"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -323,7 +323,7 @@ def test_what_cannot_be_measured_is_said_first() -> None:
     class Answering(Linear):
         differentiable = False
 
-    with pytest.raises(InputError, match="expected one with a gradient, got linear, which only answers"):
+    with pytest.raises(InputError, match="expected one with a gradient, got linear, a black-box victim"):
         measure(trial(victim=Answering()))
 
     class Wrong(Linear):

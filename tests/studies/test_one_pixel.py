@@ -14,7 +14,7 @@ import torch
 from patchattack.studies.single_image.one_pixel_run import OnePixelRun
 from torch import Tensor, nn
 
-from patchattack import cli, pipeline
+from patchattack import cli, devices, pipeline
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
@@ -261,7 +261,7 @@ def test_a_run_that_is_killed_in_the_middle_of_an_image_asks_no_frame_twice(tmp_
             sheet=Sheet(),
             seed=0,
         )
-        job = pipeline.assemble(parts, pipeline.start_fabric(parts.settings), folder if resumes else None)
+        job = pipeline.assemble(parts, devices.start(parts.settings), folder if resumes else None)
         folder.mkdir(exist_ok=True)
         pipeline.run(parts, job, folder, pipeline.Origin({}, "python train.py"), resumes)
         return job
@@ -291,8 +291,8 @@ def test_a_run_that_is_killed_in_the_middle_of_an_image_asks_no_frame_twice(tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pixels": 0}, "pixels: expected a whole number from 1 on, got 0"),
-        ({"pixels": 1.5}, r"pixels: expected a whole number from 1 on, got 1\.5"),
+        ({"pixels": 0}, "pixels: expected an integer >= 1, got 0"),
+        ({"pixels": 1.5}, r"pixels: expected an integer >= 1, got 1\.5"),
         ({"children": 4}, "children: expected a whole number from 5 on, got 4"),
         ({"stop": "soon"}, "stop: expected confident or won, got soon"),
         ({"goal": "targeted"}, "attack.target: expected the name or number of a class"),
@@ -328,7 +328,7 @@ def test_no_more_images_than_the_test_part_has() -> None:
     assert len(chosen(settings, 400, 120)) == 120
     with pytest.raises(InputError, match=r"images: expected at most 120, .* of 400 scenes has, got 121"):
         chosen(settings, 400, 121)
-    with pytest.raises(InputError, match="images: expected a whole number from 1 on, got 0"):
+    with pytest.raises(InputError, match="images: expected an integer >= 1, got 0"):
         chosen(settings, 400, 0)
 
 
@@ -370,7 +370,7 @@ def test_the_command_writes_rows_pictures_and_a_report_and_goes_on(tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("pixels=0", "pixels: expected a whole number from 1 on, got 0"),
+        ("pixels=0", "pixels: expected an integer >= 1, got 0"),
         ("images=5", "images: expected at most 4, which the test part of 8 scenes has, got 5"),
         ("victim=flow_matching", "expected a victim for classification, got flow_matching for flow"),
         ("victim=[classifier_residual,classifier_transformer]", "expected one image classifier, got the ensemble"),

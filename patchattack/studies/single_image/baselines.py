@@ -83,7 +83,7 @@ class Subject:
     def __init__(self, victim: Victim, lessons: Tensor, limits: Limits, batch: int = 32, seed: int = 0) -> None:
         if not victim.differentiable:
             raise InputError(
-                f"victim: expected one with a gradient, got {victim.name}, which only answers; "
+                f"victim: expected one with a gradient, got {victim.name}, a black-box victim; "
                 "these attacks follow gradients, attack=one_pixel does not"
             )
         try:

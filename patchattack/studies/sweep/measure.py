@@ -2,7 +2,7 @@
 
 The unit of work is one scene and one draw at one point: all of its conditions go through the victim as one batch,
 whose composition nothing changes, on one thread. Units come in a fixed order and are appended to a table of one row
-per condition, so that memory does not grow with their number and a sweep goes on where it was interrupted.
+per condition, so that memory does not grow with their number and a sweep resumes where it was interrupted.
 """
 
 from __future__ import annotations
@@ -467,7 +467,7 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
                 views.flush()
             except OSError as error:
                 raise InputError(
-                    f"{views.name}: expected room for more rows, got '{error.strerror}'; make some and go on with "
+                    f"{views.name}: expected room for more rows, got '{error.strerror}'; free some and resume with "
                     f"resume={folder}"
                 ) from error
             bar.update(sum(text.count("\n") for text in texts))
