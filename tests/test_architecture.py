@@ -19,7 +19,7 @@ CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT
 # A part imports from the rows above its own, and from no other part of its row.
 LAYERS = (
     ("redaction",),
-    ("errors",),
+    ("devices", "errors"),
     ("files", "names", "pictures", "seeding", "videos"),
     ("scene", "hand_drawn"),
     ("geometry",),

@@ -340,7 +340,7 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
     made = cli.build(plain)  # type: ignore[arg-type]
     job = pipeline.assemble(made, pipeline.start_fabric(made.settings))
     scene = job.source.__getitems__([0])
-    update = training._Update(job, 0, [training._batch(job, scene, [seeding.generator(0)])])
+    update = training._Update(job, 0, [training._batch(job, scene, seeding.numbers([(0,)]))])
     update()
     assert job.patch.free.grad is not None
     gradient = job.patch.free.grad.clone()
