@@ -117,8 +117,8 @@ class Evaluator:
         Each scene's textures are those of its number among ``units``; of the repetition's, where there are none.
         """
         scene = self.source.__getitems__(list(numbers))
-        generators = [seeding.generator(*self.key, number, repetition) for number in numbers]
-        draw = self.renderer.draw(scene, self.patch, generators)
+        keys = [(*self.key, number, repetition) for number in numbers]
+        draw = self.renderer.draw(scene, self.patch, seeding.numbers(keys))
         scene = scene.to(self.device)
         clean = self.references(scene)
         for condition, texture in textures.items():

@@ -108,7 +108,7 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
 
     Args:
         parts: what a config describes.
-        fabric: from :func:`patchattack.devices.start`.
+        fabric: from :func:`patchattack.processes.start`.
         resumed: folder of the run that is resumed, whose victim is not asked again what it has answered.
 
     Raises:
@@ -449,7 +449,8 @@ def _without_gradient(job: Job, texture: Tensor) -> float:
     """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
     numbers = job.settings.parts(len(job.source))[0][: job.settings.batch]
     scene = job.source.__getitems__(numbers)
-    draw = job.renderer.draw(scene, job.patch, [seeding.generator(job.seed, TRAINING, 0, number) for number in numbers])
+    keys = [(job.seed, TRAINING, 0, number) for number in numbers]
+    draw = job.renderer.draw(scene, job.patch, seeding.numbers(keys))
     scene = scene.to(job.fabric.device)
     free = texture.detach().to(job.fabric.device).clone().requires_grad_()
     view = job.renderer(free, job.patch.mask, scene, draw)

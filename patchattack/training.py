@@ -24,6 +24,7 @@ from patchattack.job import ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM,
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.scene import Scene
 from patchattack.search import find_starts
+from patchattack.seeding import Numbers
 from patchattack.tracking import Tracker
 
 _REPETITIONS = 2  # EoT draws of each validation scene
@@ -64,12 +65,12 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             batches = []
             for part in range(settings.accumulate):
                 first = part * settings.batch + fabric.global_rank * share  # place among all scenes of the update
-                generators = [
-                    seeding.generator(job.seed, TRAINING, step, place, draw)
+                keys = [
+                    (job.seed, TRAINING, step, place, draw)
                     for place in range(first, first + share)
                     for draw in range(settings.draws)
                 ]
-                batches.append(_batch(job, next(loader), generators))
+                batches.append(_batch(job, next(loader), seeding.numbers(keys)))
             update = _Update(job, step, batches)
             if isinstance(optimizer, GradientFree):
                 optimizer.draw(seeding.generator(job.seed, SEARCH, step))
@@ -196,7 +197,7 @@ def _start(job: Job, training: list[int], progress: Progress) -> None:
     if not rows:
         return
     scene = job.source.__getitems__(rows)
-    draw = job.renderer.draw(scene, job.patch, [seeding.generator(job.seed, STARTS, row) for row in rows])
+    draw = job.renderer.draw(scene, job.patch, seeding.numbers([(job.seed, STARTS, row) for row in rows]))
     scene = scene.to(job.fabric.device)
     clean = job.references(scene)
 
@@ -291,17 +292,17 @@ def _selected(output: Any, rows: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _batch(job: Job, scene: Scene, generators: list[torch.Generator]) -> _Batch:
-    """A batch as its source gave it, drawn; one generator for each draw of each scene."""
+def _batch(job: Job, scene: Scene, numbers: Numbers) -> _Batch:
+    """A batch as its source gave it, drawn; ``numbers`` has a row for each draw of each scene."""
     settings, device = job.settings, job.fabric.device
     rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
     if settings.zoom > 1:
-        scene = zoomed(scene.select(rows), settings.zoom, generators, device)
+        scene = zoomed(scene.select(rows), settings.zoom, numbers, device)
         clean = job.clean(scene.frames)
     else:
         scene = scene.to(device).select(rows)
         clean = job.references(scene)
-    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, generators)).repeat(_candidates(job))
+    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, numbers)).repeat(_candidates(job))
 
 
 class _Update:

@@ -17,7 +17,7 @@ CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT
 # A part imports from the rows above its own, and from no other part of its row.
 LAYERS = (
     ("redaction",),
-    ("errors",),
+    ("devices", "errors"),
     ("files", "names", "pictures", "seeding", "videos"),
     ("scene", "hand_drawn"),
     ("geometry",),
@@ -26,7 +26,7 @@ LAYERS = (
     ("controls", "statistics", "indicators", "search"),
     ("evaluation", "reporting", "printing"),
     ("job",),
-    ("checkpoint", "devices", "runs"),
+    ("checkpoint", "processes", "runs"),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("pipeline",),
     ("rehearsal",),

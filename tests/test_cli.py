@@ -322,7 +322,11 @@ def test_a_coarse_patch_is_said(
 
 
 def test_help_lists_the_groups_without_waiting_for_torch(tmp_path: Path) -> None:
-    program = "import os, sys; from patchattack import commands\ntry: commands.main()\nfinally: assert 'torch' not in sys.modules and os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'"
+    program = (
+        "import os, sys; from patchattack import commands\n"
+        "try: commands.main()\n"
+        "finally: assert 'torch' not in sys.modules and os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'"
+    )
     shown = subprocess.run(
         [sys.executable, "-c", program, "train", "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchattack import checkpoint, devices, pipeline, training
+from patchattack import checkpoint, pipeline, processes, training
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.attacks.detection import DetectionAttack
 from patchattack.data.world import World
@@ -103,7 +103,7 @@ def parts(signs: World) -> Callable[..., pipeline.Parts]:
 
 
 def assemble(parts: pipeline.Parts, resumed: Path | None = None) -> Any:
-    return pipeline.assemble(parts, devices.start(parts.settings), resumed)
+    return pipeline.assemble(parts, processes.start(parts.settings), resumed)
 
 
 def run(parts: pipeline.Parts, folder: Path) -> None:

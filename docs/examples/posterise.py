@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from patchattack.eot.transform import Transform, checked_range, per_image, uniform
+from patchattack.eot.transform import Transform, checked_range, per_image
+from patchattack.seeding import Numbers
 
 
 class Posterise(Transform):
@@ -20,11 +20,11 @@ class Posterise(Transform):
     def __init__(self, range: Sequence[float] = (4, 8)) -> None:
         self.range = checked_range("appearance.posterise.range", range, 2)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The parameters of one image, on the host: drawing is apart from applying, so that a draw can be replayed."""
-        return uniform(generator, self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """``[N, 1]`` parameters of N images: drawing is apart from applying, so that a draw can be replayed."""
+        return numbers.uniform(self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
-        """``[N, 3, h, w]`` and stacked draws to ``[N, 3, h, w]``, with a gradient."""
+        """``[N, 3, h, w]`` and draws ``[N, ...]`` to ``[N, 3, h, w]``, with a gradient."""
         steps = per_image(parameters[:, 0]) - 1
         return image + ((image * steps).round() / steps - image).detach()

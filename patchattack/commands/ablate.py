@@ -24,7 +24,7 @@ def main() -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Train, measure, write the table and print it."""
-    from patchattack import devices
+    from patchattack import processes
     from patchattack.studies import ablation
 
     names = {"data": "source", "trainer": "settings", "print": "sheet"}
@@ -43,6 +43,6 @@ def run(given: dict[str, Any]) -> None:
         print(f"left out: {reason}", file=sys.stderr)
     folder = folders.new_folder(given["output"], "ablation")
     with cli.resumable(cli.command_into(folder)):
-        table = ablation.measure(study, variants, folder, devices.start(given["trainer"]))
+        table = ablation.measure(study, variants, folder, processes.start(given["trainer"]))
     print(ablation.publish(table, folder))
     cli.print_files(folder, report="report.html", numbers="ablations.csv", patches="patches")

@@ -23,7 +23,7 @@ def run(parts: dict[str, Any]) -> None:
     """Attack, write the table and print it."""
     from tqdm import tqdm
 
-    from patchattack import devices, pipeline, runs
+    from patchattack import pipeline, processes, runs
     from patchattack.patch import Patch
     from patchattack.studies import study
     from patchattack.studies.single_image import baselines_report, baselines_study, subject
@@ -49,7 +49,7 @@ def run(parts: dict[str, Any]) -> None:
     if parts["run"] is not None:
         seen = runs.HeldOut([str(parts["run"])], parts["data"], source, cli.make)
         seen.check(source, subject.choose_scenes(settings, len(source), parts["images"]))
-    parts["victim"].to(devices.start(settings).device)
+    parts["victim"].to(processes.start(settings).device)
     command = cli.command_line()
     folder = folders.new_folder(parts["output"], "baselines")
     study.check_settings(folder, study.settings_of(command, ("output=",)) | {"versions": pipeline.versions()})

@@ -29,7 +29,7 @@ def run(given: dict[str, Any]) -> None:
     """Train, rehearse, write the table and print it."""
     from tqdm import tqdm
 
-    from patchattack import devices
+    from patchattack import processes
     from patchattack.studies import calibration
 
     printers = given["seeds"] if given["printers"] is None else given["printers"]
@@ -44,7 +44,7 @@ def run(given: dict[str, Any]) -> None:
         command=cli.command_line(),
     )
     parts = cli.build_parts(study.config)
-    fabric = devices.start(parts.settings)
+    fabric = processes.start(parts.settings)
     plans = calibration.plans(study, parts, fabric)
     folder = folders.new_folder(given["output"], "calibration_gain")
     progress = partial(tqdm, unit="frame", delay=2, disable=None)

@@ -20,7 +20,7 @@ def main() -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Measure, write the table and print it."""
-    from patchattack import devices, pipeline, runs
+    from patchattack import pipeline, processes, runs
     from patchattack.patch import Patch
     from patchattack.studies import defenses
 
@@ -39,6 +39,6 @@ def run(given: dict[str, Any]) -> None:
     )
     folder = folders.new_folder(given["output"], "defenses")
     with cli.resumable(cli.command_into(folder)):
-        rows = defenses.measure(study, folder, devices.start(study.parts.settings))
+        rows = defenses.measure(study, folder, processes.start(study.parts.settings))
     print(defenses.publish(study, rows, folder))
     cli.print_files(folder, report="report.html", numbers="defenses.csv", patches="adaptive")

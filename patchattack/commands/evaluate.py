@@ -28,7 +28,7 @@ def main() -> None:
 
 def run(parts: dict[str, Any]) -> None:
     """Measure or resume, and print the answer and where everything is."""
-    from patchattack import devices, pipeline, runs
+    from patchattack import pipeline, processes, runs
     from patchattack.reporting.sweep import write_evidence
     from patchattack.studies import study
     from patchattack.studies.sweep import measure, summary
@@ -36,7 +36,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.webcam.camera_victim import select_victims
 
     _check(parts)
-    fabric = devices.start(parts["trainer"])
+    fabric = processes.start(parts["trainer"])
     workers = parts["workers"] or (os.cpu_count() if fabric.device.type == "cpu" else 1) or 1
     given = [str(one) for one in (parts["runs"] or [parts["run"] or parts["patch"]])]
     source = cli.make(parts["data"])

@@ -22,7 +22,7 @@ def main() -> None:
 
 def run(parts: dict[str, Any]) -> None:
     """Attack, and print the answer and where everything is."""
-    from patchattack import devices
+    from patchattack import processes
     from patchattack.job import Settings
     from patchattack.studies import study
     from patchattack.studies.single_image.one_pixel_study import OnePixelStudy
@@ -41,7 +41,7 @@ def run(parts: dict[str, Any]) -> None:
         images=parts["images"],
         seed=parts["seed"],
         journal=answers,
-        fabric=devices.start(settings),
+        fabric=processes.start(settings),
     )
     command = cli.command_line()
     folder = folders.new_folder(output, "one_pixel")

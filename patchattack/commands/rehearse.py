@@ -22,7 +22,7 @@ def run(parts: dict[str, Any]) -> None:
     """Rehearse, and print the verdicts, the errors of the poses and where everything is."""
     from tqdm import tqdm
 
-    from patchattack import devices, pipeline
+    from patchattack import pipeline, processes
     from patchattack.patch import Patch
     from patchattack.printing.fiducials import load_layouts
     from patchattack.rehearsal import rehearse
@@ -35,7 +35,7 @@ def run(parts: dict[str, Any]) -> None:
     folder = folders.run_folder(parts["run"])
     patch = Patch.load(folder / "patch.png")
     sheets = load_layouts(folder / "print" / "layout.json")
-    fabric = devices.start(parts["trainer"])
+    fabric = processes.start(parts["trainer"])
 
     trials = camera_victims(select_victims(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
     plan = rehearse.planned(

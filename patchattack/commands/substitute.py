@@ -23,7 +23,7 @@ def main() -> None:
 
 def run(parts: dict[str, Any]) -> None:
     """Teach it, and print how well it agrees and what to do with it."""
-    from patchattack import devices
+    from patchattack import processes
     from patchattack.studies import substitute
 
     study = substitute.SubstituteStudy(
@@ -35,7 +35,7 @@ def run(parts: dict[str, Any]) -> None:
     )
     folder = folders.new_folder(parts["output"], "substitute")
     with cli.resumable(cli.command_into(folder)):
-        notebook = substitute.learn(study, devices.start(study.settings), folder)
+        notebook = substitute.learn(study, processes.start(study.settings), folder)
     print(f"round  queries  agreement with {notebook.victim} on {len(notebook.held_out)} held-out scenes")
     for row in notebook.rows:
         print("{round:5}  {queries:7}  {agreement:.3f} [{low:.3f}, {high:.3f}]".format(**row))

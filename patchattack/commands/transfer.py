@@ -18,7 +18,7 @@ def main() -> None:
 
 def run(parts: dict[str, Any]) -> None:
     """Measure, write the table and print it."""
-    from patchattack import devices, runs
+    from patchattack import processes, runs
     from patchattack.studies import transfer
 
     given = [str(one) for one in parts["runs"]]
@@ -34,6 +34,6 @@ def run(parts: dict[str, Any]) -> None:
         held_out=runs.HeldOut(given, parts["data"], source, cli.make),
     )
     folder = folders.new_folder(parts["output"], "transfer")
-    rows = transfer.measure(study, devices.start(study.settings))
+    rows = transfer.measure(study, processes.start(study.settings))
     print(transfer.publish(study, rows, folder, cli.command_line()))
     cli.print_files(folder, report="transfer.html", numbers="transfer.json")

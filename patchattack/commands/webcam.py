@@ -38,7 +38,7 @@ def run(parts: dict[str, Any]) -> None:
     """Measure, predict, and print the verdict and where everything is."""
     from tqdm import tqdm
 
-    from patchattack import devices, pipeline
+    from patchattack import pipeline, processes
     from patchattack.patch import Patch
     from patchattack.printing.fiducials import load_layouts
     from patchattack.webcam.camera_victim import camera_victims, select_victims
@@ -56,7 +56,7 @@ def run(parts: dict[str, Any]) -> None:
     folder = Path(str(parts["run"]))
     patch = Patch.load(folder / "patch.png")
     sheets = load_layouts(folder / "print" / "layout.json")
-    fabric = devices.start(parts["trainer"])
+    fabric = processes.start(parts["trainer"])
     victims = select_victims(parts["victims"], parts["victim"])
     setup = Setup(
         trials=camera_victims(victims, parts["attack"], fabric, parts["margin"]),

@@ -13,6 +13,7 @@ from torch import Tensor
 from patchattack import files
 from patchattack.eot.transform import Transform, checked_range
 from patchattack.errors import InputError
+from patchattack.seeding import Numbers
 
 FORMAT = 1  # of the file
 COARSE = 3  # colours along each side of the grid of random errors
@@ -150,10 +151,10 @@ class Calibrated(Transform):
         )
         self.calibration = Calibration.load(path)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The errors, ``[3, 3, 3, 3]``: of red, green and blue, at each colour of a coarse grid."""
+    def draw(self, numbers: Numbers) -> Tensor:
+        """The errors, ``[N, 3, 3, 3, 3]``: of red, green and blue, at each colour of a coarse grid."""
         sigma = self.range[1] * self.calibration.spread
-        return sigma * torch.randn(3, COARSE, COARSE, COARSE, generator=generator)
+        return sigma * numbers.normal(3, COARSE, COARSE, COARSE)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""

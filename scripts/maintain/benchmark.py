@@ -66,9 +66,9 @@ class Step:
     def whole(self, recompute: bool = False) -> None:
         """One step; with ``recompute`` the clean output is computed again instead of remembered."""
         self.count += 1
-        generators = [seeding.generator(self.count, row) for row in range(len(self.scene))]
+        numbers = seeding.numbers([(self.count, row) for row in range(len(self.scene))])
         self.optimizer.zero_grad()
-        draw = self.renderer.draw(self.scene, self.patch, generators)
+        draw = self.renderer.draw(self.scene, self.patch, numbers)
         scene = self.scene.to(self.device)
         clean = self.reference() if recompute else self.clean
         texture = self.patch()

@@ -28,7 +28,7 @@ def run(parts: dict[str, Any]) -> None:
     """Measure, write ``table.json`` and ``figure.png``, and print the table."""
     import torch
 
-    from patchattack import devices, files, statistics
+    from patchattack import files, processes, statistics
     from patchattack.controls import always
     from patchattack.evaluation import Evaluator, Measured, References, per_scene
     from patchattack.job import TEST, bind_victim
@@ -38,7 +38,7 @@ def run(parts: dict[str, Any]) -> None:
     if not hasattr(network, "correlation"):
         raise InputError(f"victim: expected flow_correlation, got {victim.name}; it has no correlation to put back")
     patch = _patch(parts)
-    fabric = devices.start(settings)
+    fabric = processes.start(settings)
     attack, predict, scenes = bind_victim(parts["attack"], victim, parts["data"], fabric)
     numbers = settings.parts(len(scenes))[2]
     key = (parts["seed"], TEST)

@@ -344,8 +344,8 @@ class Opponent:
         if self.step % OPPONENT_STEPS == 0:
             number = self.seed * 1000 + self.step // OPPONENT_STEPS
             self.patch = Patch.create(resolution=32, seed=number).to(self.device)
-        generators = [seeding.generator(self.seed, 2, self.step, place) for place in range(len(scene))]
-        draw = self.renderer.draw(scene, self.patch, generators)
+        keys = [(self.seed, 2, self.step, place) for place in range(len(scene))]
+        draw = self.renderer.draw(scene, self.patch, seeding.numbers(keys))
         frames = self.renderer(self.patch(), self.patch.mask, scene, draw).frames
         second = (torch.arange(len(scene), device=self.device) % 2 == 1).view(-1, 1, 1, 1, 1)
         self.step += 1

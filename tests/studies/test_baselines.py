@@ -198,11 +198,11 @@ def test_destruction_rate_by_hand() -> None:
 def test_a_photograph_depends_on_its_own_draw_alone_and_prints_8_bits() -> None:
     pixels, _ = images([0, 1, 2])
     take = Photograph({"noise": PrintNoise(), "brightness": Brightness()}, {"sensor": SensorNoise()})
-    together = take(pixels, [seeding.generator(n) for n in range(3)])
-    alone = take(pixels[1:2], [seeding.generator(1)])
+    together = take(pixels, seeding.numbers([(0,), (1,), (2,)]))
+    alone = take(pixels[1:2], seeding.numbers([(1,)]))
     assert torch.allclose(together[1:2], alone, atol=1e-6)
     assert 0 <= together.min() <= together.max() <= 1
-    assert torch.allclose(Photograph({}, {})(pixels + 0.4 / 255, [seeding.generator(0)] * 3), pixels, atol=1e-6)
+    assert torch.allclose(Photograph({}, {})(pixels + 0.4 / 255, seeding.numbers([(0,)] * 3)), pixels, atol=1e-6)
 
 
 # The table

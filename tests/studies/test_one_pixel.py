@@ -14,7 +14,7 @@ import torch
 from patchattack.studies.single_image.one_pixel_run import OnePixelRun
 from torch import Tensor, nn
 
-from patchattack import cli, devices, pipeline
+from patchattack import cli, pipeline, processes
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
@@ -261,7 +261,7 @@ def test_a_run_that_is_killed_in_the_middle_of_an_image_asks_no_frame_twice(tmp_
             sheet=Sheet(),
             seed=0,
         )
-        job = pipeline.assemble(parts, devices.start(parts.settings), folder if resumes else None)
+        job = pipeline.assemble(parts, processes.start(parts.settings), folder if resumes else None)
         folder.mkdir(exist_ok=True)
         pipeline.run(parts, job, folder, pipeline.Origin({}, "python train.py"), resumes)
         return job

@@ -19,6 +19,7 @@ from patchattack.errors import InputError, nearest
 from patchattack.job import TEST, Settings
 from patchattack.patch import Patch, random_texture
 from patchattack.scene import Scene, Source
+from patchattack.seeding import Numbers
 from patchattack.studies.single_image.baselines import BASELINES, Limits, Subject, craft
 from patchattack.studies.single_image.subject import Goal, check_victim, choose_scenes
 from patchattack.victims.victim import Victim
@@ -40,14 +41,15 @@ class Photograph:
 
     def __init__(self, printed: Mapping[str, Transform], photographed: Mapping[str, Transform]) -> None:
         self.transforms = [*printed.values(), *photographed.values()]
+        self._streams = [f"printed/{name}" for name in printed] + [f"photographed/{name}" for name in photographed]
 
-    def __call__(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """``images [n, 3, H, W]`` in [0, 1], each by the draw of its own generator."""
+    def __call__(self, images: Tensor, numbers: Numbers) -> Tensor:
+        """``images [n, 3, H, W]`` in [0, 1], each by the draw of its own row of ``numbers``."""
         images = images.mul(255).round() / 255
         nowhere = torch.zeros(len(images), 2, dtype=torch.long)
-        for transform in self.transforms:
-            parameters = torch.stack([transform.draw(generator) for generator in generators])
-            images = saturate(transform.apply(images, parameters, nowhere))
+        streams = numbers.streams(dict.fromkeys(self._streams, 1), images.device)
+        for transform, stream in zip(self.transforms, streams, strict=True):
+            images = saturate(transform.apply(images, transform.draw(stream), nowhere))
         return images
 
 
@@ -196,7 +198,7 @@ def _patched(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
     frames = []
     for row, place in enumerate(scene.index.tolist()):
         one = scene.select(slice(row, row + 1))
-        draw = renderer.draw(one, patch, [seeding.generator(study.seed, TEST, place, 0)])
+        draw = renderer.draw(one, patch, seeding.numbers([(study.seed, TEST, place, 0)]))
         texture = patch().detach() if name == "patch" else random_texture(mask.shape[1], mask.shape[2], place)
         frames.append(renderer(texture, mask, one, draw).frames[:, 0])
     return torch.cat(frames)
@@ -226,5 +228,5 @@ def _measured(
 
 def _after(study: BaselinesStudy, subject: Subject, scene: Scene, changed: Tensor, draw: int) -> Tensor:
     """``[n]`` the victim's classes after one draw of print and photograph, the same for every attack."""
-    generators = [seeding.generator(study.seed, TEST, place, 1 + draw) for place in scene.index.tolist()]
-    return subject.logits(study.photograph(changed, generators)).argmax(dim=1)
+    keys = [(study.seed, TEST, place, 1 + draw) for place in scene.index.tolist()]
+    return subject.logits(study.photograph(changed, seeding.numbers(keys))).argmax(dim=1)

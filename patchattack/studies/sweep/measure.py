@@ -128,7 +128,7 @@ class Bench:
         """A test scene, and how the patch gets into it: with the same luck at every point."""
         number = self.numbers[place]
         scene = self.source[number]
-        return scene, renderer.draw(scene, self.patch, [seeding.generator(self.seed, TEST, number, repetition)])
+        return scene, renderer.draw(scene, self.patch, seeding.numbers([(self.seed, TEST, number, repetition)]))
 
     @torch.no_grad()
     def look(self, renderer: Renderer, place: int, repetition: int) -> Look:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from patchattack import devices
+from patchattack import processes
 from patchattack.errors import InputError
 from patchattack.job import Settings
 
@@ -17,8 +17,8 @@ def settings(**given: object) -> Settings:
 
 def test_one_process_needs_no_fabric() -> None:
     program = (
-        "import sys; from patchattack import devices; from patchattack.job import Settings\n"
-        "print(devices.start(Settings(steps=1, batch=1)).device.type, 'lightning_fabric' in sys.modules)"
+        "import sys; from patchattack import processes; from patchattack.job import Settings\n"
+        "print(processes.start(Settings(steps=1, batch=1)).device.type, 'lightning_fabric' in sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.split()[-1] == "False"
@@ -26,7 +26,7 @@ def test_one_process_needs_no_fabric() -> None:
 
 @pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
 def test_the_precision_is_that_of_its_name(precision: str, dtype: torch.dtype) -> None:
-    fabric = devices.start(settings(precision=precision))
+    fabric = processes.start(settings(precision=precision))
     with fabric.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert (fabric.global_rank, fabric.world_size, fabric.broadcast(3)) == (0, 1, 3)
@@ -41,4 +41,4 @@ def test_the_precision_is_that_of_its_name(precision: str, dtype: torch.dtype) -
 )
 def test_what_is_not_there_is_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        devices.start(settings(**given))
+        processes.start(settings(**given))
