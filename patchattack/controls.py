@@ -21,7 +21,10 @@ CONDITIONS = {
     "drawn": "best hand-drawn texture",
     "random": "random patch",
     "patch": "optimised patch",
+    "coarse": "patch low-passed to half its texels",
+    "photographed": "patch printed and photographed, by the model",
 }
+SAME_PATCH = ("patch", "coarse", "photographed")  # under three conditions; every other texture is a rival
 
 
 def called(condition: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from patchattack import hand_drawn, seeding, statistics
 from patchattack.attacks.attack import Attack, Metric, Textures
-from patchattack.controls import CONDITIONS, always, called
+from patchattack.controls import CONDITIONS, SAME_PATCH, always, called
+from patchattack.eot.appearance import PrintNoise
+from patchattack.eot.calibrated import Calibrated
+from patchattack.eot.camera import Defocus, Jpeg, SensorNoise
 from patchattack.eot.renderer import Renderer
 from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch
@@ -159,6 +162,20 @@ class Evaluator:
                 ]
         return measured
 
+    def photographed(self, texture: Tensor, numbers: Sequence[int], repetitions: int = 1) -> list[Measured]:
+        """``texture`` after the default print and an ordinary camera, whatever else this EoT is of, in the same places.
+
+        What the appearance and the camera of the own renderer do is left out; the condition is called by this name.
+        """
+        renderer = Renderer(
+            self.renderer.placement,
+            {"calibrated": Calibrated(), "print_noise": PrintNoise()},
+            {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
+            self.renderer.whole_frame,
+        )
+        measured = replace(self, renderer=renderer).measure({"photographed": always(texture)}, numbers, repetitions)
+        return [one for one in measured if one.condition == "photographed"]
+
     def best_drawn(self, numbers: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
         """The strongest hand-drawn texture on scenes ``numbers``: of those that every run tries, and of ``more``."""
         height, width = self.patch.mask.shape[1:]
@@ -246,7 +263,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     conditions = dict.fromkeys(one.condition for one in measured)
     values = {one: sign * per_scene(measured, one, attack.headline) for one in conditions}
     effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
-    rivals = [one for one in conditions if one not in ("clean", "patch")]
+    rivals = [one for one in conditions if one not in ("clean", *SAME_PATCH)]
     rivals.sort(key=lambda one: effects[one], reverse=True)  # of equals, in their order
     unbeaten = [one for one in rivals if not statistics.difference(values["patch"] - values[one], metric.rate)[1] > 0]
     unbeaten.sort(key=lambda one: one != "random")  # is named first

@@ -23,7 +23,7 @@ from patchattack.victims import contract
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
-ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS = range(7)  # what a generator is for, beside the seed
+ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS, CUTOUT = range(8)  # what a generator is for, beside the seed
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Settings:
         draws: EoT draws of each scene in a batch.
         zoom: training scenes are enlarged by a random factor of up to this one, as :func:`patchattack.eot.zoom.zoomed`.
         accumulate: batches whose gradients make one update.
+        grow: the last updates see this many times as many scenes as the first, and all together as many as with 1.
+        cutout: longest side, as a share of the patch's, of a grey rectangle that hides a part of it in each view of the
+            training, as in T-SEA (Huang et al. 2023): for patches that shall fool networks they were not trained on.
         starts, candidates, stages: as in :class:`patchattack.search.Plan`; None takes what suits optimiser and patch.
         max_queries: the run stops before the step after which the victim would have answered about more views and
             clean scenes than these, validation included; None knows no limit. The final measurement comes on top.
@@ -63,6 +66,8 @@ class Settings:
     draws: int = 1
     zoom: float = 1.0
     accumulate: int = 1
+    grow: float = 1.0
+    cutout: float = 0.0
     starts: int | None = None
     candidates: int | None = None
     stages: int | None = None
@@ -105,10 +110,25 @@ class Settings:
             raise InputError(f"trainer.max_queries: expected at least 1, or null, got {self.max_queries}")
         if not 1 <= self.zoom < math.inf:
             raise InputError(f"trainer.zoom: expected a factor of 1 or more, got {self.zoom:g}")
+        if not 1 <= self.grow < math.inf:
+            raise InputError(f"trainer.grow: expected a factor of 1 or more, got {self.grow:g}")
+        if self.grow > 1 and self.devices > 1:
+            raise InputError(
+                f"trainer.grow: expected 1 for {self.devices} processes, which take equal shares of a batch"
+            )
+        if not 0 <= self.cutout < 1:
+            raise InputError(f"trainer.cutout: expected a share of 0 or more and less than 1, got {self.cutout:g}")
         if self.workers < 0 or self.memory_gb < 0:
             raise InputError(
                 f"trainer: expected workers and memory_gb of 0 or more, got {self.workers} and {self.memory_gb}"
             )
+
+    def scenes_at(self, step: int) -> int:
+        """Scenes of a batch of update ``step``, over all processes: they grow exponentially about their mean."""
+        if self.grow == 1:
+            return self.batch
+        place = (step + 0.5) / self.steps
+        return max(1, round(self.batch * self.grow**place * math.log(self.grow) / (self.grow - 1)))
 
     def parts(self, scenes: int) -> tuple[list[int], list[int], list[int]]:
         """Numbers of the scenes for training, validation and test.

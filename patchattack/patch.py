@@ -280,6 +280,13 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     return nn.functional.interpolate(flat, size=(height, width), mode="area").view(*image.shape[:-2], height, width)
 
 
+def low_passed(texture: Tensor) -> Tensor:
+    """``texture [3, h, w]`` with the detail of half as many texels along each side: as a little out of focus."""
+    height, width = texture.shape[-2:]
+    coarse = resize(texture, -(-height // 2), -(-width // 2))
+    return nn.functional.interpolate(coarse[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
 def read_image(path: str | Path, key: str, others: str = "") -> Tensor:
     """An image file as ``[4, h, w]`` RGBA in [0, 1], a large one shrunk: as floats, a photograph takes gigabytes.
 

@@ -30,7 +30,7 @@ from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
 from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
 from patchattack.optimizers.gradient_free import GradientFree
-from patchattack.patch import Patch
+from patchattack.patch import Patch, low_passed
 from patchattack.printing.fiducials import save_layouts
 from patchattack.printing.sheet import Sheet
 from patchattack.reporting.report import Example, Report, example, write_report
@@ -383,6 +383,7 @@ def _export(
         **attack.controls(job.source, best),
         "drawn": always(drawn.texture(*best.mask.shape[1:])),
         "patch": always(texture),
+        "coarse": always(low_passed(texture)),
     }
     evaluator = job.evaluator(TEST)
     measured = evaluator.measure(
@@ -391,6 +392,7 @@ def _export(
         settings.test_draws,
         progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
     )
+    measured += evaluator.photographed(texture, numbers, settings.test_draws)
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write_json(folder / "results.json", rows)

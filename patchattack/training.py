@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ from tqdm import tqdm
 from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
 from patchattack.controls import always, random_patches
+from patchattack.devices import transfer
 from patchattack.eot.renderer import Draw
 from patchattack.eot.zoom import zoomed
 from patchattack.errors import DivergedError, InputError, InterruptedRunError
-from patchattack.job import ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM, Fabric, Job
+from patchattack.job import CUTOUT, ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.scene import Scene
 from patchattack.search import find_starts
@@ -49,8 +51,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
     """
     settings, patch, fabric, optimizer = job.settings, job.patch, job.fabric, job.optimizer
     training, validation, _ = settings.parts(len(job.source))
-    share = settings.batch // fabric.world_size
-    loader = _loader(job, training, progress.step, share)
+    loader = _loader(job, training, progress.step)
     failed = torch.zeros((), dtype=torch.bool, device=fabric.device)
     log = _Log(job, tracker, progress.step)
     with log.bar, _Interrupt() as interrupt:
@@ -62,15 +63,13 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             if not _affords(job, step):
                 break
             _refine(job, step)
-            batches = []
+            batches, scenes = [], settings.scenes_at(step)
+            share = scenes // fabric.world_size
             for part in range(settings.accumulate):
-                first = part * settings.batch + fabric.global_rank * share  # place among all scenes of the update
-                keys = [
-                    (job.seed, TRAINING, step, place, draw)
-                    for place in range(first, first + share)
-                    for draw in range(settings.draws)
-                ]
-                batches.append(_batch(job, next(loader), seeding.numbers(keys)))
+                first = part * scenes + fabric.global_rank * share  # place among all scenes of the update
+                names = [(step, place, draw) for place in range(first, first + share) for draw in range(settings.draws)]
+                numbers = seeding.numbers([(job.seed, TRAINING, *name) for name in names])
+                batches.append(_batch(job, next(loader), numbers, _shown(job, names)))
             update = _Update(job, step, batches)
             if isinstance(optimizer, GradientFree):
                 optimizer.draw(seeding.generator(job.seed, SEARCH, step))
@@ -126,7 +125,7 @@ def queries(job: Job, steps: int) -> int:
     """
     settings = job.settings
     training, validation, _ = settings.parts(len(job.source))
-    shown = steps * settings.accumulate * settings.batch
+    shown = settings.accumulate * sum(map(settings.scenes_at, range(steps)))
     clean, starts = len(training), _start_scenes(job, len(training))
     if settings.zoom > 1:  # no scene is seen twice
         clean = shown * settings.draws + len({0, *starts})
@@ -148,7 +147,7 @@ def check_budget(job: Job) -> None:
     plan, view = job.plan, len(validation) * _REPETITIONS
     before = queries(job, 1) + 1 + (plan.candidates + 1) * view  # the patches and a random one
     before += (plan.starts + 1) * len(_start_scenes(job, len(training))) if plan.starts else 0
-    step, after = plan.candidates * _most_of_a_step(job), plan.candidates * view
+    step, after = plan.candidates * _most_of_a_step(job, 0), plan.candidates * view
     if before + step + after > settings.max_queries:
         raise InputError(
             f"trainer.max_queries: expected at least {before + step + after} ({before} for clean scenes, starts and "
@@ -158,15 +157,15 @@ def check_budget(job: Job) -> None:
         )
 
 
-def _most_of_a_step(job: Job) -> int:
-    """Views that one step asks about at most, for each candidate."""
+def _most_of_a_step(job: Job, step: int) -> int:
+    """Views that ``step`` asks about at most, for each candidate."""
     optimizer, settings = job.optimizer, job.settings
     if isinstance(optimizer, GradientFree):
         calls = optimizer.evaluations
     else:  # torch's L-BFGS is the only other that asks more than once; its line search may end 25 calls later
         group = optimizer.param_groups[0]
         calls = group.get("max_eval", 1) + (25 if group.get("line_search_fn") else 0)
-    return calls * settings.accumulate * settings.batch * settings.draws
+    return calls * settings.accumulate * settings.scenes_at(step) * settings.draws
 
 
 def _affords(job: Job, step: int) -> bool:
@@ -175,7 +174,7 @@ def _affords(job: Job, step: int) -> bool:
         return True
     _, validation, _ = job.settings.parts(len(job.source))
     after = len(validation) * _REPETITIONS
-    needed = _candidates(job) * (_most_of_a_step(job) + after)
+    needed = _candidates(job) * (_most_of_a_step(job, step) + after)
     return queries(job, step + 1) + needed <= job.settings.max_queries
 
 
@@ -270,18 +269,23 @@ class _Log:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Scenes, once for each of their draws, with what stays the same whatever the patch is."""
+    """Scenes, once for each of their draws, with what stays the same whatever the patch is.
+
+    ``shown [B, 1, h, w]`` is 0 where a rectangle hides the patch, 1 elsewhere; None hides nothing.
+    """
 
     scene: Scene
     clean: Any
     draw: Draw
+    shown: Tensor | None
 
     def repeat(self, times: int) -> _Batch:
         """All of it, ``times`` times one after another."""
         if times == 1:
             return self
         rows = torch.arange(len(self.scene)).repeat(times)
-        return _Batch(self.scene.select(rows), _selected(self.clean, rows), self.draw.repeat(times))
+        shown = None if self.shown is None else self.shown.repeat(times, 1, 1, 1)
+        return _Batch(self.scene.select(rows), _selected(self.clean, rows), self.draw.repeat(times), shown)
 
 
 def _selected(output: Any, rows: Tensor) -> Any:
@@ -292,7 +296,7 @@ def _selected(output: Any, rows: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _batch(job: Job, scene: Scene, numbers: Numbers) -> _Batch:
+def _batch(job: Job, scene: Scene, numbers: Numbers, shown: Tensor | None = None) -> _Batch:
     """A batch as its source gave it, drawn; ``numbers`` has a row for each draw of each scene."""
     settings, device = job.settings, job.fabric.device
     rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
@@ -302,7 +306,20 @@ def _batch(job: Job, scene: Scene, numbers: Numbers) -> _Batch:
     else:
         scene = scene.to(device).select(rows)
         clean = job.references(scene)
-    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, numbers)).repeat(_candidates(job))
+    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, numbers), shown).repeat(_candidates(job))
+
+
+def _shown(job: Job, names: list[tuple[int, int, int]]) -> Tensor | None:
+    """The texels that each view shows, ``[n, 1, h, w]``: all but a rectangle of its own; None where all show all."""
+    if not job.settings.cutout:
+        return None
+    size = torch.tensor(job.patch.mask.shape[1:])
+    y, x = (torch.arange(int(side)).add(0.5) for side in size)
+    place, side = seeding.numbers([(job.seed, CUTOUT, *name) for name in names]).unit(4).unflatten(1, (2, 2)).unbind(1)
+    centre, half = place * size, side * job.settings.cutout * size / 2  # [n, 2]
+    rows, columns = ((ticks - centre[:, axis, None]).abs() < half[:, axis, None] for axis, ticks in enumerate((y, x)))
+    hidden = rows[:, None, :, None] & columns[:, None, None, :]
+    return transfer((~hidden).float(), job.fabric.device)
 
 
 class _Update:
@@ -368,6 +385,8 @@ def _losses(job: Job, batch: _Batch, of_victim: torch.Generator) -> dict[str, Te
     """One batch: the mean attack loss over all views, and every regulariser with its weight; means over candidates."""
     textures = job.patch().unflatten(-3, (1, 3)).flatten(0, -4)  # [P, 3, h, w]
     each = textures.repeat_interleave(len(batch.scene) // len(textures), dim=0) if len(textures) > 1 else textures[0]
+    if batch.shown is not None:
+        each = torch.lerp(torch.full_like(batch.shown, 0.5), each, batch.shown)
     view = job.renderer(each, job.patch.mask, batch.scene, batch.draw)
     with job.victim.randomised(of_victim):  # the references and the validation are of all that it can do
         hit = job.predict(view.frames)
@@ -379,15 +398,18 @@ def _losses(job: Job, batch: _Batch, of_victim: torch.Generator) -> dict[str, Te
     return losses
 
 
-def _loader(job: Job, numbers: list[int], done: int, share: int) -> Any:
+def _loader(job: Job, numbers: list[int], done: int) -> Any:
     """Batches from step ``done`` on: an epoch is a permutation that seed and epoch fix."""
-    settings, rank = job.settings, job.fabric.global_rank
+    settings, rank, processes = job.settings, job.fabric.global_rank, job.fabric.world_size
     batches = []
     epochs: dict[int, Tensor] = {}
-    for number in range(done * settings.accumulate, settings.steps * settings.accumulate):
+    sizes = [settings.scenes_at(step) for step in range(settings.steps) for _ in range(settings.accumulate)]
+    starts = [0, *itertools.accumulate(sizes)]
+    for start, size in list(zip(starts, sizes, strict=False))[done * settings.accumulate :]:
         batch = []
-        for slot in range(share):
-            epoch, place = divmod(number * settings.batch + rank * share + slot, len(numbers))
+        share = size // processes
+        for slot in range(rank * share, (rank + 1) * share):
+            epoch, place = divmod(start + slot, len(numbers))
             if epoch not in epochs:
                 epochs = {epoch - 1: epochs[epoch - 1]} if epoch - 1 in epochs else {}
                 epochs[epoch] = _order(job, epoch, len(numbers))

@@ -24,7 +24,7 @@ from torch import Tensor
 from patchattack import checkpoint, evaluation, pipeline, training
 from patchattack.attacks.flow import FlowAttack
 from patchattack.commands import train
-from patchattack.controls import CONDITIONS, controls
+from patchattack.controls import CONDITIONS, SAME_PATCH, controls
 from patchattack.patch import Patch
 from patchattack.tracking import MetricsCsv
 
@@ -122,7 +122,7 @@ def test_a_run_leaves_exactly_what_is_promised(undisturbed: Path) -> None:
 def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -> None:
     found = rows(undisturbed)
     assert all(list(row) == ["condition", "metric", "region", "mean", "low", "high", "n"] for row in found)
-    conditions = sorted(["clean", *controls(Patch.create()), "drawn", "patch"], key=[*CONDITIONS].index)
+    conditions = sorted(["clean", *controls(Patch.create()), "drawn", *SAME_PATCH], key=[*CONDITIONS].index)
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}
     names = {row["metric"] for row in found}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from patchattack import hand_drawn
 from patchattack.attacks.attack import Metric
 from patchattack.attacks.depth import DepthAttack
 from patchattack.attacks.flow import FlowAttack
-from patchattack.controls import CONDITIONS, always
+from patchattack.controls import CONDITIONS, SAME_PATCH, always
 from patchattack.eot.appearance import Brightness
 from patchattack.eot.camera import Defocus, Gamma
 from patchattack.eot.placement import Uniform
@@ -94,6 +95,20 @@ def textures() -> dict[str, Callable[[int], Tensor]]:
         "random": lambda repetition: random_texture(16, 16, repetition),
         "patch": lambda _: patch().detach(),
     }
+
+
+def test_a_photograph_of_a_print_has_the_places_of_this_eot_and_nothing_else_of_it() -> None:
+    texture, plain = torch.zeros(3, 16, 16), evaluator()
+    bare = replace(plain, renderer=Renderer(plain.renderer.placement))
+    found, digital = (
+        (one.photographed(texture, range(3)) for one in (plain, bare)),
+        bare.measure({"p": always(texture)}, range(3)),
+    )
+    first, second = found
+    assert first == second
+    assert [one.condition for one in first] == ["photographed"] * 3
+    black = [one.metrics["epe_clean", "patch"] for one in digital if one.condition == "p"]
+    assert all(one.metrics["epe_clean", "patch"] != other for one, other in zip(first, black, strict=True))
 
 
 # References
@@ -282,6 +297,13 @@ def test_what_a_random_patch_does_as_well_did_not_work(patch: float) -> None:
     assert not verdict.worked
     assert verdict.outcome is Outcome.FAILS
     assert verdict.sentence == "The patch does not work: a random patch does as much."
+
+
+def test_the_patch_itself_out_of_focus_or_on_paper_is_no_rival() -> None:
+    measured = run([1.0] * 20, [0.9] * 20, [0.5] * 20)
+    same = [one(condition, n, 0.5) for condition in SAME_PATCH[1:] for n in range(20)]
+    assert len(same) == 40
+    assert judge(measured + same, FlowAttack()) == judge(measured, FlowAttack())
 
 
 def test_one_lucky_scene_is_no_success() -> None:

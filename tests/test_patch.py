@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchattack.errors import InputError
-from patchattack.patch import Patch, random_texture, write_png
+from patchattack.patch import Patch, low_passed, random_texture, write_png
 
 
 def random(*shape: int) -> Tensor:
@@ -313,6 +313,13 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
 def test_impossible_tensors_are_refused(texture: Tensor, mask: Tensor) -> None:
     with pytest.raises(InputError, match="patch: expected a texture"):
         Patch(texture, mask, (10, 10))
+
+
+def test_a_low_pass_keeps_what_is_coarse_and_takes_what_is_as_fine_as_the_texels() -> None:
+    fine = (torch.arange(12)[:, None] + torch.arange(8)).remainder(2).float().expand(3, -1, -1)
+    torch.testing.assert_close(low_passed(fine), torch.full((3, 12, 8), 0.5))
+    ramp = torch.linspace(0, 1, 12).view(1, -1, 1).repeat(3, 1, 7)  # an odd side stays as long as it is
+    torch.testing.assert_close(low_passed(ramp)[:, 1:-1], ramp[:, 1:-1])
 
 
 def test_random_textures_differ_and_repeat() -> None:

@@ -134,7 +134,7 @@ def test_every_update_has_the_gradient_of_its_own_batch(make: Callable[..., Job]
     finish(job, tmp_path)
     assert len(found) == 6
     numbers = job.settings.parts(8)[0]
-    batches = list(training._loader(job, numbers, 0, 2))
+    batches = list(training._loader(job, numbers, 0))
     for step in (0, 4):
         fresh = make(replace(SETTINGS, draws=3))
         with torch.no_grad():
@@ -343,6 +343,7 @@ SEARCH = {"starts": 6, "candidates": 4, "stages": 2, "validate_every": 2}
         ("adam", "cosine", "pixels", SEARCH | {"validate_every": 5}),  # stopped with four candidates
         ("sgd", "step", "palette", SEARCH),  # and with one, as fine as the patch
         ("sign", "cosine", "tanh", SEARCH | {"zoom": 2.0, "stages": 1}),
+        ("adam", "step", "pixels", SEARCH | {"grow": 4.0, "cutout": 0.5}),
     ],
 )
 def test_a_resumed_run_is_the_same_to_the_bit(
@@ -444,6 +445,41 @@ def test_starts_and_candidates_are_queries_and_keep_within_the_budget(make: Call
         make(replace(settings, max_queries=50), victim=victim)
 
 
+def test_batches_that_grow_show_as_many_scenes_in_all(make: Callable[..., Job], tmp_path: Path) -> None:
+    settings = Settings(steps=100, batch=4, grow=4.0)
+    sizes = list(map(settings.scenes_at, range(100)))
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1], sum(sizes)) == (2, 7, pytest.approx(400, rel=0.02))
+    tracker, _ = finish(make(replace(SETTINGS, grow=4.0)), tmp_path)
+    shown = sum(map(replace(SETTINGS, grow=4.0).scenes_at, range(6)))
+    assert tracker.lines[-1][1]["queries"] == 6 + 1 + 4 + 3 * 4 + shown
+
+
+def test_a_cutout_hides_another_rectangle_in_every_view_of_the_training(make: Callable[..., Job]) -> None:
+    job = make(replace(SETTINGS, cutout=0.9, draws=3))
+    names = [(0, place, draw) for place in range(2) for draw in range(3)]
+    shown = training._shown(job, names)
+    assert shown is not None
+    assert shown.shape == (6, 1, 16, 16)
+    assert len({tuple(one.flatten().tolist()) for one in shown}) == 6
+    assert torch.equal(training._shown(job, names[4:]), shown[4:])
+    for hidden in 1 - shown[:, 0]:  # one rectangle
+        assert torch.equal(hidden, hidden.amax(dim=1, keepdim=True) * hidden.amax(dim=0))
+    generators = [seeding.generator(*name) for name in names]
+    scene = job.source.__getitems__([0, 1])
+
+    def gradient(shown: Tensor | None) -> Tensor:
+        job.patch.zero_grad()
+        training._losses(job, training._batch(job, scene, generators, shown), seeding.generator(0))["attack"].backward()
+        assert job.patch.free.grad is not None
+        return job.patch.free.grad.clone()
+
+    half = torch.ones(6, 1, 16, 16)
+    half[..., :8] = 0
+    assert gradient(None)[..., :7].abs().min() > 0
+    assert gradient(half)[..., :8].abs().max() == 0 < gradient(half)[..., 8:].abs().max()
+
+
 def test_a_second_interrupt_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore it
     with training._Interrupt() as interrupt:
@@ -527,6 +563,9 @@ def test_a_patch_that_no_page_takes_is_refused(make: Callable[..., Job]) -> None
         ({"candidates": 0}, r"trainer\.candidates: expected at least 1, or null, got 0"),
         ({"stages": 0}, r"trainer\.stages: expected at least 1, or null, got 0"),
         ({"zoom": 0.5}, r"trainer\.zoom: expected a factor of 1 or more, got 0\.5"),
+        ({"grow": 0.5}, r"trainer\.grow: expected a factor of 1 or more, got 0\.5"),
+        ({"grow": 2.0, "devices": 2}, r"trainer\.grow: expected 1 for 2 processes"),
+        ({"cutout": 1.0}, r"trainer\.cutout: expected a share of 0 or more and less than 1, got 1"),
         ({"workers": -1}, "expected workers and memory_gb of 0 or more, got -1"),
         ({"memory_gb": -0.5}, r"got 0 and -0\.5"),
     ],
@@ -569,7 +608,7 @@ def test_an_epoch_takes_every_scene_once_wherever_it_is_entered(make: Callable[.
     numbers = [0, 1, 2, 3, 4]
 
     def order(done: int) -> list[int]:
-        return [number for scene in training._loader(job, numbers, done, 3) for number in scene.index.tolist()]
+        return [number for scene in training._loader(job, numbers, done) for number in scene.index.tolist()]
 
     whole = order(0)
     assert len(whole) == 24

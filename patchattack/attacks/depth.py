@@ -18,6 +18,7 @@ from patchattack.scene import Scene, Source, View
 GOALS = ("near", "far")
 REGIONS = ("patch", "surface", "all")
 DISTANCES = ("absolute", "log_ratio")
+WEIGHTS = ("even", "cospgd")
 METRES = {"near": 3.0, "far": 150.0}  # the targets of Yamanaka et al.
 PERCENTILES = {"near": 95.0, "far": 5.0}  # of inverse depth
 FARTHEST = 150.0  # metres; where a fitted inverse depth says nearly zero, or less
@@ -57,6 +58,9 @@ class DepthAttack(Attack):
             mean that comes to rest near its aim is a success too (as the confidence of Carlini & Wagner 2017); metrics
             know the target alone.
         distance: ``absolute`` or ``log_ratio``, which needs outputs above 0: metres, or an inverse depth without shift.
+        weights: ``even``, or ``cospgd``, of ``absolute`` alone: each pixel of the loss counts by the share of its way
+            to the aim that is left, 1 where the patch has not moved it: CosPGD (Agnihotri et al. 2024) for one channel,
+            which has no angle.
 
     Raises:
         InputError: an option that does not exist or a number that cannot be.
@@ -73,18 +77,24 @@ class DepthAttack(Attack):
         tolerance: float = 0.1,
         margin: float = 0.0,
         distance: str = "absolute",
+        weights: str = "even",
     ) -> None:
-        if goal not in GOALS or region not in REGIONS or distance not in DISTANCES:
+        if goal not in GOALS or region not in REGIONS or distance not in DISTANCES or weights not in WEIGHTS:
             raise InputError(
-                f"attack: expected goal of {', '.join(GOALS)}, region of {', '.join(REGIONS)} and distance of "
-                f"{', '.join(DISTANCES)}, got {goal}, {region} and {distance}"
+                f"attack: expected goal of {', '.join(GOALS)}, region of {', '.join(REGIONS)}, distance of "
+                f"{', '.join(DISTANCES)} and weights of {', '.join(WEIGHTS)}, got {goal}, {region}, {distance} and "
+                f"{weights}"
+            )
+        if weights != "even" and distance != "absolute":
+            raise InputError(
+                f"attack.weights={weights}: expected distance absolute, got {distance}, which has no pixels"
             )
         if not 0 <= tolerance < 1:
             raise InputError(f"attack.tolerance: expected a share of 0 or more and less than 1, got {tolerance}")
         if not 0 <= margin < math.inf:
             raise InputError(f"attack.margin: expected a share of 0 or more, got {margin}")
         self.goal, self.target, self.region = goal, target, region
-        self.tolerance, self.margin, self.distance = tolerance, margin, distance
+        self.tolerance, self.margin, self.distance, self.weights = tolerance, margin, distance, weights
         self.attacked = "all" if region == "all" else "patch"
         self.headline = ("gap", self.attacked)
 
@@ -148,7 +158,10 @@ class DepthAttack(Attack):
             lacking = goal.flatten().clamp(min=SMALLEST).log() - mean.clamp(min=SMALLEST).log()
             return (self.direction * lacking + self.margin).clamp(min=0) * (pixels > 0)
         aim = goal + self.direction * self.margin * (goal if self.metric else unit.where(unit.isfinite(), 0))
-        away = torch.where(counts, (hit - aim).abs() / unit, 0)
+        away = (hit - aim).abs() / unit
+        if self.weights == "cospgd":
+            away = away * ((hit.detach() - aim).abs() / (clean - aim).abs().clamp(min=SMALLEST)).clamp(max=1)
+        away = torch.where(counts, away, 0)
         return away.sum(dim=(1, 2, 3)) / pixels.clamp(min=1)
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from patchattack.scene import Scene, View
 
 DISTANCES = ("cosine", "epe", "l1")
 REGIONS = ("all", "outside", "patch")
+WEIGHTS = ("even", "cospgd")
 SATURATED = 0.9  # quantile of the clean flow's length from which on a picture is fully saturated
 PICTURE = 320  # pixels that a picture is high at least
 ROWS = 7  # of arrows
@@ -38,6 +39,8 @@ class FlowAttack(Attack):
         region: pixels that count in the loss: those ``outside`` the patch, ``all``, as in the paper, or those of the
             ``patch``.
         still: pixels whose clean flow is shorter than this (px) have no direction and do not count in a cosine.
+        weights: ``even``, or ``cospgd``: each pixel of the loss counts by how far its direction is from won, 1 where it
+            has not turned and 0 where it points the other way, or to the target (Agnihotri et al. 2024, section 3).
 
     Raises:
         InputError: an option that does not exist, or the cosine to zero flow.
@@ -58,11 +61,12 @@ class FlowAttack(Attack):
         distance: str = "cosine",
         region: str = "outside",
         still: float = 0.25,
+        weights: str = "even",
     ) -> None:
-        if distance not in DISTANCES or region not in REGIONS:
+        if distance not in DISTANCES or region not in REGIONS or weights not in WEIGHTS:
             raise InputError(
-                f"attack: expected distance of {', '.join(DISTANCES)} and region of {', '.join(REGIONS)}, "
-                f"got {distance} and {region}"
+                f"attack: expected distance of {', '.join(DISTANCES)}, region of {', '.join(REGIONS)} and weights of "
+                f"{', '.join(WEIGHTS)}, got {distance}, {region} and {weights}"
             )
         pair = isinstance(target, list | tuple) and [isinstance(part, int | float) for part in target] == [True, True]
         if target not in (None, "zero") and not pair:
@@ -74,7 +78,7 @@ class FlowAttack(Attack):
             )
         if still <= 0:
             raise InputError(f"attack.still: expected pixels above 0, got {still}")
-        self.distance, self.region, self.still = distance, region, still
+        self.distance, self.region, self.still, self.weights = distance, region, still, weights
         # What the loss moves is what decides: an attack on the patch's own flow may leave the rest alone.
         where = "patch" if region == "patch" else "outside"
         place = {"patch": "on it", "outside": "outside it"}[where]
@@ -97,6 +101,9 @@ class FlowAttack(Attack):
             towards = (hit - goal).square().sum(dim=1).add(1e-8).sqrt()
         else:
             towards = (hit - goal).abs().sum(dim=1)
+        if self.weights == "cospgd":
+            similar = cosine(hit.detach(), goal)
+            towards = towards * (1 + similar if self.target is None else 1 - similar) / 2
         value = torch.where(counts, towards, 0).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
         return -value if self.target is None else value
 

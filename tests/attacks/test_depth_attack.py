@@ -94,6 +94,16 @@ def test_the_loss_of_a_metric_victim_is_in_metres() -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(("hit", "share"), [(23.0, 1.0), (13.0, 0.5), (30.0, 1.0), (3.0, 0.0)])
+def test_a_pixel_counts_by_what_is_left_of_its_way(hit: float, share: float) -> None:
+    output = on_patch(constant(23), hit).requires_grad_()
+    attack = bound(True, weights="cospgd")
+    loss = attack.loss(output, constant(23), scene(), view())
+    assert loss.item() == pytest.approx((hit - 3) * share)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
+    assert gradient.sum().item() == pytest.approx(share)
+
+
 def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None:
     """The ramp's percentile is twice its number, and its clean range 180."""
     clean = ramp()
@@ -443,9 +453,14 @@ def test_a_surface_is_needed_for_its_region() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"goal": "away"}, r"attack: expected goal of near, far, region of patch, surface, all and .* got away, patch"),
-        ({"region": "outside"}, r"attack: expected .* got near, outside and absolute"),
-        ({"distance": "ratio"}, r"attack: expected .* distance of absolute, log_ratio, got near, patch and ratio"),
+        ({"goal": "away"}, r"attack: expected goal of near, far, region of patch, surface, all, .* got away, patch"),
+        ({"region": "outside"}, r"attack: expected .* got near, outside, absolute and even"),
+        ({"distance": "ratio"}, r"attack: expected .* distance of absolute, log_ratio and .* got near, patch, ratio"),
+        ({"weights": "odd"}, r"attack: expected .* weights of even, cospgd, got near, patch, absolute and odd"),
+        (
+            {"weights": "cospgd", "distance": "log_ratio"},
+            r"attack\.weights=cospgd: expected distance absolute, got log",
+        ),
         ({"tolerance": -0.1}, r"attack\.tolerance: expected a share of 0 or more and less than 1, got -0.1"),
         ({"tolerance": 1.0}, r"attack\.tolerance: expected .* got 1.0"),
         ({"margin": -0.1}, r"attack\.margin: expected a share of 0 or more, got -0.1"),

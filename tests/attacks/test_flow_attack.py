@@ -212,6 +212,24 @@ def test_the_gradient_is_the_slope(target: list[float] | None, distance: str, re
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("target", [None, [-2.0, 0.0]])
+def test_a_pixel_that_has_turned_counts_no_more(target: list[float] | None) -> None:
+    """Left of the patch the flow is as it was, right of it half turned, above and below reversed."""
+    clean = constant(2, 0)
+    hit = -clean
+    hit[..., :3] = clean[..., :3]
+    hit[:, :, :, 7:] = constant(0, 2)[..., 7:]
+    hit.requires_grad_()
+    attack = FlowAttack(target, weights="cospgd", region="all")
+    loss = attack.loss(hit, clean, scene(), view())
+    parts = (3 * SIZE[0] / PIXELS, (SIZE[1] - 7) * SIZE[0] / PIXELS)
+    assert loss.item() == pytest.approx(parts[0], abs=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    even = torch.autograd.grad(FlowAttack(target, region="all").loss(hit, clean, scene(), view()).sum(), hit)[0]
+    torch.testing.assert_close(gradient[..., 7:], even[..., 7:] / 2)
+    assert gradient[..., 3:7].abs().max() == 0
+
+
 def test_scenes_of_a_batch_are_measured_apart() -> None:
     clean, hit = random(0), random(1)
     attack = FlowAttack()
@@ -316,8 +334,12 @@ def test_the_legend_has_the_colours_of_the_pictures() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"distance": "l2"}, r"attack: expected distance of cosine, epe, l1 and region of all, outside, patch, got l2"),
-        ({"region": "inside"}, r"attack: expected .* got cosine and inside"),
+        (
+            {"distance": "l2"},
+            r"attack: expected distance of cosine, epe, l1, region of all, outside, patch and .* got l2",
+        ),
+        ({"region": "inside"}, r"attack: expected .* got cosine, inside and even"),
+        ({"weights": "odd"}, r"attack: expected .* weights of even, cospgd, got cosine, outside and odd"),
         ({"target": "stop"}, r"attack\.target: expected null, zero or \[u, v\] in pixels, got stop"),
         ({"target": [1.0]}, r"attack\.target: expected null, zero or \[u, v\] in pixels, got \[1.0\]"),
         ({"target": ["a", "b"]}, r"attack\.target: expected null, zero or \[u, v\] in pixels"),
