@@ -370,8 +370,14 @@ def load_layouts(path: Path) -> list[Layout]:
     """
     try:
         sheets = files.read_json(path)["sheets"]
-        facts = [(*files.numbers(one["size_mm"], 2, *SIDES_MM), one["number"], one["marker_mm"]) for one in sheets]
-        layouts = [layout((w, h), files.integer(number), files.number(marker)) for w, h, number, marker in facts]
+        layouts = [
+            layout(
+                files.numbers(one["size_mm"], 2, *SIDES_MM),
+                files.integer(one["number"]),
+                files.number(one["marker_mm"], SIDES_MM[0] / 10),
+            )
+            for one in sheets
+        ]
         if not layouts:
             raise ValueError("no sheet")
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
