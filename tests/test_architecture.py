@@ -122,6 +122,34 @@ def test_json_is_written_in_one_place() -> None:
     assert written == {"patchattack/files.py"}
 
 
+def calls(path: Path) -> set[str]:
+    """What a module calls, by its last name."""
+    found = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    return {ast.unparse(one) for one in found if isinstance(one, ast.Name | ast.Attribute)}
+
+
+def test_pictures_are_opened_in_one_place() -> None:
+    """A second reader of a file is a second opinion of what it shows."""
+    readers = {"cv2.imread", "cv2.imdecode", "cv2.imreadmulti", "Image.open", "PIL.Image.open", "plt.imread"}
+    readers |= {"torchvision.io.read_image", "torchvision.io.decode_image", "read_file", "decode_image", "imread"}
+    programs = [path for path in CODE if PROJECT / "tests" not in path.parents]
+    assert {name(path) for path in programs if calls(path) & readers} == {"patchattack/pictures.py"}
+
+
+def test_secrets_are_hidden_in_one_place() -> None:
+    """Two places would hide different things."""
+    programs = [path for path in CODE if PROJECT / "tests" not in path.parents]
+    hide = {name(path) for path in programs for node in ast.walk(ast.parse(path.read_text())) if is_hiding(node)}
+    assert hide == {"patchattack/redaction.py"}
+
+
+def is_hiding(node: ast.AST) -> bool:
+    """Whether it is a text that stands for a secret, or takes a secret out of an address by itself."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value.strip() in ("***", "****", "[REDACTED]", "REDACTED")
+    return isinstance(node, ast.FunctionDef) and "redact" in node.name
+
+
 def test_every_file_is_named_after_what_it_holds() -> None:
     nothing = {"utils", "util", "helpers", "helper", "common", "misc"}
     named = {name(path): {*path.relative_to(PROJECT).parts, path.stem.removeprefix("test_")} for path in CODE}

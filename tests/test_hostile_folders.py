@@ -176,7 +176,7 @@ def test_sides_that_no_patch_has_are_refused(stranger: Path, side: Any) -> None:
         *(("size_mm", [60, side]) for side in (-60, "60", 0, 1e-320, 1e19)),
         *(("size_mm", size) for size in ("60", 60, [60], [60, 60, 60], None)),
         *(("number", number) for number in (-1, 1.5, "0", None, 10**9, True)),
-        *(("marker_mm", side) for side in (-5, 0, "5", 1e9, None, [5])),
+        *(("marker_mm", side) for side in (-5, 0, 1e-9, "5", 1e9, None, [5])),
     ],
 )
 def test_layouts_that_no_sheet_has_are_refused(stranger: Path, key: str, value: Any) -> None:
@@ -219,6 +219,34 @@ def test_a_calibration_of_no_colours_is_refused(tmp_path: Path, key: str, value:
         Calibration.load(path)
 
 
+def write(folder: Path, text: str, tensors: dict[str, torch.Tensor]) -> None:
+    about = {"state": text, "sha256": checkpoint.digest(text, tensors)}
+    safetensors.torch.save_file(tensors, folder / checkpoint.FILE, about)
+
+
+def test_a_checkpoint_that_is_damaged_is_refused(stranger: Path, job: Any) -> None:
+    """What an optimiser takes as it is would show in the first step, in any kind of error."""
+    path = stranger / checkpoint.FILE
+    checkpoint.resume(job, stranger)
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name in tensors if name.startswith("optimizer"))
+    whole = path.read_bytes()
+    for damaged in (
+        whole.replace(b'\\"lr\\": 0.', b'\\"lr\\": 1.'),
+        safetensors.torch.save(tensors | {name: tensors[name] + 1}, checkpoint_about(path)),
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="a damaged one, or one of an earlier version"):
+            checkpoint.resume(job, stranger)
+
+
+def checkpoint_about(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
 STATE: dict[str, Any] = {
     "step": [-1, "4", None, 1.5, True],
     "queries": [-1, "4", None],
@@ -234,7 +262,7 @@ def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, v
     with safetensors.safe_open(stranger / checkpoint.FILE, "pt") as file:
         state = json.loads(file.metadata()["state"]) | {key: value}
     tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
-    safetensors.torch.save_file(tensors, stranger / checkpoint.FILE, {"state": json.dumps(state)})
+    write(stranger, json.dumps(state), tensors)
     with pytest.raises(InputError, match="expected the checkpoint of a run"):
         checkpoint.resume(job, stranger)
 
@@ -252,9 +280,9 @@ def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, v
 )
 def test_a_texture_that_no_patch_has_is_refused(stranger: Path, job: Any, name: str, texture: torch.Tensor) -> None:
     with safetensors.safe_open(stranger / checkpoint.FILE, "pt") as file:
-        about = file.metadata()
-    tensors = safetensors.torch.load_file(stranger / checkpoint.FILE) | {name: texture}
-    safetensors.torch.save_file(tensors, stranger / checkpoint.FILE, about)
+        text = file.metadata()["state"]
+    tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
+    write(stranger, text, tensors | {name: texture})
     before = job.patch.free.detach().clone()
     with pytest.raises(InputError, match="expected the checkpoint of a run"):
         checkpoint.resume(job, stranger)

@@ -199,6 +199,8 @@ class Answers(nn.Module):
 
     def _depth(self, found: Any, size: list[int]) -> np.ndarray:
         values = self._array(found, "[B, h, w] or [B, 1, h, w]", (None, None, None), (None, 1, None, None))
+        if not values.size:
+            raise self._unlike("depth of at least a pixel", f"an array {list(values.shape)}")
         return values.reshape(len(values), 1, *values.shape[-2:])
 
     def _flow(self, found: Any, size: list[int]) -> np.ndarray:

@@ -425,7 +425,7 @@ def _calibrations(folder: Path) -> None:
 
 def _layouts(folder: Path) -> None:
     for one in load_layouts(folder / "layout.json"):
-        assert all(0.1 <= side <= 1e5 for side in (*one.size_mm, one.marker_mm))
+        assert all(0.01 <= side <= 1e5 for side in (*one.size_mm, one.marker_mm))
         assert all(np.isfinite(corners).all() for corners in one.markers.values())
 
 
