@@ -465,12 +465,12 @@ def test_a_cutout_hides_another_rectangle_in_every_view_of_the_training(make: Ca
     assert torch.equal(training._shown(job, names[4:]), shown[4:])
     for hidden in 1 - shown[:, 0]:  # one rectangle
         assert torch.equal(hidden, hidden.amax(dim=1, keepdim=True) * hidden.amax(dim=0))
-    generators = [seeding.generator(*name) for name in names]
+    numbers = seeding.numbers(names)
     scene = job.source.__getitems__([0, 1])
 
     def gradient(shown: Tensor | None) -> Tensor:
         job.patch.zero_grad()
-        training._losses(job, training._batch(job, scene, generators, shown), seeding.generator(0))["attack"].backward()
+        training._losses(job, training._batch(job, scene, numbers, shown), seeding.generator(0))["attack"].backward()
         assert job.patch.free.grad is not None
         return job.patch.free.grad.clone()
 
