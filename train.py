@@ -1,6 +1,6 @@
 """Optimise a patch: ``python train.py attack=flow``. All options: ``python train.py --help``."""
 
-from patchattack.cli import train
+from patchattack.commands.train import main
 
 if __name__ == "__main__":
-    train()
+    main()

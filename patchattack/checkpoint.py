@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from patchattack import files
@@ -44,7 +46,7 @@ class Progress:
 
 
 def begin(job: Job) -> Progress:
-    """The state of a run that has not begun."""
+    """The state of a run that has not started."""
     return Progress(0, job.patch().detach().clone())
 
 
@@ -71,11 +73,22 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         "schedule": job.schedule.state_dict(),
     }
     text = files.json_text(_apart(state, "", tensors))
-    whole = safetensors.torch.save({name: value.cpu().contiguous() for name, value in tensors.items()}, {"state": text})
-    files.write(folder / FILE, whole)
+    tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    about = {"state": text, "sha256": digest(text, tensors)}
+    files.write(folder / FILE, safetensors.torch.save(tensors, about))
     files.write_json(folder / "state.json", state)
     if job.journal is not None:
         job.journal.checkpoint()
+
+
+def digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """Of a checkpoint's ``text`` and ``tensors``: damage to what an optimiser takes as it is would show too late."""
+    found = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    for name in sorted(tensors):
+        value = tensors[name].cpu().contiguous()
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -117,9 +130,12 @@ def resume(job: Job, folder: Path) -> Progress:
         )
     try:
         with safetensors.safe_open(path, "pt", device=str(job.fabric.device)) as file:
-            text = file.metadata()["state"]
+            about = file.metadata()
+            text = about["state"]
             # Copies: sums of what lies at odd addresses may differ in the last digit.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        if about.get("sha256") != digest(text, tensors):
+            raise ValueError("a damaged one, or one of an earlier version")
         state = _together(json.loads(text), tensors)
         values = {int(row): value for row, value in state["optimizer_state"].items()}
         numbers: dict[str, Any] = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from patchattack.redaction import printable
@@ -15,7 +16,14 @@ _BARE = re.compile(r"[\w./:+*@?|-]([\w./:+*@?| -]*[\w./:+*@?|-])?", re.ASCII)
 _NO_TEXT = re.compile(r"[\d_.e+-]+|[+-]?(inf|nan)|null|true|false", re.IGNORECASE)
 
 
-class InputError(Exception):
+class _OneLineError(Exception):
+    """Quotes names and lines of users' files, whatever is in them, on one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
+
+class InputError(_OneLineError):
     """Bad input: a key, a file, a value or a device that cannot be used.
 
     The message is one line and says what was expected, what was got and how to mend it. Entries print it
@@ -23,11 +31,29 @@ class InputError(Exception):
     """
 
 
-class VictimError(RuntimeError):
+class VictimError(_OneLineError, RuntimeError):
     """A victim gave no usable answer, in the middle of the work: what is done so far is kept.
 
     The message is one line and says which victim, what was expected and what was got.
     """
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite.
+
+    Args:
+        when: as ``in step 3``.
+        patch: where the last good patch is, if anywhere.
+    """
+
+    def __init__(self, when: str, patch: Path | None = None) -> None:
+        kept = "" if patch is None else f"; the last good patch is {patch}"
+        super().__init__(f"expected a finite loss, got NaN or infinity {when}{kept}; try a lower optimizer.lr")
+        self.when = when
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """Ctrl-C, met after a step or a batch: what was done is kept. The message is one line and says how far it got."""
 
 
 def nearest(name: str, names: list[str]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchattack import hand_drawn, seeding, statistics
-from patchattack.attacks.attack import Attack, Textures
+from patchattack.attacks.attack import Attack, Metric, Textures
 from patchattack.controls import CONDITIONS, SAME_PATCH, always, called
 from patchattack.eot.appearance import PrintNoise
 from patchattack.eot.calibrated import Calibrated
@@ -23,6 +23,7 @@ from patchattack.scene import Scene, Source, View
 from patchattack.statistics import FEWEST, Outcome
 
 Row = dict[str, Any]
+LOSS = Metric("attack loss", "lower")
 
 
 class References:
@@ -119,8 +120,8 @@ class Evaluator:
         Each scene's textures are those of its number among ``units``; of the repetition's, where there are none.
         """
         scene = self.source.__getitems__(list(numbers))
-        generators = [seeding.generator(*self.key, number, repetition) for number in numbers]
-        draw = self.renderer.draw(scene, self.patch, generators)
+        keys = [(*self.key, number, repetition) for number in numbers]
+        draw = self.renderer.draw(scene, self.patch, seeding.numbers(keys))
         scene = scene.to(self.device)
         clean = self.references(scene)
         for condition, texture in textures.items():
@@ -180,7 +181,7 @@ class Evaluator:
         height, width = self.patch.mask.shape[1:]
         tried = {str(place): one for place, one in enumerate([*hand_drawn.known(), *more])}
         measured = self.measure({name: always(one.texture(height, width)) for name, one in tried.items()}, numbers)
-        sign = -1.0 if self.attack.metrics_known[self.attack.headline[0]].stronger == "lower" else 1.0
+        sign = self.attack.metrics_known[self.attack.headline[0]].sign
 
         def strength(name: str) -> tuple[float, float]:
             score, loss = (
@@ -205,17 +206,23 @@ def per_scene(measured: Sequence[Measured], condition: str, metric: tuple[str, s
 
 
 def summarise(measured: Sequence[Measured], attack: Attack) -> list[Row]:
-    """One row per condition, metric and region: condition, metric, region, mean, low, high, n (scenes)."""
+    """One row per condition, metric and region: what it is of, mean, low, high and n (scenes), label and stronger.
+
+    The last two are those of :class:`Metric`: whoever reads the rows need not know the attack.
+    """
     conditions = list(dict.fromkeys(one.condition for one in measured))
     rows = []
     for condition in sorted(conditions, key=(*CONDITIONS, *conditions).index):
         for metric, region in measured[0].metrics:
             values = per_scene(measured, condition, (metric, region))
-            known_metric = attack.metrics_known.get(metric)
-            mean, low, high = statistics.interval(values, known_metric is not None and known_metric.rate)
-            known = int((~np.isnan(values)).sum())
-            row = {"condition": condition, "metric": metric, "region": region, "mean": mean, "low": low, "high": high}
-            rows.append(row | {"n": known})
+            known = attack.metrics_known.get(metric, LOSS)
+            row = {
+                "condition": condition,
+                "metric": metric,
+                "region": region,
+                **statistics.estimate(values, known.rate),
+            }
+            rows.append(row | {"label": known.label, "stronger": known.stronger})
     return rows
 
 
@@ -252,7 +259,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     """
     name, region = attack.headline
     metric = attack.metrics_known[name]
-    sign = -1.0 if metric.stronger == "lower" else 1.0
+    sign = metric.sign
     conditions = dict.fromkeys(one.condition for one in measured)
     values = {one: sign * per_scene(measured, one, attack.headline) for one in conditions}
     effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
@@ -319,7 +326,7 @@ def _sizes(measured: Sequence[Measured], attack: Attack) -> dict[str, np.ndarray
     """``[n]`` of each condition: how far it moves each scene's size metric; nothing where that is unknown."""
     if attack.size is None or attack.size.metric not in measured[0].metrics:
         return {}
-    sign = -1.0 if attack.metrics_known[attack.size.metric[0]].stronger == "lower" else 1.0
+    sign = attack.metrics_known[attack.size.metric[0]].sign
     clean = per_scene(measured, "clean", attack.size.metric)
     conditions = dict.fromkeys(one.condition for one in measured)
     sizes = {one: sign * (per_scene(measured, one, attack.size.metric) - clean) for one in conditions}

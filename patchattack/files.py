@@ -6,7 +6,8 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -86,16 +87,27 @@ def read_json(path: Path) -> Any:
         raise ValueError("brackets within brackets without end") from error
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, text: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A table that was written as JSON: a list of objects, where null is NaN again.
 
+    Args:
+        path: of the file.
+        text: columns that hold text in every row.
+        numbers: columns that hold numbers, or null, in every row.
+
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or has no such columns.
         OSError: it cannot be read.
     """
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected a list of objects")
+    for row in rows:
+        if not all(isinstance(row.get(key), str) for key in text):
+            raise ValueError(f"expected {', '.join(text)} as text, got {row}")
+        for value in (row.get(key, "nothing") for key in numbers):
+            if value is not None:
+                number(value)
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
 
 
@@ -117,7 +129,8 @@ def number(value: Any, low: float = -math.inf, high: float = math.inf) -> float:
     Raises:
         ValueError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
+    most = sys.float_info.max  # which integers of JSON can exceed
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
         raise ValueError(f"expected a finite number, got {value!r}")
     if not low <= value <= high:
         raise ValueError(f"expected a number from {low:g} to {high:g}, got {value!r}")

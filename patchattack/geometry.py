@@ -67,6 +67,14 @@ def homography_from_corners(corners: Tensor) -> Tensor:
     return torch.cat([top, bottom[..., None, :]], dim=-2)
 
 
+def with_border(corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """Corners ``[..., 4, 2]`` half a texel beyond those of a texture of ``size`` ``(h, w)``: as far as it is seen."""
+    height, width = size
+    square = torch.tensor([[0.0, 0.0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
+    border = torch.tensor([1 / width, 1 / height], dtype=torch.float64)
+    return project(homography_from_corners(corners), square + (square - 0.5) * border)
+
+
 @dataclass(frozen=True)
 class MipAtlas:
     """Textures with all their smaller copies in one image, so that one ``grid_sample`` serves every scale.

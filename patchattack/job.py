@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -149,7 +148,7 @@ class Settings:
 
 
 class Fabric(Protocol):
-    """What the loop asks of Lightning Fabric."""
+    """Device and processes, as Lightning Fabric has them."""
 
     device: torch.device
     global_rank: int
@@ -160,6 +159,9 @@ class Fabric(Protocol):
 
     def all_reduce(self, data: Any, *, reduce_op: str) -> Any:
         """Combine a tensor over all processes."""
+
+    def broadcast(self, data: Any) -> Any:
+        """What the first process has."""
 
 
 @dataclass
@@ -181,7 +183,7 @@ class Job:
         fabric: device and processes.
         queries: views of a frame or a pair that the victim has answered about, in this run, over all processes; on
             clean scenes not counted. The whole count is :func:`patchattack.training.queries`.
-        journal: of the answers of a victim without gradient, begun when that was made; None for any other.
+        journal: of the answers of a victim without gradient, started when that was made; None for any other.
     """
 
     patch: Patch
@@ -215,7 +217,7 @@ class Job:
         return self._ask(frames) if self.journal is None else self.journal.note(frames, self._ask)
 
     def predict_once(self, frames: Tensor) -> Any:
-        """The same, before the run has a folder: a victim that only answers is not asked again when it is resumed."""
+        """The same, before the run has a folder: a black-box victim is not asked again when it is resumed."""
         self.queries += len(frames)
         return self.clean(frames)
 
@@ -270,7 +272,7 @@ def check_tasks(attack: Attack, victims: Mapping[str, Victim]) -> None:
             raise InputError(f"victims: expected victims for {attack.task}, got {name} for {victim.task}")
 
 
-def introduced(
+def bind_victim(
     attack: Attack, victim: Victim, source: Source, fabric: Fabric
 ) -> tuple[Attack, Callable[[Tensor], Any], Source]:
     """One of several victims of an attack, on the device.
@@ -282,8 +284,7 @@ def introduced(
     Raises:
         InputError: the attack does not fit the victim or the scenes.
     """
-    attack = copy.copy(attack)
-    attack.bind(victim, source)
+    attack = attack.bound(victim, source)
     victim.to(fabric.device)
     predict = asking(victim, fabric)
     return attack, predict, attack.scenes(source, predict)

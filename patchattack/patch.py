@@ -17,6 +17,7 @@ from patchattack.errors import InputError
 
 MILLIMETRES_PER_INCH = 25.4
 SIDES_MM = (0.1, 1e5)  # that a patch on paper may have
+LONGEST = 4096  # pixels of an image that becomes a texture, a mask or what a texture should look like
 BLACK_AND_WHITE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -212,12 +213,14 @@ class Patch(nn.Module):
                 f"{described}: expected the JSON of this patch of {texels} texels, got that of one of "
                 f"{str(facts['texels'])[:60]}; keep patch.png and patch.json of one run together"
             )
-        image = read_image(path, "patch")
+        with _named(path, "patch"):
+            image = pictures.read_rgba(path).float() / 255
         return cls(image[:3], image[3:], facts["size_mm"])
 
 
 def read_facts(image: Path) -> dict[str, Any]:
-    """What the JSON beside the patch's ``image`` says: ``size_mm`` (width, height), ``victims`` (names) and more.
+    """What the JSON beside the patch's ``image`` says: ``size_mm`` (width, height), ``victims`` (names), ``versions``
+    (package to version) and more.
 
     Raises:
         InputError: it is missing or not a patch's.
@@ -228,12 +231,15 @@ def read_facts(image: Path) -> dict[str, Any]:
         size_mm, victims = files.numbers(facts["size_mm"], 2, *SIDES_MM), facts.get("victims", [])
         if not isinstance(victims, list) or not all(isinstance(name, str) for name in victims):
             raise ValueError(f"expected names of victims, got {victims!r}")
+        versions = facts.get("versions", {})
+        if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+            raise ValueError(f"expected versions of packages, got {versions!r}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: expected JSON with size_mm: [width, height] beside the patch, got {error!r}; "
             "keep patch.png and patch.json together"
         ) from error
-    return facts | {"size_mm": size_mm, "victims": victims}
+    return facts | {"size_mm": size_mm, "victims": victims, "versions": versions}
 
 
 def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> None:
@@ -282,13 +288,13 @@ def low_passed(texture: Tensor) -> Tensor:
 
 
 def read_image(path: str | Path, key: str, others: str = "") -> Tensor:
-    """An image file as ``[4, h, w]`` RGBA in [0, 1].
+    """An image file as ``[4, h, w]`` RGBA in [0, 1], a large one shrunk: as floats, a photograph takes gigabytes.
 
     Raises:
         InputError: it is missing or damaged; ``key`` says whose it is, and ``others`` what else could stand there.
     """
     with _named(path, key, others):
-        return pictures.read_rgba(Path(path).expanduser()).float() / 255
+        return pictures.read_rgba(Path(path).expanduser(), LONGEST).float() / 255
 
 
 @contextmanager

@@ -83,13 +83,20 @@ def read(path: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def read_rgba(path: Path) -> Tensor:
+def read_rgba(path: Path, longest: int | None = None) -> Tensor:
     """The picture in ``path`` as uint8 RGBA ``[4, h, w]``, opaque where the file says nothing else.
+
+    Args:
+        path: of the file.
+        longest: pixels to which the longer side of a larger picture is shrunk; None keeps them all.
 
     Raises:
         InputError: as :func:`read`; grey of 16 bits is a picture here.
     """
     pixels = _eight_bits(_decoded(path))
+    if longest is not None and (scale := longest / max(pixels.shape[:2])) < 1:
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     if pixels.shape[2] == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
     return torch.from_numpy(pixels).permute(2, 0, 1)

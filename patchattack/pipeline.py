@@ -7,12 +7,11 @@ import logging
 import math
 import platform
 import re
-import shlex
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from patchattack.checkpoint import Progress
 from patchattack.controls import always, controls
 from patchattack.data.memory import Memory
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError, VictimError, assignment, one_line, out_of_memory
+from patchattack.errors import DivergedError, InputError, VictimError, one_line, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
 from patchattack.job import TEST, TRAINING, VALIDATION, Job, Settings
@@ -38,7 +37,6 @@ from patchattack.reporting.report import Example, Report, example, write_report
 from patchattack.scene import Source, View
 from patchattack.search import Plan
 from patchattack.tracking import MetricsCsv, Nothing, Tracker
-from patchattack.training import DivergedError
 from patchattack.victims import contract
 from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.journal import Journal
@@ -51,27 +49,6 @@ GRADIENT_FREE = ("random_search", "evolution", "nes", "spsa", "zoo")  # options 
 _ABOVE_0 = ("step_size", "gamma", "T_max", "total_steps", "max_lr")  # of a schedule; torch does not look at all of them
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class PerImage(Protocol):
-    """An attack that changes single images by itself: a run trains and prints no patch, and this does all its work.
-
-    Attributes:
-        uses: keys of the config, or beginnings of them, that it has a use for.
-    """
-
-    uses: tuple[str, ...]
-
-    def check(self, victim: Victim, source: Source, settings: Settings) -> None:
-        """Before the work starts.
-
-        Raises:
-            InputError: what cannot be.
-        """
-
-    def attack_images(self, job: Job, folder: Path, origin: Origin) -> Verdict:
-        """Attack, or go on with what ``folder`` holds, and write there all that it shall hold."""
 
 
 @dataclass
@@ -110,16 +87,10 @@ class Origin:
     Attributes:
         config: composed, plain containers.
         command: that was typed.
-        again: overrides that the command which resumes the run needs too.
     """
 
     config: dict[str, Any]
     command: str
-    again: tuple[str, ...] = ()
-
-    def resume(self, folder: Path) -> str:
-        """The command that goes on with the run in ``folder``."""
-        return " ".join(["python train.py", assignment("resume", folder), *map(shlex.quote, self.again)])
 
     @property
     def digest(self) -> str:
@@ -132,45 +103,13 @@ def versions() -> dict[str, str]:
     return {"patchattack": patchattack.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def start_fabric(settings: Settings) -> Any:
-    """Lightning Fabric on the device that the settings name, its processes started.
-
-    Raises:
-        InputError: there is no such device, or it cannot do this precision.
-    """
-    from lightning_fabric import Fabric
-
-    accelerator, cuda = settings.accelerator, torch.cuda
-    if accelerator not in ("auto", "cpu", "cuda", "gpu", "mps"):
-        raise InputError(f"trainer.accelerator: expected auto, cpu, cuda or mps, got {accelerator}")
-    if accelerator in ("cuda", "gpu") and cuda.device_count() < settings.devices:
-        raise InputError(
-            f"trainer.accelerator={accelerator}: expected {settings.devices} CUDA device(s), got "
-            f"{cuda.device_count()}; "
-            "use trainer.accelerator=cpu, or fewer trainer.devices"
-        )
-    if accelerator == "mps" and not torch.backends.mps.is_available():
-        raise InputError("trainer.accelerator=mps: expected an Apple GPU, got none; use trainer.accelerator=cpu")
-    precision: Any = settings.precision
-    if precision == "auto":
-        on_gpu = accelerator != "cpu" and cuda.is_available()
-        precision = "bf16-mixed" if on_gpu and cuda.is_bf16_supported() else "32-true"
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=settings.devices, precision=precision)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"trainer: expected a device and a precision that Fabric knows, got: {error}") from error
-    fabric.launch()
-    torch.set_flush_denormal(True)  # gradients that vanish through a recurrent network cost a CPU a tenth of a step
-    return fabric
-
-
 def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     """Put the parts on the device and try one scene, so that what does not fit is said before the work starts.
 
     Args:
         parts: what a config describes.
-        fabric: from :func:`start_fabric`.
-        resumed: folder of the run that is to go on, whose victim is not asked again what it has answered.
+        fabric: from :func:`patchattack.processes.start`.
+        resumed: folder of the run that is resumed, whose victim is not asked again what it has answered.
 
     Raises:
         InputError: the parts do not fit together.
@@ -181,14 +120,12 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
             f"attack: expected a victim for {attack.task}, got {victim.name} for {victim.task}; "
             f"choose attack={victim.task} or another victim"
         )
-    if isinstance(attack, PerImage):
-        attack.check(victim, parts.source, settings)
-    elif isinstance(victim, Ensemble):
+    if isinstance(victim, Ensemble):
         attack = EnsembleAttack(attack, victim.members, victim.combine)
-    attack.bind(victim, parts.source)
+    attack = attack.bound(victim, parts.source)
     if not victim.differentiable and settings.devices > 1:
         raise InputError(
-            f"trainer.devices: expected 1 for {victim.name}, which only answers, got {settings.devices}; "
+            f"trainer.devices: expected 1 for {victim.name}, a black-box victim, got {settings.devices}; "
             "a run asks it in one process"
         )
     victim.to(fabric.device)
@@ -198,9 +135,9 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
     _check_schedule(parts)
     optimizer = parts.optimizer(patch.parameters())
     schedule = parts.schedule(optimizer)
-    if not (victim.differentiable or isinstance(optimizer, GradientFree) or isinstance(attack, PerImage)):
+    if not (victim.differentiable or isinstance(optimizer, GradientFree)):
         raise InputError(
-            f"optimizer: expected one that needs no gradient for {victim.name}, which only answers, got "
+            f"optimizer: expected one that needs no gradient for {victim.name}, a black-box victim, got "
             f"{type(optimizer).__name__}; choose optimizer={', '.join(GRADIENT_FREE[:-1])} or {GRADIENT_FREE[-1]}"
         )
     job = Job(
@@ -235,11 +172,6 @@ def assemble(parts: Parts, fabric: Any, resumed: Path | None = None) -> Job:
 
     try:
         job.source = attack.scenes(job.source, tried)
-        if isinstance(attack, PerImage):
-            if victim.differentiable:  # of others every answer is looked at
-                frames = job.source[0].to(fabric.device).frames
-                contract.check_output(victim, frames, job.clean(frames))
-            return job
         training_part, validation, _ = settings.parts(len(job.source))
         training.check_budget(job)
         trial = replace(job.evaluator(TRAINING), victim=tried if isinstance(optimizer, GradientFree) else followed)
@@ -305,21 +237,19 @@ def _check_schedule(parts: Parts) -> None:
 
 
 def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> Verdict | None:
-    """Train, measure and export, or leave it to an attack on single images; everything lands in ``folder``.
+    """Train, measure and export; everything lands in ``folder``.
 
     Returns:
         The verdict, on the first process only.
 
     Raises:
         DivergedError: after the last good patch was saved.
-        InputError: the victim failed or a step ran out of memory; the same, and the run can be resumed.
+        VictimError: the victim failed or a step ran out of memory, after a checkpoint and the best patch were saved.
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
     is_first = job.fabric.global_rank == 0
     if job.journal is not None:
         job.journal.open(folder)
-    if isinstance(parts.attack, PerImage):
-        return _attack_images(parts.attack, job, folder, origin)
     start = checkpoint.begin(job).best
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
     if not resumes:
@@ -338,29 +268,18 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         if job.journal is not None:
             job.journal.checkpoint()
         return verdict
-    except DivergedError:
+    except DivergedError as stop:
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
-        raise
+        raise DivergedError(stop.when, folder / "patch.png") from stop
     except (VictimError, MemoryError, RuntimeError) as error:
         if not isinstance(error, VictimError) and not out_of_memory(error):
             raise
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
-        failure = f"{_failure(error)}, after step {progress.step} of {job.settings.steps}"
-        raise _to_go_on(failure, origin.resume(folder), job) from error
+        raise VictimError(f"{_failure(error)}, after step {progress.step} of {job.settings.steps}") from error
     finally:
         tracker.close()
-        if job.journal is not None:
-            job.journal.close()
-
-
-def _attack_images(attack: PerImage, job: Job, folder: Path, origin: Origin) -> Verdict:
-    try:
-        return attack.attack_images(job, folder, origin)
-    except VictimError as error:
-        raise _to_go_on(_failure(error), origin.resume(folder), job) from error
-    finally:
         if job.journal is not None:
             job.journal.close()
 
@@ -370,11 +289,6 @@ def _failure(error: Exception) -> str:
     said = str(error) if isinstance(error, VictimError) else f"expected room for a step, got '{one_line(error)}'"
     needs = "; free memory, or start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws"
     return said + needs * out_of_memory(error)
-
-
-def _to_go_on(failure: str, command: str, job: Job) -> InputError:
-    kept = "all up to the last checkpoint is kept" if job.journal is None else "nothing that it answered is lost"
-    return InputError(f"{failure}; {kept}, go on with: {command}")
 
 
 def _run_id(note: Path) -> str:
@@ -427,6 +341,8 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
     best = Patch(progress.best.cpu().clamp(0, 1), job.patch.mask.cpu(), job.patch.size_mm)
     facts = {
         "attack": origin.config["attack"],
+        "task": job.attack.task,
+        "headline": list(job.attack.headline),
         "victims": parts.victim.names,
         "step": progress.best_step,
         "seed": parts.seed,
@@ -535,7 +451,8 @@ def _without_gradient(job: Job, texture: Tensor) -> float:
     """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
     numbers = job.settings.parts(len(job.source))[0][: job.settings.batch]
     scene = job.source.__getitems__(numbers)
-    draw = job.renderer.draw(scene, job.patch, [seeding.generator(job.seed, TRAINING, 0, number) for number in numbers])
+    keys = [(job.seed, TRAINING, 0, number) for number in numbers]
+    draw = job.renderer.draw(scene, job.patch, seeding.numbers(keys))
     scene = scene.to(job.fabric.device)
     free = texture.detach().to(job.fabric.device).clone().requires_grad_()
     view = job.renderer(free, job.patch.mask, scene, draw)

@@ -13,18 +13,24 @@ HIDDEN = "***"
 
 # Name and password before a host. What a parser takes for a host and a port is none, even where an @ follows later.
 _USER = re.compile(r"""(?<=//)(?:[^\s/?#"<>]*@|[^\s/?#"<>:@]*:(?!\d*(?:[/?#\s"'<>]|$))[^\s"<>]*@)""")
+# The same without //, as people write addresses; of what a page or a shell may hold besides, no brackets and no paths.
+_BARE_USER = re.compile(
+    r"""(?<![^\s"'=,;(\[<>{])((?:[a-z][a-z\d+.-]*:)?)[^\s"'<>{}()\[\];,=/:@]+:(?!\\|\*{3}@)"""
+    r"""[^\s"'<>{}()\[\];,/]+@(?=[\w\[])""",
+    re.IGNORECASE,
+)
 _NAMES = (
     r"token|key|passw(?:or)?d|pass?|pwd|pw|secret|sig(?:nature)?|auth(?:orization)?|credentials?|jwt|session(?:id)?|"
     r"user(?:name)?|usr|login(?:use|pas)?"
 )
 _QUERY = re.compile(rf"""([?&;#][\w.%\[\]-]*(?:{_NAMES})\\*=)[^\s&#"'<>]*""", re.IGNORECASE)  # \ is Hydra's
 _BEARER = re.compile(r"(\bBearer\s+)[^\s\"',]+")
-_MARKED = re.compile(rf"//{re.escape(HIDDEN)}@|={re.escape(HIDDEN)}")
+_MARKED = re.compile(rf"(?://|[=:]){re.escape(HIDDEN)}@|={re.escape(HIDDEN)}")
 
 
 def redacted(text: str) -> str:
     """``text`` with :data:`HIDDEN` in place of what nobody else may read."""
-    hidden = _USER.sub(f"{HIDDEN}@", text)
+    hidden = _BARE_USER.sub(rf"\g<1>{HIDDEN}@", _USER.sub(f"{HIDDEN}@", text))
     return _BEARER.sub(rf"\g<1>{HIDDEN}", _QUERY.sub(rf"\g<1>{HIDDEN}", hidden))
 
 

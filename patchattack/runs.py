@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from patchattack import files
-from patchattack.errors import InputError
+from patchattack.errors import InputError, one_line
 from patchattack.job import Settings, spread
 from patchattack.patch import Patch, read_facts, read_image, resize
 from patchattack.pictures import ENDINGS
@@ -79,15 +80,21 @@ def all_held_out(source: Source, settings: Settings) -> list[int]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a run was trained and validated on: the scenes before number ``before`` of the data, or some by digest."""
+    """What a run was trained and validated on: the scenes before number ``before`` of the data, or some by digest.
+
+    ``digests`` are of frames; ``files`` of what picture files hold.
+    """
 
     run: Path
     before: int = 0
     digests: frozenset[bytes] = frozenset()
+    files: frozenset[bytes] = frozenset()
 
     def __call__(self, source: Source, number: int) -> bool:
-        return source.original(number) < self.before or (
-            bool(self.digests) and _digest(source[number].frames) in self.digests
+        return (
+            source.original(number) < self.before
+            or (bool(self.digests) and _digest(source[number].frames) in self.digests)
+            or (bool(self.files) and not self.files.isdisjoint(_file_digests(source, number)))
         )
 
 
@@ -96,7 +103,7 @@ class HeldOut:
 
     A run has seen the first scenes of its own data, in the order that its config gives them. Scenes of the same data
     are the same by their numbers. Where files come in another order (another seed, another folder), they are the same
-    by their pixels.
+    by their pixels; and by their files where another kind of source reads them.
 
     Args:
         given: folders of runs, and files; a file in no run's folder has seen nothing.
@@ -178,16 +185,36 @@ def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable
 
     if _which(own) == _which(data):
         return _Seen(folder, before=before(len(source)))
-    # Scenes of another kind, or drawn from another seed; and a folder may be a stranger's, who names what he likes.
-    if kind != data["_target_"] or "root" not in own or not _targets(own) <= _targets(data):
-        return _Seen(folder)
+    # A folder may be a stranger's, who names what he likes.
+    alike = kind == data["_target_"] and "root" in own and _targets(own) <= _targets(data)
+    if not alike and not (source.files(0) and all(map(_is_ours, _targets(own)))):
+        return _Seen(folder)  # scenes of another kind, or drawn from another seed
     try:
-        theirs = build(own | {key: data[key] for key in SHOWN if key in own and key in data})
-    except InputError as error:
-        _log.warning("%s: which scenes it has seen cannot be told, for its data cannot be read: %s", folder, error)
+        theirs = build(own | {key: data[key] for key in SHOWN if alike and key in own and key in data})
+    except Exception as error:  # of a folder that is gone, or a config of another version
+        reason = one_line(error)
+        _log.warning("%s: which scenes it has seen cannot be told, for its data cannot be read: %s", folder, reason)
         return _Seen(folder)
     numbers = range(min(before(len(theirs)), len(theirs)))
-    return _Seen(folder, digests=frozenset(_digest(theirs[number].frames) for number in numbers))
+    if alike:
+        return _Seen(folder, digests=frozenset(_digest(theirs[number].frames) for number in numbers))
+    return _Seen(folder, files=frozenset(one for number in numbers for one in _file_digests(theirs, number)))
+
+
+def _is_ours(target: str) -> bool:
+    """Whether it is a source of this package, which reads files and runs nothing."""
+    if not target.startswith("patchattack.data."):
+        return False
+    try:
+        kind = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(kind, type) and issubclass(kind, Source)
+
+
+def _file_digests(source: Source, number: int) -> list[bytes]:
+    """Of what the files of a scene hold, wherever they lie."""
+    return [hashlib.sha256(path.read_bytes()).digest() for path in source.files(number)]
 
 
 def _targets(node: Any) -> set[str]:

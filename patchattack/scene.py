@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -135,6 +136,10 @@ class Source(Dataset[Scene], ABC):
     def original(self, index: int) -> int:
         """The number that the scene has in the source that this one was made of, itself where it is of none."""
         return index
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The picture files that show the scene; none where it is of no files."""
+        return ()
 
     def __getitems__(self, indices: list[int]) -> Scene:
         """The scenes at ``indices`` as one batch; to be overridden where a batch is faster than its scenes."""

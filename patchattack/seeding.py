@@ -1,4 +1,4 @@
-"""Random numbers: one generator per purpose, named by integers.
+"""Random numbers, named by integers: a generator for each purpose, or numbers for all scenes of a batch at once.
 
 A draw depends on what it is for (the run's seed, the step, the scene) and on nothing that happened before it. So a
 resumed run needs no saved generator state, evaluation cannot disturb training, and several processes agree.
@@ -6,8 +6,18 @@ resumed run needs no saved generator state, evaluation cannot disturb training, 
 
 from __future__ import annotations
 
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
+
+from patchattack.devices import transfer
+
+GAMMA = 0x9E3779B97F4A7C15 - 2**64  # the golden ratio, odd: SplitMix64's step from number to number
+_PREPARED = 16  # numbers of each stream that are made together with those of the others
 
 
 def generator(*key: int) -> torch.Generator:
@@ -16,6 +26,98 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
 
-def uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, high: float) -> torch.Tensor:
+def uniform(generator: torch.Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
     """float32 ``shape`` on the host, uniform in [low, high)."""
     return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def mix_(values: Tensor) -> Tensor:
+    """int64 ``[...]`` as 64 random bits each, as SplitMix64 makes them of its states (Steele, Lea and Flood 2014).
+
+    In place: a bijection, the same on every device. A shift of int64 brings the sign along, which is masked away.
+    """
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values.bitwise_xor_((values >> shift).bitwise_and_(2 ** (64 - shift) - 1)).mul_(factor - 2**64)
+    return values.bitwise_xor_((values >> 31).bitwise_and_(2**33 - 1))
+
+
+def numbers(keys: Sequence[Sequence[int]]) -> Numbers:
+    """Numbers on the host for N rows, each fixed by its own of ``keys``.
+
+    Args:
+        keys: N of one length, of integers from 0 to 2⁶⁴ - 1, such as seed, purpose, step and place in the batch.
+    """
+    columns = torch.tensor(np.array(keys, dtype=np.uint64).view(np.int64))
+    return Numbers(mix_(columns + torch.arange(1, columns.shape[1] + 1) * GAMMA).sum(dim=1))
+
+
+class Numbers:
+    """Random numbers for N rows, such as scenes, in a few operations for all of them.
+
+    What a row gets is fixed by its own key: the same in any batch, in any process and on any device, but for the last
+    bits of normal numbers, which are the device's. Every call gives the next numbers.
+
+    Args:
+        states: ``[N]`` int64, where each row begins to count.
+        prepared: ``[N, n]`` the first of their uniform numbers.
+    """
+
+    def __init__(self, states: Tensor, prepared: Tensor | None = None) -> None:
+        self._states, self._prepared, self._used = states, prepared, 0
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def streams(self, counts: Mapping[str, int], device: torch.device | str = "cpu") -> list[Numbers]:
+        """Numbers of their own for each name, from their beginning, on ``device``.
+
+        What a stream gives depends on its name and on nothing else of ``counts``.
+
+        Args:
+            counts: name to the number of rows that each row becomes, such as the frames of a scene; they are
+                neighbours.
+            device: where the numbers are.
+        """
+        names = [(zlib.crc32(name.encode()) << 32) + place for name, count in counts.items() for place in range(count)]
+        states = self._states[:, None] + mix_(torch.tensor([name - 2**63 for name in names], dtype=torch.int64))
+        states = transfer(states, device)
+        prepared = _unit(_bits(states, 0, _PREPARED))  # [N, S, n]
+        result, first = [], 0
+        for count in counts.values():
+            part = slice(first, first + count)
+            result.append(Numbers(states[:, part].flatten(), prepared[:, part].flatten(0, 1)))
+            first += count
+        return result
+
+    def unit(self, count: int) -> Tensor:
+        """``[N, count]`` float32, uniform in [0, 1): multiples of 2⁻²⁴."""
+        first, self._used = self._used, self._used + count
+        if self._prepared is not None and self._used <= self._prepared.shape[1]:
+            return self._prepared[:, first : self._used]
+        return _unit(_bits(self._states, first, count))
+
+    def uniform(self, *ranges: tuple[float, float]) -> Tensor:
+        """``[N, len(ranges)]`` float32, each uniform in its range [low, high)."""
+        columns = self.unit(len(ranges)).unbind(1)
+        return torch.stack([one * (high - low) + low for one, (low, high) in zip(columns, ranges, strict=True)], dim=1)
+
+    def normal(self, *shape: int) -> Tensor:
+        """``[N, *shape]`` float32, standard normal by the transform of Box and Muller (1958), up to 5.8 in size."""
+        count = math.prod(shape)
+        pairs = (count + 1) // 2
+        first, self._used = self._used, self._used + pairs
+        halves = _bits(self._states, first, pairs).view(torch.int32)
+        radius = ((halves[:, :pairs] >> 8).add_(2**23 + 1) * 2.0**-24).log_().mul_(-2).sqrt_()  # of ones in (0, 1]
+        angle = halves[:, pairs:] * (math.pi * 2.0**-31)
+        both = torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
+        return both[:, :count].unflatten(1, shape)
+
+
+def _bits(states: Tensor, first: int, count: int) -> Tensor:
+    """``[..., count]`` int64: SplitMix64's numbers from the ``first`` on, for each of ``states [...]``."""
+    return mix_(states[..., None] + torch.arange(first + 1, first + count + 1, device=states.device) * GAMMA)
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """The upper 24 bits of int64 ``[...]`` as float32 in [0, 1)."""
+    return (bits >> 40) * 2.0**-24 + 0.5

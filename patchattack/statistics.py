@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -93,6 +94,26 @@ def wilson(values: np.ndarray) -> tuple[float, float, float]:
 def interval(values: np.ndarray, rate: bool) -> tuple[float, float, float]:
     """Mean, low and high: Wilson's of a rate, the bootstrap's of anything else."""
     return wilson(values) if rate else bootstrap(values)
+
+
+def estimate(values: np.ndarray, rate: bool) -> dict[str, float | int]:
+    """Mean, low and high of :func:`interval`, and n, how many values are known: what rows of a table have."""
+    return _row(interval(values, rate), values)
+
+
+def paired(differences: np.ndarray, rate: bool) -> dict[str, float | int]:
+    """The same of :func:`difference`."""
+    return _row(difference(differences, rate), differences)
+
+
+def _row(bounds: tuple[float, float, float], values: np.ndarray) -> dict[str, float | int]:
+    return dict(zip(("mean", "low", "high"), bounds, strict=True)) | {"n": int((~np.isnan(values)).sum())}
+
+
+def with_interval(row: Mapping[str, Any], digits: int = 3, sign: str = "") -> str:
+    """``0.500 [0.400, 0.600]``, of a row with mean, low and high; ``sign="+"`` writes the sign of positive ones."""
+    mean, low, high = (f"{row[key]:{sign}.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def difference(differences: np.ndarray, rate: bool) -> tuple[float, float, float]:

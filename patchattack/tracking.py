@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from patchattack.errors import InputError
+from patchattack.errors import InputError, one_line
 from patchattack.files import write
 from patchattack.redaction import all_redacted
 
@@ -95,7 +95,29 @@ def _lines_until(path: Path, header: str, last: int) -> str:
             f"{path}: expected the columns '{header.strip()}', got '{found.strip()}'; "
             "resume with the configuration that the run was started with"
         )
-    return "".join(line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= last)
+    lines = [line for line in lines if line.endswith("\n")]
+    try:
+        steps = [_step(line, header.count(",")) for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"{path}: expected lines of a step and numbers, got one that is none ({one_line(error)}); start a new run "
+            "(drop resume=)"
+        ) from error
+    return "".join(line for step, line in zip(steps, lines, strict=True) if step <= last)
+
+
+def _step(line: str, scalars: int) -> int:
+    """The step of a line of a table with so many ``scalars``.
+
+    Raises:
+        ValueError: it is no such line.
+    """
+    step, *cells = line.rstrip("\n").split(",")
+    if len(cells) != scalars:
+        raise ValueError(f"{len(cells)} cells beside the step instead of {scalars}")
+    for cell in filter(None, cells):
+        float(cell)
+    return int(step)
 
 
 class Tracker(Protocol):

@@ -18,31 +18,25 @@ from tqdm import tqdm
 from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
 from patchattack.controls import always, random_patches
+from patchattack.devices import transfer
 from patchattack.eot.renderer import Draw
 from patchattack.eot.zoom import zoomed
-from patchattack.errors import InputError
+from patchattack.errors import DivergedError, InputError, InterruptedRunError
 from patchattack.job import CUTOUT, ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.scene import Scene
 from patchattack.search import find_starts
+from patchattack.seeding import Numbers
 from patchattack.tracking import Tracker
 
 _REPETITIONS = 2  # EoT draws of each validation scene
 _START_VIEWS = 8  # training scenes, each drawn once, on which starts are compared
 
 
-class DivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
-
-
-class InterruptedRunError(KeyboardInterrupt):
-    """Ctrl-C: the run was saved and can be resumed."""
-
-
 def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progress:
     """Optimise the patch and return where the run stands at its end.
 
-    Every draw is named by the seed, the step and the place in the batch. So a resumed run goes on to the bit, and
+    Every draw is named by the seed, the step and the place in the batch. So a resumed run is exact to the bit, and
     processes that share a batch see what one process would.
 
     Args:
@@ -74,8 +68,8 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             for part in range(settings.accumulate):
                 first = part * scenes + fabric.global_rank * share  # place among all scenes of the update
                 names = [(step, place, draw) for place in range(first, first + share) for draw in range(settings.draws)]
-                generators = [seeding.generator(job.seed, TRAINING, *name) for name in names]
-                batches.append(_batch(job, next(loader), generators, _shown(job, names)))
+                numbers = seeding.numbers([(job.seed, TRAINING, *name) for name in names])
+                batches.append(_batch(job, next(loader), numbers, _shown(job, names)))
             update = _Update(job, step, batches)
             if isinstance(optimizer, GradientFree):
                 optimizer.draw(seeding.generator(job.seed, SEARCH, step))
@@ -101,7 +95,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                     fabric, {"loss": torch.stack(list(losses.values())).sum(), **losses, "failed": failed}
                 )
                 if values.pop("failed"):
-                    raise DivergedError(f"the loss became NaN or infinite by step {progress.step}")
+                    raise DivergedError(f"by step {progress.step}")
                 values["learning_rate"] = rate
                 if validates:
                     _validate(job, validation, progress, log, values)
@@ -202,7 +196,7 @@ def _start(job: Job, training: list[int], progress: Progress) -> None:
     if not rows:
         return
     scene = job.source.__getitems__(rows)
-    draw = job.renderer.draw(scene, job.patch, [seeding.generator(job.seed, STARTS, row) for row in rows])
+    draw = job.renderer.draw(scene, job.patch, seeding.numbers([(job.seed, STARTS, row) for row in rows]))
     scene = scene.to(job.fabric.device)
     clean = job.references(scene)
 
@@ -302,17 +296,17 @@ def _selected(output: Any, rows: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _batch(job: Job, scene: Scene, generators: list[torch.Generator], shown: Tensor | None = None) -> _Batch:
-    """A batch as its source gave it, drawn; one generator for each draw of each scene."""
+def _batch(job: Job, scene: Scene, numbers: Numbers, shown: Tensor | None = None) -> _Batch:
+    """A batch as its source gave it, drawn; ``numbers`` has a row for each draw of each scene."""
     settings, device = job.settings, job.fabric.device
     rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
     if settings.zoom > 1:
-        scene = zoomed(scene.select(rows), settings.zoom, generators, device)
+        scene = zoomed(scene.select(rows), settings.zoom, numbers, device)
         clean = job.clean(scene.frames)
     else:
         scene = scene.to(device).select(rows)
         clean = job.references(scene)
-    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, generators), shown).repeat(_candidates(job))
+    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, numbers), shown).repeat(_candidates(job))
 
 
 def _shown(job: Job, names: list[tuple[int, int, int]]) -> Tensor | None:
@@ -321,14 +315,11 @@ def _shown(job: Job, names: list[tuple[int, int, int]]) -> Tensor | None:
         return None
     size = torch.tensor(job.patch.mask.shape[1:])
     y, x = (torch.arange(int(side)).add(0.5) for side in size)
-    rows = []
-    for name in names:
-        place, side = torch.rand(2, 2, generator=seeding.generator(job.seed, CUTOUT, *name))
-        half = side * job.settings.cutout * size / 2
-        top, left = place * size
-        hidden = ((y - top).abs() < half[0])[:, None] & ((x - left).abs() < half[1])
-        rows.append(~hidden)
-    return torch.stack(rows).unsqueeze(1).to(job.fabric.device, torch.float32)
+    place, side = seeding.numbers([(job.seed, CUTOUT, *name) for name in names]).unit(4).unflatten(1, (2, 2)).unbind(1)
+    centre, half = place * size, side * job.settings.cutout * size / 2  # [n, 2]
+    rows, columns = ((ticks - centre[:, axis, None]).abs() < half[:, axis, None] for axis, ticks in enumerate((y, x)))
+    hidden = rows[:, None, :, None] & columns[:, None, None, :]
+    return transfer((~hidden).float(), job.fabric.device)
 
 
 class _Update:
@@ -380,7 +371,7 @@ class _Update:
             loss = fabric.all_reduce(loss, reduce_op="mean")
         if not needs_gradient:
             if not loss.isfinite():
-                raise DivergedError(f"the loss became NaN or infinite in step {self.step + 1}")
+                raise DivergedError(f"in step {self.step + 1}")
             return loss
         gradient = job.patch.free.grad
         assert gradient is not None
@@ -397,9 +388,8 @@ def _losses(job: Job, batch: _Batch, of_victim: torch.Generator) -> dict[str, Te
     if batch.shown is not None:
         each = torch.lerp(torch.full_like(batch.shown, 0.5), each, batch.shown)
     view = job.renderer(each, job.patch.mask, batch.scene, batch.draw)
-    job.victim.draw(of_victim)
-    hit = job.predict(view.frames)
-    job.victim.draw(None)  # the references and the validation are of all that it can do
+    with job.victim.randomised(of_victim):  # the references and the validation are of all that it can do
+        hit = job.predict(view.frames)
     job.queries += (job.fabric.world_size - 1) * len(batch.scene)  # of the other processes
     losses = {"attack": job.attack.loss(hit, batch.clean, batch.scene, view).mean()}
     for name, regularizer in job.regularizers.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchattack import cli
+from patchattack import commands
 
 # Of tensors as small as those of the tests, threads wait for each other; and sums do not depend on the machine's cores.
 torch.set_num_threads(1)
@@ -39,13 +39,13 @@ class Outcome:
     err: str
 
 
-def run(*arguments: str, entry: Callable[[], None] = cli.train) -> Outcome:
+def run(*arguments: str, entry: str | Callable[[], None] = "train") -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     status = 0
     with pytest.MonkeyPatch.context() as patches, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patches.setattr(sys, "argv", ["train.py", *arguments])
+        patches.setattr(sys, "argv", ["patchattack", *([entry] if isinstance(entry, str) else []), *arguments])
         try:
-            entry()
+            commands.main() if isinstance(entry, str) else entry()
         except SystemExit as stop:
             status = int(stop.code or 0)
     return Outcome(status, out.getvalue(), err.getvalue())
@@ -53,7 +53,7 @@ def run(*arguments: str, entry: Callable[[], None] = cli.train) -> Outcome:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Outcome]:
-    """``train.py`` with these arguments, in this process."""
+    """``patchattack ENTRY``, by default ``train``, with these arguments, in this process."""
     return run
 
 

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from patchattack import checkpoint, cli, pipeline, seeding, training
+from patchattack import checkpoint, cli, pipeline, processes, seeding, training
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.world import World
@@ -133,7 +133,7 @@ def parts(world: Source) -> Callable[..., pipeline.Parts]:
 
 def begun(parts: pipeline.Parts, folder: Path, resumes: bool = False) -> tuple[Job, Progress]:
     """As :func:`pipeline.run` begins."""
-    job = pipeline.assemble(parts, pipeline.start_fabric(parts.settings), folder if resumes else None)
+    job = pipeline.assemble(parts, processes.start(parts.settings), folder if resumes else None)
     folder.mkdir(exist_ok=True)
     assert job.journal is not None
     job.journal.open(folder)
@@ -201,7 +201,7 @@ def test_a_whole_run_that_is_killed_while_it_measures_asks_nothing_twice(
 ) -> None:
     def run(victim: Remote, folder: Path, resumes: bool = False) -> None:
         made = parts(victim)
-        job = pipeline.assemble(made, pipeline.start_fabric(made.settings), folder if resumes else None)
+        job = pipeline.assemble(made, processes.start(made.settings), folder if resumes else None)
         folder.mkdir(exist_ok=True)
         pipeline.run(made, job, folder, pipeline.Origin({"attack": "classification"}, "python train.py"), resumes)
 
@@ -245,7 +245,7 @@ def test_numbers_that_are_none_stop_the_run_before_they_do_harm(
 def test_a_victim_that_fails_at_once_is_said_before_the_work(parts: Callable[..., pipeline.Parts]) -> None:
     made = parts(Remote([], 1, OSError("refused")))
     with pytest.raises(InputError, match="victim remote: expected an answer, got 'refused', before the work started"):
-        pipeline.assemble(made, pipeline.start_fabric(made.settings))
+        pipeline.assemble(made, processes.start(made.settings))
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_an_optimiser_that_needs_a_gradient_is_refused_and_others_are_named(
     victim = Remote()
     made = parts(victim, optimizer)
     with pytest.raises(InputError) as refused:
-        pipeline.assemble(made, pipeline.start_fabric(made.settings))
+        pipeline.assemble(made, processes.start(made.settings))
     assert str(refused.value) == (
-        "optimizer: expected one that needs no gradient for remote, which only answers, got "
+        "optimizer: expected one that needs no gradient for remote, a black-box victim, got "
         f"{optimizer.func.__name__}; choose optimizer=random_search, evolution, nes, spsa or zoo"
     )
     assert victim.asked == []
@@ -268,8 +268,8 @@ def test_an_optimiser_that_needs_a_gradient_is_refused_and_others_are_named(
 
 
 def test_one_process_asks(parts: Callable[..., pipeline.Parts]) -> None:
-    with pytest.raises(InputError, match=r"trainer.devices: expected 1 for remote, which only answers, got 2"):
-        pipeline.assemble(parts(Remote(), devices=2), pipeline.start_fabric(SETTINGS))
+    with pytest.raises(InputError, match=r"trainer.devices: expected 1 for remote, a black-box victim, got 2"):
+        pipeline.assemble(parts(Remote(), devices=2), processes.start(SETTINGS))
 
 
 def test_a_budget_stops_the_run_before_the_step_that_would_exceed_it(
@@ -300,7 +300,7 @@ def test_a_budget_smaller_than_a_step_is_refused_with_the_numbers(parts: Callabl
     with pytest.raises(
         InputError, match=r"trainer.max_queries: expected at least 3\d \(1\d for clean scenes, starts and the f"
     ):
-        pipeline.assemble(made, pipeline.start_fabric(made.settings))
+        pipeline.assemble(made, processes.start(made.settings))
     assert victim.asked == []
     with pytest.raises(InputError, match=r"trainer.max_queries: expected at least 1, or null, got 0"):
         replace(SETTINGS, max_queries=0)
@@ -318,7 +318,7 @@ def test_a_gradient_free_search_takes_a_victim_with_a_gradient_too(
     open_victim, closed = Remote(), Remote()
     open_victim.differentiable = True
     made = parts(open_victim)
-    job = pipeline.assemble(made, pipeline.start_fabric(made.settings))
+    job = pipeline.assemble(made, processes.start(made.settings))
     assert job.journal is None
     training.train(job, tmp_path, Lines(), checkpoint.begin(job))
     expected, _ = finish(parts(closed), tmp_path / "closed")
@@ -337,10 +337,10 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
         choice += ["data.scenes=12", f"data.size={size}", "trainer.split=[0.5,0.25,0.25]"]
         choice += ["attack.smallest=6"] if task == "detection" else []
         plain = OmegaConf.to_container(compose("train", choice), resolve=True)
-    made = cli.build(plain)  # type: ignore[arg-type]
-    job = pipeline.assemble(made, pipeline.start_fabric(made.settings))
+    made = cli.build_parts(plain)  # type: ignore[arg-type]
+    job = pipeline.assemble(made, processes.start(made.settings))
     scene = job.source.__getitems__([0])
-    update = training._Update(job, 0, [training._batch(job, scene, [seeding.generator(0)])])
+    update = training._Update(job, 0, [training._batch(job, scene, seeding.numbers([(0,)]))])
     update()
     assert job.patch.free.grad is not None
     gradient = job.patch.free.grad.clone()

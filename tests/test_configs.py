@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from patchattack import cli, files
+from patchattack.cli.checks import check_types
 
 CONF = files.shipped("conf").resolve()
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
@@ -125,7 +126,7 @@ def test_every_option_composes_and_its_arguments_bind(option: str) -> None:
     for node in found.values():
         bind = signature(node).bind_partial if node.get("_partial_") else signature(node).bind
         bind(**arguments(node))
-    cli._check_types(plain)  # what is shipped has the types that its targets are annotated with
+    check_types(plain)  # what is shipped has the types that its targets are annotated with
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -186,7 +187,7 @@ def test_transforms_are_applied_in_the_order_in_which_they_are_listed(order: lis
         *("victim.weights=random", "data.scenes=1", "data.size=[32,64]"),
     )
     assert list(plain["camera"]) == order
-    renderer = cli.build(plain).renderer
+    renderer = cli.build_parts(plain).renderer
     assert [type(transform).__name__.lower() for transform in renderer.camera] == order
     assert [type(transform).__name__.lower() for transform in renderer.appearance] == appearance
 

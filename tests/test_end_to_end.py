@@ -21,8 +21,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from patchattack import checkpoint, cli, evaluation, pipeline, training
+from patchattack import checkpoint, evaluation, pipeline, training
 from patchattack.attacks.flow import FlowAttack
+from patchattack.commands import train
 from patchattack.controls import CONDITIONS, SAME_PATCH, controls
 from patchattack.patch import Patch
 from patchattack.tracking import MetricsCsv
@@ -83,16 +84,16 @@ def child(arguments: list[str], terminal: Path, moment: str, number: int) -> Non
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
-    sys.argv = ["train.py", *arguments]
+    sys.argv = ["patchattack train", *arguments]
     strike(moment, number)
-    cli.train()
+    train.main()
 
 
 @pytest.fixture(scope="module")
 def process() -> Callable[..., tuple[int, str]]:
     """A run in a process of its own that is struck at a given moment: its exit code and what it said."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "kornia", "torchvision", "lightning_fabric", "patchattack.pipeline"])
+    context.set_forkserver_preload(["torch", "kornia", "torchvision", "patchattack.pipeline"])
 
     def start(terminal: Path, *arguments: str, moment: str = "never", number: int = 0) -> tuple[int, str]:
         run = context.Process(target=child, args=(list(arguments), terminal, moment, number))
@@ -218,7 +219,7 @@ def test_an_interrupted_run_is_saved_says_so_and_goes_on_to_the_same_bytes(
     arguments = ("attack=flow", *tiny, *LONGER, f"output='{folder}'")
     status, said = process(tmp_path / "terminal", *arguments, moment="interrupt", number=7)
     assert status == 130
-    assert f"interrupted after step 7 of 12. To go on: python train.py resume='{folder}'\n" in said
+    assert f"interrupted after step 7 of 12. Resume with: patchattack train resume='{folder}'\n" in said
     assert "Traceback" not in said
     assert json.loads((folder / "state.json").read_text())["step"] == 7
     assert command(f"resume='{folder}'", "trainer.workers=0").status == 0
@@ -240,7 +241,7 @@ def test_an_interrupt_while_the_last_checkpoint_is_written_is_heard(
     folder = tmp_path / "a=b"
     outcome = command("attack=flow", *tiny, f'output="{folder}"')
     assert outcome.status == 130
-    assert f"interrupted after step 4 of 4. To go on: python train.py 'resume=\"{folder}\"'\n" in outcome.out
+    assert f"interrupted after step 4 of 4. Resume with: patchattack train 'resume=\"{folder}\"'\n" in outcome.out
     assert not (folder / "patch.png").exists()
 
 
@@ -278,7 +279,7 @@ def test_nan_in_the_final_measurement_is_no_verdict(
     outcome = command("attack=flow", *tiny, f"output={folder}")
     assert outcome.status == 2
     assert "expected finite numbers, got NaN or infinite ones, after step 4 of 4" in outcome.err.splitlines()[-1]
-    assert f"python train.py resume={folder}" in outcome.err.splitlines()[-1]
+    assert f"patchattack train resume={folder}" in outcome.err.splitlines()[-1]
     assert outcome.out.count("\n") == 1
     assert (folder / "patch.png").exists()
     assert not (folder / "results.json").exists()
@@ -459,7 +460,7 @@ def test_every_run_of_a_sweep_can_be_repeated(
     monkeypatch.chdir(tmp_path)
     outcome = command("-m", "attack=flow", *(one for one in tiny if "accel" not in one), "seed=1,-2")
     assert outcome.status == 2  # of the second
-    assert outcome.err.splitlines()[-1] == "patchattack: seed: expected a whole number from 0 on, got -2"
+    assert outcome.err.splitlines()[-1] == "patchattack: seed: expected an integer >= 0, got -2"
     (folder,) = (tmp_path / "outputs" / "flow").iterdir()
     overrides = (folder / "overrides.yaml").read_text()
     assert "- seed=1\n" in overrides

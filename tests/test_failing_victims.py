@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchattack import checkpoint, pipeline, training
+from patchattack import checkpoint, pipeline, processes, training
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.attacks.detection import DetectionAttack
 from patchattack.data.world import World
@@ -103,13 +103,13 @@ def parts(signs: World) -> Callable[..., pipeline.Parts]:
 
 
 def assemble(parts: pipeline.Parts, resumed: Path | None = None) -> Any:
-    return pipeline.assemble(parts, pipeline.start_fabric(parts.settings), resumed)
+    return pipeline.assemble(parts, processes.start(parts.settings), resumed)
 
 
 def run(parts: pipeline.Parts, folder: Path) -> None:
     job = assemble(parts)
     folder.mkdir()
-    pipeline.run(parts, job, folder, pipeline.Origin({"attack": "classification"}, "python train.py"), False)
+    pipeline.run(parts, job, folder, pipeline.Origin({"attack": "classification"}, "patchattack train"), False)
 
 
 def train(parts: pipeline.Parts, folder: Path, resumes: bool = False) -> bytes:
@@ -222,7 +222,7 @@ def test_a_victim_that_fails_in_the_middle_leaves_a_run_that_goes_on(
     assert ("start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws" in said) is (
         name == "device"
     )
-    assert said.endswith(f"the last checkpoint is kept, go on with: python train.py resume='{folder}'")
+    assert said.endswith(f"the last checkpoint is kept, go on with: patchattack train resume='{folder}'")
     assert "\n" not in said
     assert (folder / "patch.png").exists()
     if name == "raise":
@@ -243,5 +243,5 @@ def test_a_step_without_room_says_what_needs_less(
     with pytest.raises(
         InputError, match=r"expected room for a step, got 'CUDA out of memory\.'; free .*, after step 0 of 3; al"
     ):
-        pipeline.run(made, job, tmp_path, pipeline.Origin({"attack": "classification"}, "python train.py"), False)
+        pipeline.run(made, job, tmp_path, pipeline.Origin({"attack": "classification"}, "patchattack train"), False)
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import runpy
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import torch
 import yaml
 
 from patchattack import checkpoint, files, pipeline
-from patchattack.attacks.flow import FlowAttack
 from patchattack.eot.calibrated import Calibration
 from patchattack.errors import InputError
 from patchattack.patch import Patch
@@ -26,7 +24,7 @@ from patchattack.reporting.compare import load_run
 from patchattack.runs import load_image
 
 PROJECT = Path(__file__).parents[1]
-SCRIPTS = ("evaluate", "webcam", "rehearse", "defenses", "baselines")  # that take run=
+COMMANDS = ("evaluate", "webcam", "rehearse", "defenses", "baselines")  # that take run=
 
 
 class Evil:
@@ -55,10 +53,6 @@ def refusal(outcome: Any) -> str:
     assert outcome.err.count("\n") == 1, outcome.err
     assert not Path("was_run").exists()
     return str(outcome.err)
-
-
-def entry(script: str) -> Callable[[], None]:
-    return lambda: runpy.run_path(str(PROJECT / "scripts" / f"{script}.py"), run_name="__main__")  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -128,17 +122,17 @@ def test_code_of_a_stranger_is_not_run(stranger: Path, command: Callable[..., An
     assert again in line.partition("add to the command: ")[2]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", COMMANDS)
 def test_no_command_runs_the_code_of_a_stranger(stranger: Path, command: Callable[..., Any], script: str) -> None:
     stored(stranger, *FACTORY)
-    assert "add to the command: victim.factory=" in refusal(command("run=stranger", entry=entry(script)))
+    assert "add to the command: victim.factory=" in refusal(command("run=stranger", entry=script))
     stored(stranger, "--experimental-rerun=stranger/evil.pth")
-    assert "expected KEY=VALUE" in refusal(command("run=stranger", entry=entry(script)))
+    assert "expected KEY=VALUE" in refusal(command("run=stranger", entry=script))
 
 
 def test_code_that_is_typed_is_run(stranger: Path, command: Callable[..., Any]) -> None:
     stored(stranger, *FACTORY)
-    outcome = command("run=stranger", FACTORY[-1], "source=0", entry=entry("webcam"))
+    outcome = command("run=stranger", FACTORY[-1], "source=0", entry="webcam")
     assert outcome.status == 2  # it makes no network
     assert Path("was_run").exists()
 
@@ -147,10 +141,8 @@ def test_a_comparison_imports_nothing_that_a_stranger_names(stranger: Path, comm
     config = yaml.safe_load((stranger / "config.yaml").read_text())
     config["attack"]["_target_"] = "antigravity.fly"
     (stranger / "config.yaml").write_text(yaml.safe_dump(config))
-    line = refusal(command("stranger", "stranger", "output=out", entry=entry("compare")))
-    assert "expected an attack that this version of patchattack knows, got antigravity.fly" in line
+    assert command("stranger", "stranger", "output=out", entry="compare").status == 0
     assert "antigravity" not in sys.modules
-    assert not Path("out").exists()
 
 
 # What stands in a file, or a way to change it; and who reads it.
@@ -184,7 +176,7 @@ def test_sides_that_no_patch_has_are_refused(stranger: Path, side: Any) -> None:
         *(("size_mm", [60, side]) for side in (-60, "60", 0, 1e-320, 1e19)),
         *(("size_mm", size) for size in ("60", 60, [60], [60, 60, 60], None)),
         *(("number", number) for number in (-1, 1.5, "0", None, 10**9, True)),
-        *(("marker_mm", side) for side in (-5, 0, "5", 1e9, None, [5])),
+        *(("marker_mm", side) for side in (-5, 0, 1e-9, "5", 1e9, None, [5])),
     ],
 )
 def test_layouts_that_no_sheet_has_are_refused(stranger: Path, key: str, value: Any) -> None:
@@ -227,6 +219,34 @@ def test_a_calibration_of_no_colours_is_refused(tmp_path: Path, key: str, value:
         Calibration.load(path)
 
 
+def write(folder: Path, text: str, tensors: dict[str, torch.Tensor]) -> None:
+    about = {"state": text, "sha256": checkpoint.digest(text, tensors)}
+    safetensors.torch.save_file(tensors, folder / checkpoint.FILE, about)
+
+
+def test_a_checkpoint_that_is_damaged_is_refused(stranger: Path, job: Any) -> None:
+    """What an optimiser takes as it is would show in the first step, in any kind of error."""
+    path = stranger / checkpoint.FILE
+    checkpoint.resume(job, stranger)
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name in tensors if name.startswith("optimizer"))
+    whole = path.read_bytes()
+    for damaged in (
+        whole.replace(b'\\"lr\\": 0.', b'\\"lr\\": 1.'),
+        safetensors.torch.save(tensors | {name: tensors[name] + 1}, checkpoint_about(path)),
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="a damaged one, or one of an earlier version"):
+            checkpoint.resume(job, stranger)
+
+
+def checkpoint_about(path: Path) -> dict[str, str]:
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata())
+
+
 STATE: dict[str, Any] = {
     "step": [-1, "4", None, 1.5, True],
     "queries": [-1, "4", None],
@@ -242,7 +262,7 @@ def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, v
     with safetensors.safe_open(stranger / checkpoint.FILE, "pt") as file:
         state = json.loads(file.metadata()["state"]) | {key: value}
     tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
-    safetensors.torch.save_file(tensors, stranger / checkpoint.FILE, {"state": json.dumps(state)})
+    write(stranger, json.dumps(state), tensors)
     with pytest.raises(InputError, match="expected the checkpoint of a run"):
         checkpoint.resume(job, stranger)
 
@@ -260,9 +280,9 @@ def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, v
 )
 def test_a_texture_that_no_patch_has_is_refused(stranger: Path, job: Any, name: str, texture: torch.Tensor) -> None:
     with safetensors.safe_open(stranger / checkpoint.FILE, "pt") as file:
-        about = file.metadata()
-    tensors = safetensors.torch.load_file(stranger / checkpoint.FILE) | {name: texture}
-    safetensors.torch.save_file(tensors, stranger / checkpoint.FILE, about)
+        text = file.metadata()["state"]
+    tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
+    write(stranger, text, tensors | {name: texture})
     before = job.patch.free.detach().clone()
     with pytest.raises(InputError, match="expected the checkpoint of a run"):
         checkpoint.resume(job, stranger)
@@ -293,4 +313,4 @@ def test_the_name_of_a_run_is_a_word(tmp_path: Path, content: str) -> None:
 def test_what_is_no_run_is_not_compared(stranger: Path, file: str, content: str) -> None:
     (stranger / file).write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match="stranger"):
-        load_run(stranger, [f"{FlowAttack.__module__}.{FlowAttack.__name__}"])
+        load_run(stranger)

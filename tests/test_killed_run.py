@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
-from patchattack import cli
+from patchattack.commands import train
 from patchattack.victims.compact.classification import CLASSES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork a process to kill")
@@ -86,10 +86,10 @@ def run(service: Service, *arguments: str, killed_at: int = -1) -> int:
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # the service's thread stays behind
         child = os.fork()
     if child == 0:
-        sys.argv = ["train.py", *arguments]
+        sys.argv = ["patchattack train", *arguments]
         sys.stdout = sys.stderr = io.StringIO()
         try:
-            cli.train()
+            train.main()
         except BaseException:
             os._exit(1)
         os._exit(0)

@@ -15,6 +15,10 @@ ADDRESSES = {
     "https://user:s3cret@s3cret@example.org": "https://***@example.org",
     "rtsp://user:s3c/r#e?t@host/live": "rtsp://***@host/live",
     "//user:s3cret@host/live": "//***@host/live",
+    "user:s3cret@host/live": "***@host/live",
+    "user:s3c@ret@10.0.0.5:554": "***@10.0.0.5:554",
+    "rtsp:user:s3cret@host": "rtsp:***@host",
+    "RTSP:user:s3cret@[::1]:554/live": "RTSP:***@[::1]:554/live",
     "http://host/x?a=1&token=s3cret&b=2#top": "http://host/x?a=1&token=***&b=2#top",
     r"http://host/x?a\=1&token\=s3cret": r"http://host/x?a\=1&token\=***",
     "http://host/x?access_token=s3cret": "http://host/x?access_token=***",
@@ -49,6 +53,10 @@ def test_what_nobody_else_may_read_is_hidden(address: str) -> None:
         *(
             "a@b.org",
             "ratio 3:4 @ 5 px",
+            "C:\\a@b.png",
+            "git@host.org:user/x",
+            "a:hover{color:red}@media print{}",
+            "+victim@victims.a=my/file.py:build",
             "tokens = 3; key: 7",
             "C:\\data",
             "?author=me&monk=1",
@@ -64,6 +72,8 @@ def test_everything_else_stays(text: str) -> None:
 def test_what_was_hidden_is_known() -> None:
     assert is_redacted("victim.url=https://***@host")
     assert is_redacted("source=http://host/x?token=***&b=2")
+    assert is_redacted("source=***@host/live")
+    assert is_redacted("source=rtsp:***@host/live")
 
 
 def test_texts_within_lists_and_dicts() -> None:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
@@ -26,7 +24,6 @@ from patchattack.rehearsal.unknown import Unknown
 from patchattack.webcam.capture import open_source
 from patchattack.webcam.pose import Lens, pose
 
-PATH = Path(__file__).parents[1] / "scripts" / "rehearse.py"
 SIZE = (360, 640)
 FIELD_OF_VIEW = 60.0
 SHEET = Sheet().layout((150.0, 150.0), 3)
@@ -280,29 +277,19 @@ def test_numbers_that_cannot_be() -> None:
             make()
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("script_rehearse", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 SMALL = ("size=[360,640]", "trainer.accelerator=cpu", "lab.angles=[30]", "lab.frames=2", "drive_by.passes=1")
 
 
 @pytest.fixture
-def start(script: ModuleType, command: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
-    """``scripts/rehearse.py`` on a run of a tiny flow network, into ``tmp_path / "out"``."""
+def start(command: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """``patchattack rehearse`` on a run of a tiny flow network, into ``tmp_path / "out"``."""
     folder = tmp_path / "run"
     Patch(random_texture(16, 16, 0), torch.ones(1, 16, 16), (150.0, 150.0)).save(folder / "patch.png", {})
     save_layouts(folder / "print" / "layout.json", [SHEET])
     overrides = ("attack=flow", "victim=flow_matching", "victim.weights=random", "data.size=[64,128]")
     (folder / "overrides.yaml").write_text("".join(f"- {one}\n" for one in overrides))
     return lambda *given: command(
-        f"run={folder}", f"output={tmp_path / 'out'}", *SMALL, "drive_by.frames=4", *given, entry=script.main
+        f"run={folder}", f"output={tmp_path / 'out'}", *SMALL, "drive_by.frames=4", *given, entry="rehearse"
     )
 
 
@@ -323,7 +310,7 @@ def test_one_command_rehearses_all_of_it(start: Callable[..., Any], tmp_path: Pa
         assert names >= {"video.mp4", "truth.csv", "frames.csv", "report.html", "summary.json"}
     report = (out / "drive_by" / "report.html").read_text()
     assert "Rehearsal of run without hardware: drive-by" in report
-    assert "python scripts/rehearse.py" in report
+    assert "patchattack rehearse" in report
     for words in (f"{out}/lab/report.html", "2 of 2 frames", "drive-by: ", "appearance.calibrated.file="):
         assert words in outcome.out
 
@@ -341,7 +328,7 @@ def test_bad_input_is_one_line_before_any_work(start: Callable[..., Any], tmp_pa
         (("victims=[nobody]",), "nobody"),
         (("print=letter", "print.margin_mm=60"), "print.page: expected a page with"),
         (("print.fiducials=false",), "print.fiducials: expected true, got false"),
-        (("printer=-1",), "printer: expected a whole number from 0 on, got -1"),
+        (("printer=-1",), "printer: expected an integer >= 0, got -1"),
         (("fps=0",), "fps: expected frames a second above 0"),
         (("lab.angles=90",), "lab.angles: expected Sequence[float], got 90"),
     ):
@@ -356,7 +343,7 @@ def test_bad_input_is_one_line_before_any_work(start: Callable[..., Any], tmp_pa
     outcome = start()
     assert outcome.status == 2
     assert outcome.err.count("\n") == 1
-    assert "python scripts/print_patch.py run=RUN" in outcome.err
+    assert "patchattack print run=RUN" in outcome.err
     assert not (tmp_path / "out").exists()
     (tmp_path / "run" / "overrides.yaml").unlink()
     assert "expected the folder of a run" in start().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hydra.utils import instantiate
 
 from patchattack import runs
 from patchattack.attacks.objects import Objects
@@ -98,6 +100,40 @@ def test_scenes_of_another_world_are_new(tmp_path: Path) -> None:
     for seed, expected in ((1, [7, 8, 9]), (0, [9])):
         run = finished(tmp_path / str(seed), data | {"seed": seed, "size": [32, 32]}, seen=9)
         assert runs.HeldOut([str(run)], data, source, build)(source, SETTINGS) == expected
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["coco", "one scene of coco"])
+def test_photographs_are_known_again_by_another_kind_of_source(tmp_path: Path, photographs: Path, nested: bool) -> None:
+    """Trained on boxes of COCO, measured on the same files in a folder."""
+    images = [{"id": n, "file_name": f"{n:02}.png", "height": 8, "width": 8} for n in range(20)]
+    facts = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "car"}]}
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    shutil.copytree(photographs, tmp_path / "copy")
+    coco: dict[str, Any] = {"_target_": "patchattack.data.coco.Coco", "root": str(tmp_path / "copy")}
+    coco |= {"annotations": str(tmp_path / "a.json"), "size": [16, 16]}
+    if nested:
+        coco = {"_target_": "patchattack.data.one_scene.OneScene", "source": coco, "number": 17, "scenes": 4}
+    data = config(photographs, shuffle=False)
+    source = build(data)
+
+    def either(given: Any) -> Source:
+        return build(given) if given["_target_"] == "photographs" else instantiate(given)
+
+    found = runs.HeldOut([str(finished(tmp_path / "run", coco, seen=16))], data, Memory(source, 1e9), either)
+    assert found(source, SETTINGS) == ([14, 15, 16, 18, 19] if nested else [16, 17, 18, 19])
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "patchattack.data.photographs.os.system", "patchattack.data.coco.Path"]
+)
+def test_the_data_of_a_stranger_is_not_made(tmp_path: Path, photographs: Path, target: str) -> None:
+    data = config(photographs)
+    source = build(data)
+    run = finished(tmp_path / "run", {"_target_": target, "root": "x"}, seen=20)
+
+    made: list[Any] = []
+    assert len(runs.HeldOut([str(run)], data, source, made.append)(source, SETTINGS)) == 6  # type: ignore[arg-type]
+    assert not made
 
 
 def test_data_that_is_gone_is_said(tmp_path: Path, photographs: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,12 @@ def test_a_task_runs_from_its_attack_alone(
     report = (tmp_path / "run" / "report.html").read_text()
     assert report.count("Output, optimised patch") >= 1
     assert Patch.load(tmp_path / "run" / "patch.png").mask.shape[-1] == 16
+    again = command(str(tmp_path / "run"), str(tmp_path / "run"), f"output={tmp_path / 'both'}", entry="compare")
+    assert again.status == 0, again.err
+    assert (
+        next(row["label"] for row in found if row["metric"] == headline)
+        in (tmp_path / "both" / "report.html").read_text()
+    )
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

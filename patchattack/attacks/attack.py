@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 from torch import Tensor
 
 from patchattack.patch import Patch
@@ -28,6 +30,11 @@ class Metric:
     label: str
     stronger: str
     rate: bool = False
+
+    @property
+    def sign(self) -> float:
+        """1 where a stronger attack has a higher value, -1 where it has a lower one."""
+        return 1.0 if self.stronger == "higher" else -1.0
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,14 @@ class Attack(ABC):
     quality: tuple[str, str]
     size: Size | None = None
 
+    def bound(self, victim: Any, source: Source) -> Self:
+        """A copy that knows the victim and the scenes, to work with; arguments and errors as of :meth:`bind`."""
+        attack = copy.copy(self)
+        attack.bind(victim, source)
+        return attack
+
     def bind(self, victim: Any, source: Source) -> None:  # noqa: B027 - many attacks have nothing to look up
-        """Meet the victim and the scenes once, before the work starts: turn names into numbers, say what cannot be.
+        """Turn names into numbers, and say what cannot be: what :meth:`bound` does to its new copy.
 
         Args:
             victim: under test; ``classes``, ``name`` and what else its task's class declares.
@@ -81,6 +94,42 @@ class Attack(ABC):
         Raises:
             InputError: what is asked for does not fit them.
         """
+
+    def success(
+        self, metrics: Mapping[tuple[str, str], Any], clean: Mapping[tuple[str, str], Any], margin: float
+    ) -> np.ndarray:
+        """How far each scene is won, in [0, 1]; NaN where there is nothing to win.
+
+        It is the metric ``success`` where the attack has one, else the headline where that is a rate (1 minus it where
+        a stronger attack lowers it). Otherwise a scene is won (1) where the headline has moved in the attack's
+        direction by more than the share ``margin`` of its value without the patch; by more than ``margin`` in its own
+        unit, where that value is 0 (of an error against the clean prediction it is).
+
+        Args:
+            metrics: with the patch, values of any one shape.
+            clean: of the same scenes without it.
+            margin: see above.
+        """
+        key = next((key for key in metrics if key[0] == "success"), self.headline)
+        metric, values = self.metrics_known[key[0]], np.asarray(metrics[key], dtype=float)
+        if metric.rate:
+            return values if metric.sign > 0 else 1 - values
+        before = np.asarray(clean[key], dtype=float)
+        moved = metric.sign * (values - before) / np.where(before == 0, 1.0, np.abs(before))
+        return np.where(np.isnan(moved), np.nan, moved > margin)
+
+    def success_in_words(self, margin: float) -> str:
+        """What :meth:`success` counts."""
+        name = "success" if "success" in self.metrics_known else self.headline[0]
+        metric = self.metrics_known[name]
+        where = {"outside": " outside the patch", "patch": " on the patch"}.get(self.headline[1], "")
+        if metric.rate:
+            return f"success is {'1 minus ' if metric.sign < 0 else ''}the {metric.label}{where}"
+        return (
+            f"a frame is won where the {metric.label}{where} is more than {100 * margin:g} % "
+            f"{'above' if metric.sign > 0 else 'below'} that of the same frame without the patch (more than "
+            f"{margin:g} where that is 0)"
+        )
 
     def scenes(self, source: Source, predict: Callable[[Tensor], Any]) -> Source:
         """The scenes that this attack can use, perhaps with what ``predict``, the victim, makes of them."""

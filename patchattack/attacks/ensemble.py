@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,16 +25,14 @@ class EnsembleAttack(Attack):
     """
 
     def __init__(self, attack: Attack, victims: Mapping[str, Any], combine: str) -> None:
-        self.attacks = {name: copy.copy(attack) for name in victims}
+        self.attacks = dict.fromkeys(victims, attack)
         self.victims, self.combine = victims, combine
-        self.first = next(iter(self.attacks.values()))
         self.task, self.headline, self.quality = attack.task, attack.headline, attack.quality
         self.nothing_to_win = attack.nothing_to_win
 
     def bind(self, victim: Any, source: Source) -> None:
-        """Each member's attack meets its member."""
-        for name, attack in self.attacks.items():
-            attack.bind(self.victims[name], source)
+        """Each member gets an attack of its own."""
+        self.attacks = {name: attack.bound(self.victims[name], source) for name, attack in self.attacks.items()}
         headline = self.first.metrics_known[self.headline[0]]
         own = {
             f"{self.headline[0]}/{name}": type(headline)(f"{headline.label}, {name}", headline.stronger, headline.rate)
@@ -44,11 +41,16 @@ class EnsembleAttack(Attack):
         self.metrics_known = {**self.first.metrics_known, **own}
         self.size = self.first.size
 
+    @property
+    def first(self) -> Attack:
+        """On the first member."""
+        return next(iter(self.attacks.values()))
+
     def scenes(self, source: Source, predict: Callable[[Tensor], Any]) -> Source:
         """Those that the attack on the first member can use."""
         scenes = self.first.scenes(source, lambda frames: predict(frames)[0])
-        for name, attack in self.attacks.items():
-            attack.bind(self.victims[name], scenes)  # what the first member has labelled is in its classes
+        # What the first member has labelled is in its classes.
+        self.attacks = {name: attack.bound(self.victims[name], scenes) for name, attack in self.attacks.items()}
         return scenes
 
     def controls(self, source: Source, patch: Patch) -> Mapping[str, Textures]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -66,6 +67,10 @@ class Objects(Source):
     def original(self, index: int) -> int:
         """That of the scene which shows the object."""
         return self.source.original(self._items[index].scene)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Those of the scene which shows the object."""
+        return self.source.files(self._items[index].scene)
 
     def __getitem__(self, index: int) -> Scene:
         """A batch of one with its object's box in front, frames as its source gives them."""

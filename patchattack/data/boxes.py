@@ -82,6 +82,10 @@ class BoxedImages(Source):
     def __len__(self) -> int:
         return len(self.labelled)
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image."""
+        return (self.labelled[index].path,)
+
     def __getitem__(self, index: int) -> Scene:
         one = self.labelled[index]
         frame, boxes = fitted(pictures.read(one.path), one.boxes, self.size)

@@ -87,6 +87,10 @@ class DepthFolder(Source):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The frame."""
+        return self.pairs[index][:1]
+
     def __getitem__(self, index: int) -> Scene:
         frame, depth = self.pairs[index]
         numbers = pictures.read_16_bit(depth, orientation=self._turns[index])

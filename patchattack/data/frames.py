@@ -66,6 +66,7 @@ class Frames(Source):
         count, decoded = _open_folder(path, pairs if frames == 2 else False) if path.is_dir() else _open_video(path)
         pixels = bytearray()
         rows: dict[tuple[int, int], int] = {}  # (sequence, number in it) -> row among the frames
+        paths: list[Path] = []
         refused: list[InputError] = []
         for place, name, frame in tqdm(decoded, "Reading frames", count, unit="frame", delay=2, disable=None):
             if isinstance(frame, InputError):
@@ -89,6 +90,7 @@ class Frames(Source):
                     "resize all frames with data.size=[h,w]"
                 )
             rows[place] = len(rows)
+            paths += [Path(name)] if path.is_dir() else []
             pixels += frame.data
         places = [[(s, n + stride * t) for t in range(frames)] for s, n in rows]
         scenes = [[rows[place] for place in scene] for scene in places if scene[-1] in rows]
@@ -103,10 +105,15 @@ class Frames(Source):
         if skipped:
             _log.warning("%s: %s", path, skipped)
         self.scenes = torch.tensor(scenes)  # [n, T]
+        self.paths = paths
         self.pixels = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *shape)  # [N, h, w, 3]
 
     def __len__(self) -> int:
         return len(self.scenes)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The images of a folder; a video's frames are no files."""
+        return tuple(self.paths[row] for row in self.scenes[index].tolist()) if self.paths else ()
 
     def __getitem__(self, index: int) -> Scene:
         return self.__getitems__([index])

@@ -90,6 +90,10 @@ class Kitti(Source):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Both frames."""
+        return self.pairs[index].first, self.pairs[index].second
+
     def __getitem__(self, index: int) -> Scene:
         pair = self.pairs[index]
         frames = torch.stack([pictures.read(path) for path in (pair.first, pair.second)])  # [2, 3, H, W]

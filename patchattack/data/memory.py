@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from patchattack.scene import Scene, Source
 
 
@@ -24,6 +26,10 @@ class Memory(Source):
     def original(self, index: int) -> int:
         """As the other source has it."""
         return self.source.original(index)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """As the other source has them."""
+        return self.source.files(index)
 
     def __getitem__(self, index: int) -> Scene:
         if index in self._kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -29,6 +30,7 @@ class OneScene(Source):
                 f"number={number} and scenes={scenes}"
             )
         self.scene, self.scenes, self.classes = source[number], scenes, source.classes
+        self._files = source.files(number)
 
     def __len__(self) -> int:
         return self.scenes
@@ -37,3 +39,7 @@ class OneScene(Source):
         if not 0 <= index < self.scenes:
             raise IndexError(index)
         return replace(self.scene, index=torch.tensor([index]))
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """Those of the one scene."""
+        return self._files

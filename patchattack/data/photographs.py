@@ -111,9 +111,14 @@ class Photographs(Source):
             _log.warning("%s: %s", folder, skipped)
         self.frames = frames[: len(kept)].unsqueeze(1)  # [N, 1, 3, h, w]
         self.labels = numbers[kept] if found else None  # [N]
+        self.paths = [paths[row] for row in kept]
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The image."""
+        return (self.paths[index],)
 
     def __getitem__(self, index: int) -> Scene:
         return self.__getitems__([index])

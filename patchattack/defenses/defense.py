@@ -43,7 +43,7 @@ class Defense(ABC):
                 f"got {victim.name} for {victim.task}; leave {self.name} out"
             )
 
-    def draw(self, generator: torch.Generator | None) -> None:  # noqa: B027 - most have nothing random
+    def randomise(self, generator: torch.Generator | None) -> None:  # noqa: B027 - most have nothing random
         """Let what is random come from ``generator`` until the next call.
 
         None, the state to begin with, makes the answer one of the frames alone: the same in any batch and every time.

@@ -44,8 +44,8 @@ class PatchCleanser(Defense):
         self.side, self.masks = checked_share("defense.patch_cleanser.side", side), masks
         self._generator: torch.Generator | None = None
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        """See :meth:`Defense.draw`."""
+    def randomise(self, generator: torch.Generator | None) -> None:
+        """See :meth:`Defense.randomise`."""
         self._generator = generator
 
     def __call__(self, frames: Tensor, predict: Predict) -> Tensor:

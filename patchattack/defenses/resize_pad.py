@@ -48,8 +48,8 @@ class ResizePad(Defense):
         super().check(victim)
         self._task = victim.task
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        """See :meth:`Defense.draw`."""
+    def randomise(self, generator: torch.Generator | None) -> None:
+        """See :meth:`Defense.randomise`."""
         self._generator = generator
 
     def __call__(self, frames: Tensor, predict: Predict) -> Any:

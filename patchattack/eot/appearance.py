@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from patchattack import geometry
-from patchattack.eot.transform import Transform, checked_range, per_image, uniform
+from patchattack.eot.transform import Transform, checked_range, per_image
+from patchattack.seeding import Numbers
 
 
 class Contrast(Transform):
@@ -18,9 +19,9 @@ class Contrast(Transform):
     def __init__(self, range: Sequence[float] = (0.8, 1.2)) -> None:
         self.range = checked_range("appearance.contrast.range", range, 0)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """A factor, ``[1]``."""
-        return uniform(generator, self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """A factor, ``[N, 1]``."""
+        return numbers.uniform(self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -36,9 +37,9 @@ class Brightness(Transform):
     def __init__(self, range: Sequence[float] = (-0.1, 0.1)) -> None:
         self.range = checked_range("appearance.brightness.range", range, -1, 1)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """A summand, ``[1]``."""
-        return uniform(generator, self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """A summand, ``[N, 1]``."""
+        return numbers.uniform(self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -52,9 +53,9 @@ class Hue(Transform):
         self.range = checked_range("appearance.hue.range", range, -180, 180)
         self.saturation = checked_range("appearance.hue.saturation", saturation, 0)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Degrees and factor, ``[2]``."""
-        return uniform(generator, self.range, self.saturation)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """Degrees and factor, ``[N, 2]``."""
+        return numbers.uniform(self.range, self.saturation)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -73,9 +74,9 @@ class WhiteBalance(Transform):
     def __init__(self, range: Sequence[float] = (0.9, 1.1)) -> None:
         self.range = checked_range("appearance.white_balance.range", range, 0)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Gains of red and blue, ``[2]``."""
-        return uniform(generator, self.range, self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """Gains of red and blue, ``[N, 2]``."""
+        return numbers.uniform(self.range, self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -89,9 +90,9 @@ class Illumination(Transform):
     def __init__(self, strength: float = 0.3) -> None:
         self.range = checked_range("appearance.illumination.strength", (0, strength), 0, 1)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Direction in degrees and strength, ``[2]``."""
-        return uniform(generator, (0, 360), self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """Direction in degrees and strength, ``[N, 2]``."""
+        return numbers.uniform((0, 360), self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -105,9 +106,9 @@ class Shadow(Transform):
         self.range = checked_range("appearance.shadow.strength", (0, strength), 0, 1)
         self.softness = softness
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Direction in degrees, place across the patch and strength, ``[3]``."""
-        return uniform(generator, (0, 360), (-1, 1), self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """Direction in degrees, place across the patch and strength, ``[N, 3]``."""
+        return numbers.uniform((0, 360), (-1, 1), self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -123,9 +124,9 @@ class PrintNoise(Transform):
     def __init__(self, sigma: float = 0.03) -> None:
         self.range = checked_range("appearance.print_noise.sigma", (0, sigma), 0)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The pattern, ``[3, 64, 64]``, stretched over the texture."""
-        return uniform(generator, self.range) * torch.randn(3, self.GRAIN, self.GRAIN, generator=generator)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """The pattern, ``[N, 3, 64, 64]``, stretched over the texture."""
+        return per_image(numbers.uniform(self.range)) * numbers.normal(3, self.GRAIN, self.GRAIN)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""

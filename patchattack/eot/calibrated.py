@@ -13,6 +13,7 @@ from torch import Tensor
 from patchattack import files
 from patchattack.eot.transform import Transform, checked_range
 from patchattack.errors import InputError
+from patchattack.seeding import Numbers
 
 FORMAT = 1  # of the file
 COARSE = 3  # colours along each side of the grid of random errors
@@ -112,7 +113,7 @@ class Calibration:
         Raises:
             InputError: the file is missing, or no calibration of this format.
         """
-        advice = "make one by python scripts/calibrate.py fit photo=PATH"
+        advice = "make one by patchattack calibrate fit photo=PATH"
         try:
             facts = files.read_json(path)
             if facts["format"] != FORMAT:
@@ -121,7 +122,7 @@ class Calibration:
             spread = files.number(facts["spread"], 0, 1)
             blur, noise = (None if facts[key] is None else files.number(facts[key], 0) for key in ("blur", "noise"))
             note = str(facts["note"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
             raise InputError(f"{path}: expected a calibration (JSON), got {error!r}; {advice}") from error
         # Far outside of sRGB lies no colour; NaN lies nowhere.
         if len(table) < 2 or not (table.min() >= -1 and table.max() <= 2):
@@ -150,10 +151,10 @@ class Calibrated(Transform):
         )
         self.calibration = Calibration.load(path)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The errors, ``[3, 3, 3, 3]``: of red, green and blue, at each colour of a coarse grid."""
+    def draw(self, numbers: Numbers) -> Tensor:
+        """The errors, ``[N, 3, 3, 3, 3]``: of red, green and blue, at each colour of a coarse grid."""
         sigma = self.range[1] * self.calibration.spread
-        return sigma * torch.randn(3, COARSE, COARSE, COARSE, generator=generator)
+        return sigma * numbers.normal(3, COARSE, COARSE, COARSE)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchattack.eot.transform import Transform, checked_range, per_image, uniform
+from patchattack.eot.transform import Transform, checked_range, per_image
 from patchattack.errors import InputError
+from patchattack.seeding import Numbers
 
 
 class Defocus(Transform):
@@ -18,9 +19,9 @@ class Defocus(Transform):
         self.range = checked_range("camera.defocus.range", range, 0.05)
         self.margin = int(3 * self.range[1] + 0.5)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Standard deviation in pixels, ``[1]``."""
-        return uniform(generator, self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """Standard deviation in pixels, ``[N, 1]``."""
+        return numbers.uniform(self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -39,9 +40,9 @@ class MotionBlur(Transform):
         self.length = length
         self.margin = length // 2
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Direction in degrees and how much of the blurred image is mixed in, ``[2]``."""
-        return uniform(generator, (0, 360), (0, 1))
+    def draw(self, numbers: Numbers) -> Tensor:
+        """Direction in degrees and how much of the blurred image is mixed in, ``[N, 2]``."""
+        return numbers.uniform((0, 360), (0, 1))
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -58,9 +59,9 @@ class Gamma(Transform):
     def __init__(self, range: Sequence[float] = (0.8, 1.25)) -> None:
         self.range = checked_range("camera.gamma.range", range, 0.01)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The exponent, ``[1]``."""
-        return uniform(generator, self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """The exponent, ``[N, 1]``."""
+        return numbers.uniform(self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -78,9 +79,9 @@ class SensorNoise(Transform):
     def __init__(self, range: Sequence[float] = (0.0, 0.02)) -> None:
         self.range = checked_range("camera.sensor_noise.range", range, 0)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """A tile of noise, ``[3, 64, 64]``, that repeats over the frame."""
-        return uniform(generator, self.range) * torch.randn(3, self.TILE, self.TILE, generator=generator)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """A tile of noise, ``[N, 3, 64, 64]``, that repeats over the frame."""
+        return per_image(numbers.uniform(self.range)) * numbers.normal(3, self.TILE, self.TILE)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
@@ -100,9 +101,9 @@ class Jpeg(Transform):
     def __init__(self, range: Sequence[float] = (50, 95)) -> None:
         self.range = checked_range("camera.jpeg.range", range, 1, 100)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """Quality in percent, ``[1]``."""
-        return uniform(generator, self.range)
+    def draw(self, numbers: Numbers) -> Tensor:
+        """Quality in percent, ``[N, 1]``."""
+        return numbers.uniform(self.range)
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""

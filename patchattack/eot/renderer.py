@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +14,15 @@ from patchattack.eot.placement import DRAWS, Placement
 from patchattack.eot.transform import Transform, saturate
 from patchattack.patch import Patch
 from patchattack.scene import Scene, View
+from patchattack.seeding import Numbers
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample of EoT per scene, on the host; the same draw can be rendered again with another texture.
+    """One sample of EoT per scene; the same draw can be rendered again with another texture.
 
     Attributes:
-        corners: ``[B, T, 4, 2]`` float64 pixels.
+        corners: ``[B, T, 4, 2]`` float64 pixels, on the host.
         on_surface: the patch lies on the scenes' surface, so what stands in front of that hides it.
         appearance: parameters ``[B, ...]`` of each transform of the texture.
         camera: parameters ``[B, T, ...]`` of each transform of the frames.
@@ -68,35 +69,37 @@ class Renderer:
         whole_frame: bool = False,
     ) -> None:
         self.placement = placement
-        self.appearance = list((appearance or {}).values())
-        self.camera = list((camera or {}).values())
+        appearance, camera = appearance or {}, camera or {}
+        self.appearance, self.camera = list(appearance.values()), list(camera.values())
+        self._streams = [f"appearance/{name}" for name in appearance] + [f"camera/{name}" for name in camera]
         self.whole_frame = whole_frame
         self.margin = sum(transform.margin for transform in self.camera)
         self.block = max((transform.block for transform in self.camera), default=1)
 
-    def draw(self, scene: Scene, patch: Patch, generators: Sequence[torch.Generator]) -> Draw:
-        """Sample EoT for each scene from that scene's own generator.
+    def draw(self, scene: Scene, patch: Patch, numbers: Numbers) -> Draw:
+        """Sample EoT for each scene from that scene's own row of ``numbers``, on the patch's device.
 
-        A scene's sample does not depend on what else is in the batch.
+        A scene's sample does not depend on what else is in the batch, and placement and every transform have streams
+        of their own: what one takes changes no other.
 
         Raises:
             InputError: the patch does not fit into the scene.
         """
-        numbers = torch.stack([torch.rand(DRAWS, generator=generator) for generator in generators])
         frames = scene.frames.shape[1]
+        (of_placement,) = numbers.streams({"placement": 1})
+        counts = [1] * len(self.appearance) + [frames if each.per_frame else 1 for each in self.camera]
+        streams = iter(numbers.streams(dict(zip(self._streams, counts, strict=True)), patch.mask.device))
 
-        def parameters(transform: Transform) -> Tensor:
-            rows = []
-            for generator in generators:
-                draws = [transform.draw(generator) for _ in range(frames if transform.per_frame else 1)]
-                rows.append(torch.stack(draws).expand(frames, *draws[0].shape))
-            return torch.stack(rows)
+        def shared(values: Tensor) -> Tensor:
+            """``[B, T, ...]`` of ``[B·T, ...]``, or of ``[B, ...]`` for all frames alike."""
+            values = values.unflatten(0, (len(scene), -1))
+            return values.expand(-1, frames, *values.shape[2:])
 
         return Draw(
-            corners=self.placement.draw(scene, patch, numbers),
+            corners=self.placement.draw(scene, patch, of_placement.unit(DRAWS)),
             on_surface=self.placement.on_surface(scene),
-            appearance=tuple(torch.stack([t.draw(g) for g in generators]) for t in self.appearance),
-            camera=tuple(parameters(transform) for transform in self.camera),
+            appearance=tuple(each.draw(next(streams)) for each in self.appearance),
+            camera=tuple(shared(each.draw(next(streams))) for each in self.camera),
         )
 
     def __call__(self, texture: Tensor, mask: Tensor, scene: Scene, draw: Draw) -> View:
@@ -115,7 +118,8 @@ class Renderer:
 
         corners = draw.corners.flatten(0, 1)
         # One margin for how far the camera spreads the patch, one for the surroundings that it needs to do so.
-        window = geometry.Window.around(corners, scene.size, 2 * self.margin, self.block)
+        seen = geometry.with_border(corners, (texture.shape[-2], texture.shape[-1]))
+        window = geometry.Window.around(seen, scene.size, 2 * self.margin, self.block)
         patch = geometry.warp_texture(atlas, corners, window)
         frames = scene.frames.flatten(0, 1)
         if draw.on_surface and scene.occluder is not None:

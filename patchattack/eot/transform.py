@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchattack.errors import InputError
+from patchattack.seeding import Numbers
 
 
 def checked_range(
@@ -22,12 +23,6 @@ def checked_range(
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:
         raise InputError(f"{key}: expected [low, high] with {low:g} <= low <= high <= {high:g}, got {list(value)}")
     return float(value[0]), float(value[1])
-
-
-def uniform(generator: torch.Generator, *ranges: tuple[float, float]) -> Tensor:
-    """``[len(ranges)]`` float32 on the host, each uniform in its range."""
-    low, high = torch.tensor(ranges).unbind(-1)
-    return torch.rand(len(ranges), generator=generator) * (high - low) + low
 
 
 def per_image(value: Tensor) -> Tensor:
@@ -60,8 +55,12 @@ class Transform(ABC):
     per_frame = False
 
     @abstractmethod
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The parameters of one image, a float32 tensor on the host whose shape never changes."""
+    def draw(self, numbers: Numbers) -> Tensor:
+        """The parameters of N images, float32 ``[N, ...]``; the shape of one image's never changes.
+
+        Args:
+            numbers: random ones for N rows, this transform's own.
+        """
 
     @abstractmethod
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ class Transform(ABC):
 
         Args:
             image: ``[N, 3, h, w]`` in [0, 1].
-            parameters: ``[N, ...]`` stacked draws.
+            parameters: ``[N, ...]`` as :meth:`draw` gives them.
             origin: ``[N, 2]`` the (x, y) of the image's first pixel in the frame; zeros for a texture.
 
         Returns:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from patchattack import geometry, seeding
+from patchattack import geometry
 from patchattack.scene import Scene
+from patchattack.seeding import Numbers
 
 
-def zoomed(scene: Scene, most: float, generators: Sequence[torch.Generator], device: torch.device) -> Scene:
+def zoomed(scene: Scene, most: float, numbers: Numbers, device: torch.device) -> Scene:
     """A random part of each scene, enlarged to the frame, on ``device``; all that is known of the scene follows.
 
     The factor is log-uniform from 1 to ``most`` and the part uniform among those that hold the scene's object, the
@@ -22,16 +22,16 @@ def zoomed(scene: Scene, most: float, generators: Sequence[torch.Generator], dev
     Args:
         scene: as its source gave it, on the host.
         most: the largest factor.
-        generators: one for each scene.
+        numbers: a row for each scene.
         device: of what comes back.
     """
     edge = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
-    numbers = torch.stack([seeding.uniform(generator, (3,), 0, 1) for generator in generators]).double()
+    luck = numbers.streams({"zoom": 1})[0].unit(3).double()
     low, high = _object(scene, edge)
-    factor = (most ** numbers[:, :1]).minimum((edge / (high - low).clamp(min=1)).amin(dim=1, keepdim=True))
+    factor = (most ** luck[:, :1]).minimum((edge / (high - low).clamp(min=1)).amin(dim=1, keepdim=True))
     part = edge / factor
     first, last = (high - part).clamp(min=-0.5), low.minimum(edge - 0.5 - part)
-    corner = first + (last - first) * numbers[:, 1:]  # [B, 2] top left edge of the part
+    corner = first + (last - first) * luck[:, 1:]  # [B, 2] top left edge of the part
 
     def moved(points: Tensor) -> Tensor:
         """Pixels ``[B, ..., 2]`` of the scene in the part."""

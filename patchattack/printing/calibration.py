@@ -186,13 +186,13 @@ def _find(pixels: np.ndarray, path: Path) -> np.ndarray:
             version = next(iter(found.keys() - known.keys())) // chart.MARKERS
             raise InputError(
                 f"{path}: wrong chart: expected the colour chart of version {chart.VERSION}, got version {version}; "
-                "print the one that python scripts/calibrate.py chart writes"
+                "print the one that patchattack calibrate chart writes"
             )
         sheet = len(_detected(grey, cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_1000))) >= 3
         got = "the fiducials of a print sheet" if sheet else f"{len(known) or 'none'} of its {chart.MARKERS} fiducials"
         raise InputError(
             f"{path}: wrong chart or out of focus: expected a photograph of the colour chart, got {got}; "
-            "print the one that python scripts/calibrate.py chart writes, and photograph the whole page"
+            "print the one that patchattack calibrate chart writes, and photograph the whole page"
         )
     on_chart = np.concatenate([chart.fiducials()[number] for number in known])
     in_photo = np.concatenate(list(known.values()))

@@ -30,7 +30,7 @@ _MM = 72 / 25.4  # PDF points
 _ADVICE = (
     "Print it with the settings and on the paper that your patches get. Photograph the whole page, flat, sharp and "
     "filling the frame, in even light without flash or reflections, with the camera that the patch will face. Then: "
-    "python scripts/calibrate.py fit photo=PHOTO"
+    "patchattack calibrate fit photo=PHOTO"
 )
 
 

@@ -1,4 +1,4 @@
-"""How different colours look."""
+"""sRGB to CIELAB, and CIEDE2000."""
 
 from __future__ import annotations
 

@@ -370,13 +370,16 @@ def load_layouts(path: Path) -> list[Layout]:
     """
     try:
         sheets = files.read_json(path)["sheets"]
-        facts = [(*files.numbers(one["size_mm"], 2, *SIDES_MM), one["number"], one["marker_mm"]) for one in sheets]
-        layouts = [layout((w, h), files.integer(number), files.number(marker)) for w, h, number, marker in facts]
+        layouts = []
+        for one in sheets:
+            width, height = files.numbers(one["size_mm"], 2, *SIDES_MM)
+            marker = files.number(one["marker_mm"], SIDES_MM[0] / 10)
+            layouts.append(layout((width, height), files.integer(one["number"]), marker))
         if not layouts:
             raise ValueError("no sheet")
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(
             f"{path}: expected the layouts of printed sheets, got {error!r}; print the sheet first: "
-            "python scripts/print_patch.py run=RUN"
+            "patchattack print run=RUN"
         ) from error
     return layouts

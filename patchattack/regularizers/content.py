@@ -50,7 +50,7 @@ class Content(nn.Module):
     def __init__(self, weight: float, image: str | Path) -> None:
         super().__init__()
         self.weight = weight
-        self.image = read_image(image, "regularizers.content.image")[:3]  # on the host, as large as it is
+        self.image = read_image(image, "regularizers.content.image")[:3]  # on the host
         self._aim: Tensor | None = None  # the image at the texture's resolution, beside it
 
     def forward(self, texture: Tensor, mask: Tensor) -> Tensor:

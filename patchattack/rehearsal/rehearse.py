@@ -19,6 +19,7 @@ from patchattack.rehearsal.film import Paper, film, photograph_chart, write_trut
 from patchattack.rehearsal.poses import BARS, SMALLEST, STEEPEST, by_take, compare
 from patchattack.rehearsal.street import DriveBy, Lab, Street
 from patchattack.rehearsal.unknown import Unknown
+from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import open_source
 from patchattack.webcam.evaluator import evaluate
 from patchattack.webcam.pose import Lens
@@ -26,7 +27,6 @@ from patchattack.webcam.records import read
 from patchattack.webcam.screen import Nowhere
 from patchattack.webcam.session import Setup
 from patchattack.webcam.summary import Origin
-from patchattack.webcam.trial import Trial
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -59,14 +59,14 @@ class Plan:
         if self.printer.layout(sheet.size_mm, sheet.number).marker_mm != sheet.marker_mm:
             raise InputError(
                 f"print={self.printer.page}: expected the page that the run's layout.json was made with, got another "
-                "size of the markers; give print=PAGE as then, or anew: python scripts/print_patch.py run=RUN"
+                "size of the markers; give print=PAGE as then, or anew: patchattack print run=RUN"
             )
         if not 0 < self.fps <= 240:
             raise InputError(f"fps: expected frames a second above 0, up to 240, got {self.fps}")
 
 
 def planned(
-    trial: Trial,
+    trial: CameraVictim,
     patch: Patch,
     sheets: Sequence[Layout],
     printer: Sheet,

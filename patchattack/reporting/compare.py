@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import pkgutil
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import yaml
 from torch import Tensor
 
 from patchattack import files
-from patchattack.attacks.attack import Attack
+from patchattack.attacks.attack import Metric
 from patchattack.errors import InputError, assignment, one_line
 from patchattack.patch import Patch, read_facts
 from patchattack.reporting.page import (
@@ -47,7 +46,8 @@ class Run:
     Attributes:
         name: of its folder.
         config: key to value, keys with dots.
-        attack: gives the metrics their words.
+        task: of its attack.
+        headline: metric and region that its attack is judged by.
         rows: of results.json.
         history: the lines of metrics.csv.
         patch: ``[4, h, w]`` RGBA in [0, 1].
@@ -56,62 +56,53 @@ class Run:
 
     name: str
     config: dict[str, Any]
-    attack: Attack
+    task: str
+    headline: tuple[str, str]
     rows: list[dict[str, Any]]
     history: list[dict[str, float]]
     patch: Tensor
     facts: dict[str, Any]
 
+    def words(self) -> dict[str, Metric]:
+        """Every metric's name with how to read it."""
+        return {row["metric"]: Metric(row["label"], row["stronger"]) for row in self.rows}
 
-def load_run(folder: Path, targets: Collection[str] | None = None) -> Run:
-    """Read the folder of a finished run. All in it is data; of its config only the attack is made, to name metrics.
 
-    Args:
-        folder: of the run.
-        targets: names of what may be imported and made, since the folder may be a stranger's; None trusts it.
+def load_run(folder: Path) -> Run:
+    """Read the folder of a finished run, which may be a stranger's: all in it is data.
 
     Raises:
         InputError: it is not the folder of a finished run.
     """
     try:
-        rows = files.read_rows(folder / "results.json")  # the last of a run's files
+        # The last of a run's files.
+        rows = files.read_rows(folder / "results.json", ("condition", "metric", "region"), ("mean", "low", "high", "n"))
         patch = Patch.load(folder / "patch.png")
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        return Run(
+        facts = read_facts(folder / "patch.png")
+        metric, region = facts["headline"]
+        run = Run(
             name=folder.resolve().name,
             config=dict(_flat(config)),
-            attack=_attack(dict(config["attack"]), targets),
+            task=str(facts["task"]),
+            headline=(str(metric), str(region)),
             rows=rows,
             history=MetricsCsv.read(folder / "metrics.csv"),
             patch=torch.cat([patch(), patch.mask]).detach(),
-            facts=read_facts(folder / "patch.png"),
+            facts=facts,
         )
+        if not all(isinstance(row["label"], str) and row["stronger"] in ARROWS for row in rows):
+            raise ValueError("rows without the words for their metrics")
+        if run.headline[0] not in run.words():
+            raise ValueError(f"no row of {run.headline[0]}")
+        return run
     except InputError as error:
         raise InputError(f"runs: {folder}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(
-            f"runs: expected the folders of finished runs, got {folder} ({one_line(error)}); "
-            f"finish it by python train.py {assignment('resume', folder)}, or leave it out"
+            f"runs: expected the folders of finished runs of this version, got {folder} ({one_line(error)}); "
+            f"finish it by patchattack train {assignment('resume', folder)}, or leave it out"
         ) from error
-
-
-def _attack(config: dict[str, Any], targets: Collection[str] | None) -> Attack:
-    """What the config describes, which may be a stranger's: nothing but an attack is called.
-
-    Raises:
-        InputError: it is no attack, or none of this version.
-    """
-    name = config.pop("_target_")
-    try:
-        if targets is not None and name not in targets:
-            raise ValueError("no option of the group attack")
-        kind = pkgutil.resolve_name(name)
-        if isinstance(kind, type) and issubclass(kind, Attack):
-            return kind(**config)
-        reason = "it is none"
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        reason = one_line(error)
-    raise InputError(f"expected an attack that this version of patchattack knows, got {name} ({reason})")
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -122,8 +113,8 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.rstrip("."), node
 
 
-def load_runs(folders: Sequence[str], targets: Collection[str] | None = None) -> list[Run]:
-    """Runs of one task; ``targets`` as in :func:`load_run`.
+def load_runs(folders: Sequence[str]) -> list[Run]:
+    """Runs of one task.
 
     Raises:
         InputError: fewer than two, one that is not finished, or runs of several tasks.
@@ -131,17 +122,17 @@ def load_runs(folders: Sequence[str], targets: Collection[str] | None = None) ->
     if len(folders) < 2:
         raise InputError(
             f"runs: expected the folders of at least two runs, got {', '.join(folders) or 'none'}; "
-            "python scripts/compare.py RUN RUN"
+            "patchattack compare RUN RUN"
         )
-    runs = [load_run(Path(folder), targets) for folder in folders]
+    runs = [load_run(Path(folder)) for folder in folders]
     if len({run.name for run in runs}) < len(runs):
         runs = [replace(run, name=folder) for folder, run in zip(folders, runs, strict=True)]
     first = runs[0]
     for folder, run in zip(folders, runs, strict=True):
-        if run.attack.task != first.attack.task:
+        if run.task != first.task:
             raise InputError(
-                f"runs: expected runs of one task, got {folders[0]} of {first.attack.task} and {folder} of "
-                f"{run.attack.task}; compare them apart"
+                f"runs: expected runs of one task, got {folders[0]} of {first.task} and {folder} of {run.task}; "
+                "compare them apart"
             )
     return runs
 
@@ -167,31 +158,29 @@ def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    attack = runs[0].attack
-    metric = attack.metrics_known[attack.headline[0]]
+    headline = runs[0].headline
+    words = {name: metric for run in runs for name, metric in run.words().items()}
+    metric = words[headline[0]]
     tables = [by_metric(run.rows) for run in runs]
     with figure_style():
         write_page(
             path,
             "compare.html.j2",
-            title=f"{len(runs)} {attack.task} runs",
+            title=f"{len(runs)} {runs[0].task} runs",
             runs=runs,
             sentence=_sentence(runs),
             warnings=_warnings(runs),
             differences=differences(runs),
-            headline=attack.headline,
+            headline=headline,
             label=metric.label,
             stronger=metric.stronger,
             effect=_draw_effect(runs),
-            validation=_draw_curves(
-                [run for run in runs if run.attack.headline == attack.headline], "validation/patch"
-            ),
+            validation=_draw_curves([run for run in runs if run.headline == headline], "validation/patch"),
             losses=_draw_curves(runs, "attack"),
             tables=tables,
             metrics=list(dict.fromkeys(key for table in tables for key in table)),
-            labels={name: one.label for name, one in attack.metrics_known.items()} | {"loss": "attack loss"},
-            arrows={name: ARROWS[one.stronger] for name, one in attack.metrics_known.items()}
-            | {"loss": ARROWS["lower"]},
+            labels={name: one.label for name, one in words.items()},
+            arrows={name: ARROWS[one.stronger] for name, one in words.items()},
             regions=regions_of(row for run in runs for row in run.rows),
             command=command,
         )
@@ -205,13 +194,12 @@ def _headline(run: Run, headline: tuple[str, str], condition: str) -> dict[str, 
 
 def _sentence(runs: Sequence[Run]) -> str:
     """Which patch is the strongest, if any is."""
-    attack = runs[0].attack
-    metric = attack.metrics_known[attack.headline[0]]
-    sign = -1 if metric.stronger == "lower" else 1
-    found = [(run.name, row) for run in runs if (row := _headline(run, attack.headline, "patch"))]
+    headline = runs[0].headline
+    metric = runs[0].words()[headline[0]]
+    found = [(run.name, row) for run in runs if (row := _headline(run, headline, "patch"))]
     if len(found) < 2:
         return f"Nothing to compare: fewer than two of the runs have measured the {metric.label}."
-    (best, first), (other, second) = sorted(found, key=lambda pair: -sign * pair[1]["mean"])[:2]
+    (best, first), (other, second) = sorted(found, key=lambda pair: -metric.sign * pair[1]["mean"])[:2]
     shown = [f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]" for row in (first, second)]
     if first["low"] > second["high"] or first["high"] < second["low"]:
         return f"The patch of {best} is the strongest: {metric.label} {shown[0]}; the next, of {other}, has {shown[1]}."
@@ -221,14 +209,14 @@ def _sentence(runs: Sequence[Run]) -> str:
 def _warnings(runs: Sequence[Run]) -> list[str]:
     """What makes the numbers less comparable than they look."""
     warnings = []
-    made = [run.facts.get("versions", {}) for run in runs]
+    made = [run.facts["versions"] for run in runs]
     for package in dict.fromkeys(package for versions in made for package in versions):
         found = [versions.get(package, "unknown") for versions in made]
         if len(set(found)) > 1:
             each = ", ".join(f"{version} ({run.name})" for version, run in zip(found, runs, strict=True))
             warnings.append(f"Made by different versions of {package}: {each}.")
-    if len({run.attack.headline for run in runs}) > 1:
-        each = ", ".join(f"{' '.join(run.attack.headline)} ({run.name})" for run in runs)
+    if len({run.headline for run in runs}) > 1:
+        each = ", ".join(f"{' '.join(run.headline)} ({run.name})" for run in runs)
         warnings.append(f"Their attacks want different things, and are judged by different metrics: {each}.")
     scenes = [key for key in differences(runs) if key.startswith(("data.", "trainer.split", "trainer.test_"))]
     if scenes:
@@ -238,18 +226,18 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 
 def _draw_effect(runs: Sequence[Run]) -> str:
     """The headline metric of every run's patch, and of the random patch in its place."""
-    attack = runs[0].attack
+    headline = runs[0].headline
     entries = []
     for run in runs:
         for condition, name in (
             ("patch", textwrap.fill(run.name, 24, break_long_words=False)),
             ("random", "random patch"),
         ):
-            if row := _headline(run, attack.headline, condition):
+            if row := _headline(run, headline, condition):
                 entries.append((name, DAY[condition], row))
     figure, axes = axes_of(height=0.7 + 0.33 * len(entries))
     draw_intervals(axes, entries)
-    axes.set_xlabel(textwrap.fill(attack.metrics_known[attack.headline[0]].label, 50))
+    axes.set_xlabel(textwrap.fill(runs[0].words()[headline[0]].label, 50))
     return svg(figure)
 
 

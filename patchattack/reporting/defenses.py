@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchattack.reporting.matrix import Matrix, heat_map
 from patchattack.reporting.page import figure_style, write_page
+from patchattack.reporting.transfer import Matrix, heat_map
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Victims that only answer: what a function, a compiled network or a service says of images, as a task's output.
+"""Black-box (query-only) victims: what a function, a compiled network or a service says of images, as a task's output.
 
 What is asked may say one of these (``B`` images of ``h × w`` pixels, ``K`` classes):
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchattack.errors import InputError, VictimError
+from patchattack.errors import InputError, VictimError, one_line
 from patchattack.redaction import quoted
 from patchattack.victims import journal
 from patchattack.victims.own import Output, read_classes, said
@@ -57,23 +56,15 @@ class Memory:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = sqlite3.connect(path, isolation_level=None)  # every answer is written at once
-            self.file.execute("CREATE TABLE IF NOT EXISTS answers (query BLOB PRIMARY KEY, answer BLOB) WITHOUT ROWID")
-        except (OSError, sqlite3.Error) as error:
-            raise InputError(
-                f"victim.cache: expected a file of answers that can be written, got {path}: {said(error)}"
-            ) from error
+        self.file = journal.AnswersFile(path, "answers (query BLOB PRIMARY KEY, answer BLOB) WITHOUT ROWID")
 
     def recall(self, question: bytes) -> bytes | None:
         """What was answered, or None."""
-        row = self.file.execute("SELECT answer FROM answers WHERE query = ?", [question]).fetchone()
-        return None if row is None else row[0]
+        return self.file.first("SELECT answer FROM answers WHERE query = ?", question)
 
     def remember(self, question: bytes, answer: bytes) -> None:
         """Write the answer down."""
-        self.file.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", [question, answer])
+        self.file.write("INSERT OR REPLACE INTO answers VALUES (?, ?)", question, answer)
 
 
 class Answers(nn.Module):
@@ -118,7 +109,7 @@ class Answers(nn.Module):
         rows: dict[int, np.ndarray] = {}
         for number, question in enumerate(questions):
             if known := next(filter(None, (memory.recall(question) for memory in memories)), None):
-                rows[number] = np.load(io.BytesIO(known), allow_pickle=False)
+                rows[number] = self._remembered(known)
         missing = [number for number in range(len(questions)) if number not in rows]
         group = self.batch or len(questions)
         for first in range(0, len(missing), group):
@@ -129,6 +120,14 @@ class Answers(nn.Module):
                 for memory in memories:
                     memory.remember(questions[number], data.getvalue())
         return torch.tensor(np.stack([rows[number] for number in range(len(questions))]), device=images[0].device)
+
+    def _remembered(self, known: Any) -> np.ndarray:
+        try:
+            return np.asarray(np.load(io.BytesIO(known), allow_pickle=False), np.float32)
+        except (TypeError, ValueError, EOFError, OSError, SyntaxError) as error:
+            raise InputError(
+                f"victim {self.name}: expected an answer from the file of answers, got '{one_line(error)}'; delete it"
+            ) from error
 
     def _digest(self, query: Sequence[Tensor]) -> bytes:
         """Of one image ``[3, h, w]``, or two."""
@@ -149,7 +148,7 @@ class Answers(nn.Module):
             if found is None or len(found) == 0:
                 raise self._unlike(f"answers to {len(first)} image(s)", "nothing")
             values = getattr(self, f"_{self.kind}")(found, list(first.shape[-2:]))
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise self._unlike(self.kind, said(error)) from error
         if len(values) != len(first):
             raise self._unlike(f"answers to {len(first)} image(s)", f"{len(values)}")
@@ -162,7 +161,8 @@ class Answers(nn.Module):
 
     def _array(self, found: Any, shape: str, *fits: Sequence[int | None]) -> np.ndarray:
         """``found`` as float32 of one of the shapes; None stands for any number."""
-        values = np.ascontiguousarray(found, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what is infinite is refused as that
+            values = np.ascontiguousarray(found, dtype=np.float32)
         for one in fits:
             if len(one) == values.ndim and all(n in (None, m) for n, m in zip(one, values.shape, strict=True)):
                 return values
@@ -199,6 +199,8 @@ class Answers(nn.Module):
 
     def _depth(self, found: Any, size: list[int]) -> np.ndarray:
         values = self._array(found, "[B, h, w] or [B, 1, h, w]", (None, None, None), (None, 1, None, None))
+        if not values.size:
+            raise self._unlike("depth of at least a pixel", f"an array {list(values.shape)}")
         return values.reshape(len(values), 1, *values.shape[-2:])
 
     def _flow(self, found: Any, size: list[int]) -> np.ndarray:
@@ -242,7 +244,7 @@ def answering(
 ) -> Victim:
     """A victim of what ``ask`` says. It is asked once, about a grey image, so that what does not fit shows at once.
 
-    A run that goes on knows the answer to that too.
+    A resumed run knows the answer to that too.
 
     Args:
         output: of the task.

@@ -1,8 +1,8 @@
-"""A Python function as a victim that only answers.
+"""A Python function as a black-box (query-only) victim.
 
 From the command line::
 
-    python train.py attack=classification optimizer=nes victim=callable victim.task=classification \\
+    patchattack train attack=classification optimizer=nes victim=callable victim.task=classification \\
         victim.function=path/to/file.py:predict "victim.classes=[cat,dog]"
 
 The function is found from the working directory as ``my.module.predict`` or as ``path/to/file.py:predict``. It is

@@ -74,7 +74,7 @@ def check(victim: Victim, size: tuple[int, int], seed: int = 0) -> list[Finding]
             "frozen, in eval mode": _frozen,
         }
     else:
-        promises["it only answers"] = _answers
+        promises["it is a black box"] = _answers
     findings = []
     for name, promise in promises.items():
         try:

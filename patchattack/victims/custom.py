@@ -2,7 +2,7 @@
 
 From the command line, where a function or class makes the network::
 
-    python train.py attack=depth victim=custom victim.task=depth victim.factory=my.module.build \\
+    patchattack train attack=depth victim=custom victim.task=depth victim.factory=my.module.build \\
         victim.weights=weights.pth "victim.size=[192,640]"
 
 The factory is found from the working directory as ``my.module.build`` or as ``path/to/file.py:build``, and is called
@@ -16,7 +16,7 @@ with ``victim.factory_args``. What it returns is a ``torch.nn.Module`` that take
 A network that wants or gives anything else is wrapped in a few lines by its factory, or becomes a victim of its own:
 a class that derives from the victim of its task in :mod:`patchattack.victims.victim`, builds its network, hands it to
 that constructor and overrides the one method that maps prepared frames to the task's output. A YAML with its
-``_target_`` in ``conf/victim`` makes it ``victim=NAME``, and ``scripts/check_victim.py`` tells whether it keeps the
+``_target_`` in ``conf/victim`` makes it ``victim=NAME``, and ``patchattack check-victim`` tells whether it keeps the
 contract: frames ``[B, T, 3, H, W]`` of any size, RGB in [0, 1], to the output of the task in the frames' own pixels,
 with gradient to the frames, frozen, in eval mode, and the same for the same frames.
 """

@@ -40,10 +40,10 @@ class Defended(Victim):
         except AttributeError:
             return getattr(super().__getattr__("network"), name)
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        """Let what is random in the defences and in the victim come from ``generator`` until the next call."""
+    def randomise(self, generator: torch.Generator | None) -> None:
+        """Of the defences and of the victim."""
         for part in (*self.defenses, self.network):
-            part.draw(generator)
+            part.randomise(generator)
 
     def forward(self, frames: Tensor) -> Any:
         """The defended answer for ``frames [B, T, 3, H, W]``."""

@@ -2,7 +2,7 @@
 
 From the command line::
 
-    python train.py attack=classification optimizer=nes victim=http victim.task=classification \\
+    patchattack train attack=classification optimizer=nes victim=http victim.task=classification \\
         victim.url=https://example.org/classify victim.answer=probabilities victim.classes=names.txt \\
         victim.key_variable=EXAMPLE_KEY victim.rate=5 victim.cache=answers.sqlite
 
@@ -75,6 +75,7 @@ def build_endpoint(
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
+    centres: bool = False,
 ) -> Victim:
     """The service as a victim. It is asked once, so that what does not fit shows at once.
 
@@ -91,12 +92,13 @@ def build_endpoint(
         retries: how often a request is sent again.
         timeout: seconds to wait for a connection, and for more of an answer; four times as long for all of it.
         cache: a file that remembers every answer, so that nothing is asked twice; None does not.
-        size, multiple, classes, metric, reach, scale, shift, inverse: as of :class:`patchattack.victims.own.Output`.
+        size, multiple, classes, metric, reach, scale, shift, inverse, centres: as of
+            :class:`patchattack.victims.own.Output`.
 
     Raises:
         InputError: an option does not fit, the key is not there, or the service does not answer as it should.
     """
-    output = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse)
+    output = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
     output.check("http")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:

@@ -45,15 +45,12 @@ class Ensemble(Victim):
         """Of the members."""
         return [name for victim in self.members.values() for name in victim.names]
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        """Choose the member that answers until the next call, where they are combined at random; None chooses all.
-
-        What is random in the members comes from ``generator`` too.
-        """
+    def randomise(self, generator: torch.Generator | None) -> None:
+        """Choose the member that answers, where they are combined at random, and what is random in the members."""
         chooses = generator is not None and self.combine == "random"
         self._only = int(torch.randint(len(self.members), (), generator=generator)) if chooses else None
         for victim in self.members.values():
-            victim.draw(generator)
+            victim.randomise(generator)
 
     def forward(self, frames: Tensor) -> tuple[Any, ...]:
         """Each member's output for ``frames [B, T, 3, H, W]``; None of a member that was not chosen."""

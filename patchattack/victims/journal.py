@@ -1,4 +1,4 @@
-"""What a victim that only answers has said in a run, so that a run that is interrupted asks nothing twice."""
+"""What a black-box (query-only) victim has said in a run, so that a run that is interrupted asks nothing twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from patchattack import files
-from patchattack.errors import InputError
+from patchattack.errors import InputError, one_line
 
 FILE = "answers.sqlite"
 Ask = Callable[[Tensor], Any]
@@ -26,6 +26,67 @@ _open: ContextVar[Journal | None] = ContextVar("journal", default=None)
 def current() -> Journal | None:
     """That of the run that asks now, which a victim tells what it hears, piece by piece; None where no run asks."""
     return _open.get()
+
+
+class AnswersFile:
+    """An SQLite file that is written as answers come. Where somebody deletes it, it is written again.
+
+    Args:
+        path: of the file, made where there is none.
+        tables: that it has, as ``name (columns)``.
+
+    Raises:
+        InputError: by every method, too: it cannot be read or written, or is something else.
+    """
+
+    def __init__(self, path: Path, *tables: str) -> None:
+        self.path = path
+        self._file = self._opened()
+        for table in tables:
+            self.write(f"CREATE TABLE IF NOT EXISTS {table}")
+
+    def _opened(self) -> sqlite3.Connection:
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # In this mode a transaction is safe from a killed process without waiting for the disk.
+            file = sqlite3.connect(self.path, isolation_level=None)
+            file.execute("PRAGMA journal_mode = WAL")
+            file.execute("PRAGMA synchronous = NORMAL")
+        return file
+
+    def rows(self, statement: str, *values: Any) -> list[Any]:
+        """What a statement finds."""
+        with self._told():
+            return self._file.execute(statement, values).fetchall()
+
+    def first(self, statement: str, *values: Any) -> Any:
+        """The first column of the first row that a statement finds, or None."""
+        rows = self.rows(statement, *values)
+        return rows[0][0] if rows else None
+
+    def write(self, statement: str, *values: Any) -> None:
+        """Let a statement change the file."""
+        if not self.path.exists():
+            deleted, self._file = self._file, self._opened()
+            with self._told():
+                deleted.backup(self._file)
+                deleted.close()
+        self.rows(statement, *values)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What goes wrong, in one line."""
+        try:
+            yield
+        except (OSError, UnicodeError, sqlite3.Error) as error:
+            raise InputError(
+                f"{self.path}: expected a file of answers that can be read and written, got '{one_line(error)}'; "
+                "free space, or delete it to ask again"
+            ) from error
 
 
 class Journal:
@@ -42,7 +103,7 @@ class Journal:
     """
 
     def __init__(self) -> None:
-        self._file: sqlite3.Connection | None = None
+        self._file: AnswersFile | None = None
         self._kept: dict[bytes, bytes] = {}  # until there is a file
         self._past: deque[tuple[int, bytes]] = deque()  # rows that an interrupted run wrote after its checkpoint
 
@@ -54,24 +115,15 @@ class Journal:
         """
         if self._file is not None:
             return
-        path = folder / FILE
-        try:
-            # In this mode a transaction is safe from a killed process without waiting for the disk.
-            self._file = sqlite3.connect(path, isolation_level=None)
-            self._file.execute("PRAGMA journal_mode = WAL")
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.execute("CREATE TABLE IF NOT EXISTS kept (question BLOB PRIMARY KEY, answer BLOB)")
-            self._file.execute(
-                "CREATE TABLE IF NOT EXISTS recent (place INTEGER PRIMARY KEY, question BLOB, answer BLOB)"
-            )
-            self._file.execute("CREATE TABLE IF NOT EXISTS pieces (question BLOB PRIMARY KEY, answer BLOB)")
-            self._file.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", list(self._kept.items()))
-            self._past.extend(self._file.execute("SELECT place, question FROM recent ORDER BY place"))
-        except sqlite3.Error as error:
-            raise InputError(
-                f"{path}: expected a file of answers that can be written, got '{error}'; "
-                "free space, or delete it to ask everything since the last checkpoint again"
-            ) from error
+        self._file = AnswersFile(
+            folder / FILE,
+            "kept (question BLOB PRIMARY KEY, answer BLOB)",
+            "recent (place INTEGER PRIMARY KEY, question BLOB, answer BLOB)",
+            "pieces (question BLOB PRIMARY KEY, answer BLOB)",
+        )
+        for question, answer in self._kept.items():
+            self._file.write("INSERT OR IGNORE INTO kept VALUES (?, ?)", question, answer)
+        self._past.extend(self._file.rows("SELECT place, question FROM recent ORDER BY place"))
 
     @contextmanager
     def asks(self) -> Iterator[None]:
@@ -92,21 +144,29 @@ class Journal:
         """
         question = _digest(frames, about)
         if (known := self._known(question)) is not None:
-            return unpacked(known, frames)
+            return self._read(known, frames)
         with self.asks():
             found = ask(frames)
         if self._file is None:
             self._kept[question] = packed(found)
         else:
-            self._write("INSERT INTO kept VALUES (?, ?)", question, packed(found))
+            self._file.write("INSERT INTO kept VALUES (?, ?)", question, packed(found))
             self._forget_pieces()
         return found
 
     def _known(self, question: bytes) -> bytes | None:
         if self._file is None:
             return self._kept.get(question)
-        row = self._file.execute("SELECT answer FROM kept WHERE question = ?", [question]).fetchone()
-        return None if row is None else row[0]
+        return self._file.first("SELECT answer FROM kept WHERE question = ?", question)
+
+    def _read(self, answer: Any, like: Tensor) -> Any:
+        try:
+            return unpacked(answer, like)
+        except Exception as error:  # of whatever stands where an answer was
+            assert self._file is not None
+            raise InputError(
+                f"{self._file.path}: expected the answers of a run, got '{one_line(error)}'; delete it to ask again"
+            ) from error
 
     def note(self, frames: Tensor, ask: Ask) -> Any:
         """The answer to ``frames [B, T, 3, H, W]``, to be there until the next checkpoint."""
@@ -116,14 +176,13 @@ class Journal:
         if self._past:
             place, asked = self._past.popleft()
             if asked == question:
-                (answer,) = self._file.execute("SELECT answer FROM recent WHERE place = ?", [place]).fetchone()
-                return unpacked(answer, frames)
+                return self._read(self._file.first("SELECT answer FROM recent WHERE place = ?", place), frames)
             # These led to the checkpoint, which was written just before the run was killed.
-            self._file.execute("DELETE FROM recent WHERE place >= ?", [place])
+            self._file.write("DELETE FROM recent WHERE place >= ?", place)
             self._past.clear()
         with self.asks():
             found = ask(frames)
-        self._write("INSERT INTO recent (question, answer) VALUES (?, ?)", question, packed(found))
+        self._file.write("INSERT INTO recent (question, answer) VALUES (?, ?)", question, packed(found))
         self._forget_pieces()
         return found
 
@@ -131,41 +190,31 @@ class Journal:
         """The answer to a piece of what is asked now, or None."""
         if self._file is None:
             return None
-        row = self._file.execute("SELECT answer FROM pieces WHERE question = ?", [question]).fetchone()
-        return None if row is None else row[0]
+        return self._file.first("SELECT answer FROM pieces WHERE question = ?", question)
 
     def remember(self, question: bytes, answer: bytes) -> None:
         """Write down the answer to a piece of what is asked now."""
         if self._file is not None:
-            self._write("INSERT OR REPLACE INTO pieces VALUES (?, ?)", question, answer)
+            self._file.write("INSERT OR REPLACE INTO pieces VALUES (?, ?)", question, answer)
 
     def _forget_pieces(self) -> None:
         assert self._file is not None
-        self._file.execute("DELETE FROM pieces")
+        self._file.write("DELETE FROM pieces")
 
     def checkpoint(self) -> None:
         """What was noted is needed no more."""
         self._past.clear()
         if self._file is not None:
-            self._file.execute("DELETE FROM recent")
+            self._file.write("DELETE FROM recent")
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
 
-    def _write(self, statement: str, question: bytes, answer: bytes) -> None:
-        assert self._file is not None
-        try:
-            self._file.execute(statement, [question, answer])
-        except sqlite3.Error as error:
-            raise InputError(
-                f"{FILE}: expected room for another answer, got '{error}'; free space and resume the run"
-            ) from error
-
 
 def of_run(folder: Path | None) -> Journal:
-    """The journal that the run ``folder`` has begun; a new one without."""
+    """The journal of the run ``folder``, if it has one; else a new one."""
     journal = Journal()
     if folder is not None and (folder / FILE).exists():
         journal.open(folder)

@@ -1,8 +1,8 @@
-"""An ONNX file as a victim that only answers, through onnxruntime.
+"""An ONNX file as a black-box (query-only) victim, through onnxruntime.
 
 From the command line::
 
-    python train.py attack=classification optimizer=nes victim=onnx victim.task=classification \\
+    patchattack train attack=classification optimizer=nes victim=onnx victim.task=classification \\
         victim.file=model.onnx victim.classes=names.txt \\
         "victim.mean=[0.485,0.456,0.406]" "victim.std=[0.229,0.224,0.225]"
 

@@ -259,7 +259,7 @@ def read_classes(classes: Sequence[str] | str | None) -> list[str] | None:
         if isinstance(found, dict):
             found = [found[key] for key in sorted(found, key=int)]
         return list(class_names(found, path))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"victim.classes: expected names, or a file with one per line or a JSON list, got {path}: {said(error)}"
         ) from error

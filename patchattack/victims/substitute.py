@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from patchattack.errors import InputError
+from patchattack import files
+from patchattack.errors import InputError, one_line
+from patchattack.names import class_names
 from patchattack.victims.compact.classifiers import ResidualClassifier
 from patchattack.victims.victim import ClassificationVictim
 from patchattack.victims.weights import initialised, load_weights
 
 WEIGHTS, NOTE = "weights.safetensors", "substitute.json"
+LARGEST = 4096  # pixels along a side of its images
 
 
 class Substitute(ClassificationVictim):
-    """What stands for a victim that only answers, to be attacked in white box (Papernot et al. 2017).
+    """What stands for a black-box (query-only) victim, to be attacked in white box (Papernot et al. 2017).
 
     Args:
-        weights: the folder that ``scripts/substitute.py`` made, with the weights and the names of the classes.
+        weights: the folder that ``patchattack substitute`` made, with the weights and the names of the classes.
 
     Raises:
         InputError: there is no such folder, or what it holds does not fit.
@@ -27,12 +29,13 @@ class Substitute(ClassificationVictim):
     def __init__(self, weights: str | Path) -> None:
         folder = Path(weights).expanduser()
         try:
-            note = json.loads((folder / NOTE).read_text())
-            classes, (height, width), taught = note["classes"], note["size"], note["victim"]
+            note = files.read_json(folder / NOTE)
+            classes, taught = class_names(note["classes"], folder / NOTE), str(note["victim"])
+            height, width = (int(side) for side in files.numbers(note["size"], 2, 1, LARGEST))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"victim.weights: expected the folder of a substitute, with {NOTE}, got {folder}: "
-                f"{type(error).__name__}; make one with scripts/substitute.py"
+                f"{one_line(error)}; make one with patchattack substitute"
             ) from error
         network = untaught(classes)
         load_weights(network, folder / WEIGHTS)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Victim(nn.Module, ABC):
-    """A network under test: frozen, in eval mode for ever, differentiable with respect to its input.
+    """A network under test: frozen, always in eval mode, differentiable with respect to its input.
 
     An adapter builds its network, hands it to this constructor and maps frames to the output of its task. It owns
     normalising, resizing, padding and un-padding; nobody else does any of it.
@@ -33,7 +34,7 @@ class Victim(nn.Module, ABC):
         task: what the output is, such as "flow"; set by the class of the task.
         frames: how many frames of a scene the victim takes; set by the class of the task.
         classes: names of what it tells apart, in the order of its outputs; empty where it tells nothing apart.
-        differentiable: its output has a gradient to the frames; False for a victim that only answers.
+        differentiable: its output has a gradient to the frames; False for a black-box (query-only) victim.
     """
 
     task: str
@@ -49,18 +50,24 @@ class Victim(nn.Module, ABC):
 
     @property
     def names(self) -> list[str]:
-        """Of the networks that it is made of."""
+        """Names of the networks that it is made of."""
         return [self.name]
 
     def train(self, mode: bool = True) -> Victim:
         """Stay in eval mode: statistics and dropout of a network under test do not change."""
         return super().train(False)
 
-    def draw(self, generator: torch.Generator | None) -> None:
-        """Let what is random in the victim come from ``generator`` until the next call; most have nothing random.
+    @contextmanager
+    def randomised(self, generator: torch.Generator) -> Iterator[None]:
+        """Inside, what is random in the victim comes from ``generator``; else it takes all that the victim could do."""
+        self.randomise(generator)
+        try:
+            yield
+        finally:
+            self.randomise(None)
 
-        None, the state to begin with, takes everything that the victim could do.
-        """
+    def randomise(self, generator: torch.Generator | None) -> None:
+        """What :meth:`randomised` calls at its beginning and, with None, at its end; most have nothing random."""
 
     def checked(self, frames: Tensor) -> Tensor:
         """``frames`` as they came.

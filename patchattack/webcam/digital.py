@@ -12,10 +12,10 @@ from torch import Tensor
 from patchattack.eot.renderer import Renderer
 from patchattack.patch import Patch
 from patchattack.scene import Scene
+from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.counterfactual import Stencil, coverage
 from patchattack.webcam.frames import to_array, to_floats, to_tensor
 from patchattack.webcam.records import Kept
-from patchattack.webcam.trial import Trial
 
 
 class Measured:
@@ -39,7 +39,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one shot: the headline metric with the digital patch, and the success (see :class:`Trial`)."""
+    """Of one shot: the headline metric with the digital patch, and the success (see :class:`CameraVictim`)."""
 
     value: float
     success: float
@@ -69,7 +69,7 @@ def drawn(images: list[np.ndarray], corners: np.ndarray, patch: Patch) -> list[n
 
 
 def predict(
-    shots: Iterable[Kept], trials: Sequence[Trial], patch: Patch, stencil: Stencil
+    shots: Iterable[Kept], trials: Sequence[CameraVictim], patch: Patch, stencil: Stencil
 ) -> Iterator[tuple[int, Prediction]]:
     """What the digital patch does at the places where the printed one was measured, shot by shot: frame and prediction.
 

@@ -45,7 +45,7 @@ class Record:
         sharpness: as in :func:`patchattack.webcam.paper.sharpness`.
         patch, grey, inpainted: the attack's headline metric for the frame as seen, with a grey card in the patch's
             place, and without it.
-        success, grey_success: as in :class:`patchattack.webcam.trial.Trial`.
+        success, grey_success: as in :class:`patchattack.webcam.camera_victim.Trial`.
     """
 
     frame: int
@@ -85,6 +85,7 @@ class Record:
 
 
 TEXT = ("victim", "state", "kind")
+SHARES = ("success", "grey_success")
 RECORDED = tuple(one.name for one in fields(Record))
 CORNERS = ("x0", "y0", "x1", "y1", "x2", "y2", "x3", "y3")
 
@@ -149,11 +150,24 @@ def read(path: Path, columns: Iterable[str] = RECORDED) -> dict[str, np.ndarray]
             for row in reader:
                 for name, column, cell in zip(names, values, row, strict=True):
                     column.append(sys.intern(cell) if name in TEXT else float(cell))
+        found = {name: np.array(column) for name, column in zip(names, values, strict=True)}
+        for name in SHARES:
+            check_shares(found.get(name, np.empty(0)))
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(
-            f"{path}: expected the table that scripts/webcam.py writes, got none ({one_line(error)}); measure again"
+            f"{path}: expected the table that patchattack webcam writes, got none ({one_line(error)}); measure again"
         ) from error
-    return {name: np.array(column) for name, column in zip(names, values, strict=True)}
+    return found
+
+
+def check_shares(values: np.ndarray) -> None:
+    """Refuse what is neither in [0, 1] nor NaN.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if (values < 0).any() or (values > 1).any():
+        raise ValueError("a success outside [0, 1]")
 
 
 @dataclass(frozen=True)

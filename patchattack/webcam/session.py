@@ -21,6 +21,7 @@ from patchattack.patch import Patch
 from patchattack.printing import fiducials
 from patchattack.printing.fiducials import Layout, Sighting
 from patchattack.webcam import overlay, paper
+from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import Capture, Shot
 from patchattack.webcam.counterfactual import Stencil, coverage, versions
 from patchattack.webcam.digital import drawn
@@ -30,7 +31,6 @@ from patchattack.webcam.paper import White
 from patchattack.webcam.pose import Lens, pose
 from patchattack.webcam.records import CORNERS, Kept, Log, Record, Store
 from patchattack.webcam.screen import Recorder, Screen
-from patchattack.webcam.trial import Trial
 
 VERSIONS = ("as seen", "grey card", "inpainted")  # of a frame, as the victim gets them
 _WAIT = 1 / 30  # seconds between two looks at the keys while the picture stands still
@@ -54,7 +54,7 @@ class Setup:
         InputError: a number that cannot be.
     """
 
-    trials: Sequence[Trial]
+    trials: Sequence[CameraVictim]
     patch: Patch
     sheets: Sequence[Layout]
     lens: Lens
@@ -209,7 +209,7 @@ class Session:
         self._recordings = self._screenshots = 0
 
     @property
-    def trial(self) -> Trial:
+    def trial(self) -> CameraVictim:
         """The one whose victim is asked now."""
         return self.setup.trials[self.controls.victim % len(self.setup.trials)]
 

@@ -13,10 +13,10 @@ import torch
 
 from patchattack import files
 from patchattack.errors import InputError, one_line
-from patchattack.reporting.field import Curve, Field, Photo, Section, write_field
+from patchattack.reporting.webcam import Curve, Field, Photo, Section, write_field
 from patchattack.statistics import FEWEST, difference, too_few, wilson
 from patchattack.webcam.digital import Prediction
-from patchattack.webcam.records import photo_of, read, stored
+from patchattack.webcam.records import check_shares, photo_of, read, stored
 from patchattack.webcam.session import Setup
 
 # Columns of the records against which success is shown, in words.
@@ -291,7 +291,12 @@ def _noted(folder: Path) -> dict[str, Any]:
         for name, value in unknown.items():
             if value is not None and not isinstance(known[name], type(value)):
                 raise TypeError(f"another {name}")
-    except (OSError, ValueError, TypeError) as error:
+        files.number(known["independent_s"], 1e-6)
+        if not all(isinstance(line, list | tuple) and len(line) == 2 for line in known["setup"]):
+            raise TypeError("another setup")
+        if known["source"] is not None:
+            known["source"] = {name: files.integer(known["source"][name]) for name in ("frames", "dropped", "gaps")}
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: expected what the evaluator wrote, got {one_line(error)}; remove it") from error
     return known
 
@@ -301,9 +306,11 @@ def _predicted(path: Path) -> dict[int, Prediction]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
         rows = [[float(cell) for cell in line.split(",")] for line in lines]
-        return {int(frame): Prediction(value, success) for frame, value, success in rows}
+        predicted = {int(frame): Prediction(value, success) for frame, value, success in rows}
+        check_shares(np.array([one.success for one in predicted.values()]))
     except (OSError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: expected what the evaluator wrote, got {one_line(error)}; remove it") from error
+    return predicted
 
 
 def _counts(records: Mapping[str, np.ndarray], source: Mapping[str, int] | None) -> dict[str, int]:

@@ -9,11 +9,10 @@ python scripts/maintain/clean_correlation.py attack=flow victim=flow_correlation
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from patchattack import cli
+from patchattack import cli, folders
 from patchattack.errors import InputError
 
 BATCH = 8  # scenes
@@ -29,18 +28,18 @@ def run(parts: dict[str, Any]) -> None:
     """Measure, write ``table.json`` and ``figure.png``, and print the table."""
     import torch
 
-    from patchattack import files, pipeline, statistics
+    from patchattack import files, processes, statistics
     from patchattack.controls import always
     from patchattack.evaluation import Evaluator, Measured, References, per_scene
-    from patchattack.job import TEST, introduced
+    from patchattack.job import TEST, bind_victim
 
     victim, settings = parts["victim"], parts["trainer"]
     network: Any = getattr(victim, "network", None)
     if not hasattr(network, "correlation"):
         raise InputError(f"victim: expected flow_correlation, got {victim.name}; it has no correlation to put back")
     patch = _patch(parts)
-    fabric = pipeline.start_fabric(settings)
-    attack, predict, scenes = introduced(parts["attack"], victim, parts["data"], fabric)
+    fabric = processes.start(settings)
+    attack, predict, scenes = bind_victim(parts["attack"], victim, parts["data"], fabric)
     numbers = settings.parts(len(scenes))[2]
     key = (parts["seed"], TEST)
     evaluator = Evaluator(predict, attack, parts["renderer"], References(predict), patch, scenes, fabric.device, key)
@@ -75,9 +74,8 @@ def run(parts: dict[str, Any]) -> None:
         for metric in ("cosine", "epe_clean"):
             mean, low, high = statistics.bootstrap(per_scene(measured, condition, (metric, "outside")))
             rows.append({"condition": condition, "metric": metric, "mean": mean, "low": low, "high": high})
-    output = None if parts["output"] is None else str(parts["output"])
-    folder = cli.new_folder(output, "clean_correlation")
-    files.write(folder / "table.json", json.dumps(rows, indent=2) + "\n")
+    folder = folders.new_folder(parts["output"], "clean_correlation")
+    files.write_json(folder / "table.json", rows)
     _draw(folder / "figure.png", attack, example)
     print(f"outside the patch, {len(numbers)} scenes, {settings.test_draws} draws each; mean [95 %]")
     for row in rows:

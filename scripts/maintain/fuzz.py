@@ -1,4 +1,4 @@
-"""Give every reader of users' files thousands of damaged ones: each must be read, or refused by an InputError.
+"""Give every reader of users' files thousands of damaged ones: each must be read, or refused by an error of ours.
 
     python scripts/maintain/fuzz.py [count=2000] [seed=0] [reader ...]
 
@@ -11,35 +11,58 @@ from __future__ import annotations
 
 import copy
 import faulthandler
+import functools
+import http.server
 import json
 import logging
 import random
 import shutil
+import sqlite3
 import struct
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
+import safetensors.torch
 import torch
+import yaml
 from tqdm import tqdm
 
-from patchattack import pictures
+from patchattack import checkpoint, pictures
+from patchattack.cli import stored
 from patchattack.data.coco import Coco
 from patchattack.data.depth_folder import DepthFolder
 from patchattack.data.frames import Frames
 from patchattack.data.kitti import Kitti
 from patchattack.data.photographs import Photographs
 from patchattack.data.yolo import Yolo
-from patchattack.errors import InputError
+from patchattack.eot.calibrated import Calibrated, Calibration
+from patchattack.errors import InputError, VictimError
+from patchattack.hand_drawn import known
 from patchattack.patch import Patch
+from patchattack.printing.fiducials import layout, load_layouts, save_layouts
 from patchattack.regularizers.nps import load_palette
+from patchattack.reporting.compare import load_runs, write_comparison
 from patchattack.scene import Source
+from patchattack.tracking import MetricsCsv
+from patchattack.victims.answers import KINDS, Memory
+from patchattack.victims.endpoint import build_endpoint
+from patchattack.victims.journal import Journal, of_run
+from patchattack.victims.own import read_classes
+from patchattack.victims.substitute import NOTE, WEIGHTS, Substitute, untaught
+from patchattack.victims.weights import load_weights
+from patchattack.webcam.capture import open_source
+from patchattack.webcam.pose import Lens
+from patchattack.webcam.records import Log, Record
+from patchattack.webcam.summary import publish
 
 VALUES: tuple[Any, ...] = (
     *(
@@ -166,7 +189,52 @@ def of_png(rng: random.Random, data: bytes) -> bytes:
     )
 
 
-BY_ENDING = {".json": of_json, ".png": of_png, ".csv": of_lines, ".txt": of_lines, ".yaml": of_lines}
+def of_safetensors(rng: random.Random, data: bytes) -> bytes:
+    """The header changed, or the JSON within it, with the length that it then has."""
+    length = int.from_bytes(data[:8], "little")
+    head, body = data[8 : 8 + length], data[8 + length :]
+    fields = json.loads(head)
+    state = fields.get("__metadata__", {}).get("state")
+    if state is not None and rng.random() < 0.7:
+        fields["__metadata__"]["state"] = of_json(rng, state.encode()).decode(errors="replace")
+        head = json.dumps(fields).encode()
+    elif rng.random() < 0.7:
+        head = of_json(rng, head)
+    else:
+        values = np.frombuffer(body[: len(body) // 4 * 4], np.float32).copy()
+        values[rng.randrange(len(values)) :] = rng.choice((np.nan, np.inf, -7, 1e30))
+        body = values.tobytes() + body[values.nbytes :]
+    return struct.pack("<Q", len(head)) + head + body
+
+
+def of_sqlite(rng: random.Random, data: bytes) -> bytes:
+    """What the tables hold changed, or the tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.sqlite")
+        path.write_bytes(data)
+        file = sqlite3.connect(path)
+        tables = [row[0] for row in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
+        table = rng.choice(tables)
+        column, blob = "answer", file.execute(f"SELECT answer FROM {table}").fetchone()
+        new = rng.choice((b"", None, "text", 7, -1, of_bytes(rng, blob[0] if blob else b"abc")))
+        if rng.random() < 0.8:
+            file.execute(f"UPDATE {table} SET {column} = ?", [new])
+        else:
+            file.execute(f"DROP TABLE {table}" if rng.random() < 0.5 else f"ALTER TABLE {table} RENAME answer TO other")
+        file.commit()
+        file.close()
+        return path.read_bytes()
+
+
+BY_ENDING = {
+    ".json": of_json,
+    ".png": of_png,
+    ".csv": of_lines,
+    ".txt": of_lines,
+    ".yaml": of_lines,
+    ".safetensors": of_safetensors,
+    ".sqlite": of_sqlite,
+}
 
 
 @dataclass(frozen=True)
@@ -197,7 +265,7 @@ def write(name: str, seed: int, number: int, folder: Path) -> str:
 
 
 def run(name: str, count: int, seed: int) -> list[str]:
-    """Read ``count`` damaged inputs; a line for each that ended in neither success nor an InputError."""
+    """Read ``count`` damaged inputs; a line for each that ended in neither success nor an error of ours."""
     faults = []
     logging.disable(logging.CRITICAL)
     for number in tqdm(range(count), name, delay=2, disable=None):
@@ -205,7 +273,7 @@ def run(name: str, count: int, seed: int) -> list[str]:
         try:
             damaged = write(name, seed, number, folder)
             READERS[name].read(folder)
-        except InputError as error:
+        except (InputError, VictimError) as error:
             if "\n" in str(error):
                 faults.append(f"{name} {number} ({damaged}): a message of several lines")
         except Exception as error:  # this is what is looked for
@@ -253,6 +321,230 @@ def _scenes(source: Source) -> None:
         assert scene.boxes is None or not (scene.boxes[..., :4].abs() > 1000).any(), "a box far outside"
         for finite in (scene.motion, scene.intrinsics):
             assert finite is None or finite.isfinite().all(), "geometry that is not finite"
+
+
+def _written(write: Callable[[Path], None]) -> dict[str, bytes]:
+    """The files that ``write`` makes in a folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder)
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _job() -> Any:
+    """What a checkpoint asks of a job."""
+    patch = Patch.create(resolution=8, size_mm=60)
+    optimizer = torch.optim.Adam(patch.parameters())
+    patch().sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=0)
+    return SimpleNamespace(patch=patch, optimizer=optimizer, schedule=schedule, fabric=fabric, queries=3, journal=None)
+
+
+def _save_checkpoint(folder: Path) -> None:
+    job = _job()
+    progress = checkpoint.Progress(4, job.patch().detach().clamp(0, 1), 2, 0.5, 0.5, hand_drawn=known()[0])
+    checkpoint.save(job, folder, progress)
+
+
+def _checkpoint(folder: Path) -> None:
+    job = _job()
+    progress = checkpoint.resume(job, folder)
+    assert type(progress.step) is int
+    assert progress.best.isfinite().all()
+    assert job.patch().isfinite().all()
+    job.optimizer.step()
+    job.schedule.step()
+
+
+def _save_run(folder: Path) -> None:
+    facts = {"victims": ["a"], "seen": 5, "task": "flow", "headline": ["epe_clean", "outside"]}
+    Patch.create(resolution=8, size_mm=60).save(folder / "patch.png", facts)
+    row = {"metric": "epe_clean", "region": "outside", "mean": 1.0, "low": 0.5, "high": 1.5, "n": 8}
+    row |= {"label": "change of the flow (px)", "stronger": "higher"}
+    (folder / "results.json").write_text(json.dumps([{"condition": one, **row} for one in ("clean", "patch")]))
+    attack = {"_target_": "patchattack.attacks.flow.FlowAttack"}
+    data = {"_target_": "patchattack.data.world.World", "seed": 0, "scenes": 8}
+    config = {"attack": attack, "data": data, "seed": 0, "trainer": {"split": [0.5, 0.25, 0.25]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "metrics.csv").write_text("step,loss\n1,0.5\n2,0.25\n")
+
+
+def _compared(folder: Path) -> None:
+    other = Path(tempfile.mkdtemp(dir=folder))
+    _save_run(other)
+    write_comparison(folder / "comparison.html", load_runs([str(folder), str(other)]), "compare")
+
+
+def _overrides(folder: Path) -> None:
+    assert all(isinstance(one, str) for one in stored.overrides_of_the_run([f"resume={folder}"], "resume"))
+
+
+def _metrics(folder: Path) -> None:
+    table = MetricsCsv(folder / "metrics.csv", ["loss"], 2)
+    table.log(3, {"loss": 1.0})
+    table.close()
+    assert MetricsCsv.read(folder / "metrics.csv")[-1] == {"step": 3, "loss": 1}
+
+
+def _save_session(folder: Path) -> None:
+    log = Log(folder / "frames.csv")
+    for number in range(8):
+        values = {"distance_m": 1.0 + number, "patch": 2.0, "grey": 1.0, "success": number % 2, "grey_success": 0.0}
+        log.write(Record(number, number / 2, "a", "found", 0, "patch", 6, 0.1, light=0.5, **values))
+    log.close()
+    (folder / "predicted.csv").write_text("frame,value,success\n1,2.5,1\n2,2.5,0\n")
+    about = {"title": "t", "setup": [["Patch", "p"]], "command": "c", "versions": {"a": "1"}, "rule": "r", "label": "l"}
+    counts = {"frames": 9, "dropped": 1, "gaps": 0}
+    (folder / "session.json").write_text(json.dumps({**about, "independent_s": 0.5, "source": counts, "faults": []}))
+
+
+def _published(folder: Path) -> None:
+    publish(folder)
+
+
+def _save_calibrations(folder: Path) -> None:
+    Calibration(torch.rand(2, 2, 2, 3), 0.1, 0.5, 0.01, "").save(folder / "print.json")
+    lens = cv2.FileStorage(str(folder / "lens.yaml"), cv2.FILE_STORAGE_WRITE)
+    lens.write("image_width", 64)
+    lens.write("image_height", 48)
+    lens.write("camera_matrix", np.array([[60, 0, 32], [0, 60, 24], [0, 0, 1.0]]))
+    lens.write("distortion_coefficients", np.zeros((1, 5)))
+    lens.release()
+
+
+def _calibrations(folder: Path) -> None:
+    table = Calibrated(folder / "print.json").calibration.table
+    assert table.abs().max() <= 2
+    lens = Lens(calibration=str(folder / "lens.yaml"))
+    assert np.isfinite(lens.matrix((48, 64))).all()
+    assert np.isfinite(lens.distortion).all()
+    cv2.undistortPoints(np.ones((4, 1, 2)), lens.matrix((48, 64)), lens.distortion)
+
+
+def _layouts(folder: Path) -> None:
+    for one in load_layouts(folder / "layout.json"):
+        assert all(0.01 <= side <= 1e5 for side in (*one.size_mm, one.marker_mm))
+        assert all(np.isfinite(corners).all() for corners in one.markers.values())
+
+
+def _classes(folder: Path) -> None:
+    for path in folder.iterdir():
+        assert all(isinstance(one, str) for one in read_classes(str(path)) or ())
+
+
+def _save_weights(folder: Path) -> None:
+    state = torch.nn.Linear(3, 2).state_dict()
+    safetensors.torch.save_file(state, folder / "w.safetensors")
+    torch.save({"state_dict": state}, folder / "w.pth")
+    safetensors.torch.save_file(untaught(["a", "b"]).state_dict(), folder / WEIGHTS)
+    (folder / NOTE).write_text(json.dumps({"classes": ["a", "b"], "size": [32, 32], "victim": "a"}))
+
+
+def _weights(folder: Path) -> None:
+    for name in ("w.safetensors", "w.pth"):
+        load_weights(torch.nn.Linear(3, 2), folder / name)
+    Substitute(folder)(torch.rand(1, 1, 3, 32, 32))
+
+
+def _mean(frames: torch.Tensor) -> torch.Tensor:
+    return frames.mean(dim=(-3, -2, -1))
+
+
+_GREY = torch.full((1, 1, 3, 4, 4), 0.5)
+
+
+def _save_answers(folder: Path) -> None:
+    journal = Journal()
+    journal.open(folder)
+    journal.keep(_GREY, _mean)
+    journal.note(_GREY, _mean)
+    journal.remember(b"q", b"a")
+    journal.close()
+    memory = Memory(folder / "cache.sqlite")
+    memory.remember(b"q", b"a")
+    memory.file.close()
+
+
+def _answers(folder: Path) -> None:
+    journal = of_run(folder)
+    try:
+        for ask in (journal.keep, journal.note, journal.note):
+            assert ask(_GREY, _mean).isfinite().all()
+        journal.recall(b"q")
+        journal.remember(b"q", b"a")
+        journal.checkpoint()
+    finally:
+        journal.close()
+    memory = Memory(folder / "cache.sqlite")
+    try:
+        memory.recall(b"q")
+        memory.remember(b"r", b"a")
+    finally:
+        memory.file.close()
+
+
+class _Service(http.server.BaseHTTPRequestHandler):
+    """Answers a request with the file that its path names."""
+
+    folder: Path
+
+    def do_POST(self) -> None:
+        """Send it."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write((self.folder / self.path[1:]).read_bytes())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@functools.cache
+def _port() -> int:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.server_port
+
+
+_SAID: dict[str, Any] = {
+    "logits": [[1, 2, 3.5]],
+    "probabilities": [{"a": 0.5, "b": 0.2}],
+    "labels": ["a"],
+    "depth": [[[1.0, 2], [3, 4]]],
+    "flow": [[[[0.5, 1]] * 16] * 16],
+    "boxes": [[[1, 2, 3, 4, 0.5, "a"], [0, 0, 5, 5, 0.1, 1]]],
+    "candidates": [[[1, 2, 3, 4, 0.5, 0.1, 0.1]]],
+}
+
+
+def _asked(folder: Path) -> None:
+    _Service.folder = folder
+    for task, kinds in KINDS.items():
+        for kind in kinds:
+            classes = ["a", "b", "c"] if task in ("classification", "detection") else None
+            size = {"multiple": 16} if task == "flow" else {"size": (16, 16)}
+            victim = build_endpoint(
+                task, f"http://127.0.0.1:{_port()}/{kind}.json", kind, retries=0, classes=classes, **size
+            )
+            found = victim(torch.rand(1, 2 if task == "flow" else 1, 3, 16, 16))
+            assert found.isfinite().all()
+
+
+def _save_videos(folder: Path) -> None:
+    for ending, code in ((".avi", "MJPG"), (".mp4", "mp4v")):
+        video = cv2.VideoWriter(str(folder / f"a{ending}"), cv2.VideoWriter.fourcc(*code), 10, (32, 24))
+        for shift in range(4):
+            video.write(np.roll(_RGB, shift, 1))
+        video.release()
+
+
+def _videos(folder: Path) -> None:
+    for path in folder.iterdir():
+        for shot in open_source(str(path), 2).shots():
+            assert shot.number < 200, "more frames than were written"
+        _scenes(Frames(str(path)))
 
 
 _RGB = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (32, 24))
@@ -338,6 +630,30 @@ READERS = {
         },
         lambda folder: _scenes(Kitti(str(folder))),
     ),
+    "checkpoint": Reader(_written(_save_checkpoint), _checkpoint),
+    "overrides": Reader(
+        {
+            "overrides.yaml": yaml.safe_dump(
+                ["attack=flow", "camera=[jpeg]", "data.size=[32,64]", "+victim@victims.a=raft_small", "seed=3"]
+            ).encode()
+        },
+        _overrides,
+    ),
+    "run": Reader(_written(_save_run), _compared),
+    "metrics": Reader({"metrics.csv": b"step,loss\n1,0.5\n2,0.25\n"}, _metrics),
+    "session": Reader(_written(_save_session), _published),
+    "calibrations": Reader(_written(_save_calibrations), _calibrations),
+    "layouts": Reader(
+        _written(lambda folder: save_layouts(folder / "layout.json", [layout((60, 40), 0), layout((60, 40), 1)])),
+        _layouts,
+    ),
+    "classes": Reader(
+        {"a.txt": b"cat\ndog\nbird\n", "b.json": b'["a", "b"]', "c.json": b'{"0": "a", "1": "b"}'}, _classes
+    ),
+    "weights": Reader(_written(_save_weights), _weights),
+    "answers": Reader(_written(_save_answers), _answers),
+    "service": Reader({f"{kind}.json": json.dumps({kind: said}).encode() for kind, said in _SAID.items()}, _asked),
+    "videos": Reader(_written(_save_videos), _videos),
 }
 
 

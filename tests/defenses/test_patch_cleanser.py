@@ -132,7 +132,7 @@ def test_with_a_generator_each_scene_is_asked_once_with_a_mask_of_its_own() -> N
         return bright(frames)
 
     for seed in (1, 1, 2):
-        defense.draw(seeding.generator(seed))
+        defense.randomise(seeding.generator(seed))
         defense(torch.zeros(6, 1, 3, *SIZE), note)
     assert len(asked) == 3
     assert torch.equal(asked[0], asked[1])

@@ -54,7 +54,7 @@ def test_the_same_generator_gives_the_same_draws_and_each_scene_has_its_own() ->
     same = pictures(1).expand(3, -1, -1, -1, -1)
     answers = []
     for seed in (5, 5, 6):
-        defense.draw(seeding.generator(seed))
+        defense.randomise(seeding.generator(seed))
         answers.append(defense(same, seen))
     assert torch.equal(answers[0], answers[1])
     assert not torch.equal(answers[0], answers[2])
@@ -64,9 +64,9 @@ def test_the_same_generator_gives_the_same_draws_and_each_scene_has_its_own() ->
 def test_without_a_generator_a_scene_has_one_answer_in_any_batch_and_every_time() -> None:
     defense = made("classification")
     before = defense(pictures(), seen)
-    defense.draw(seeding.generator(1))
+    defense.randomise(seeding.generator(1))
     defense(pictures(), seen)
-    defense.draw(None)
+    defense.randomise(None)
     assert torch.equal(defense(pictures(), seen), before)
     torch.testing.assert_close(defense(pictures()[1:2], seen), before[1:2], rtol=0, atol=1e-6)
 
@@ -75,7 +75,7 @@ def test_the_mean_over_many_draws_is_that_of_the_fixed_ones() -> None:
     frames = pictures(1)
     defense = made("classification", samples=400)
     fixed = defense(frames, seen)
-    defense.draw(seeding.generator(3))
+    defense.randomise(seeding.generator(3))
     drawn = defense(frames.expand(400, -1, -1, -1, -1), seen).mean(dim=0, keepdim=True)
     assert (fixed - drawn).abs().max() < 0.1
     assert (fixed - drawn).abs().mean() < 0.02

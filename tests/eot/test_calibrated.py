@@ -18,6 +18,10 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def numbers(seed: int, count: int) -> seeding.Numbers:
+    return seeding.numbers([(seed, row) for row in range(count)])
+
+
 def grid(side: int) -> Tensor:
     step = torch.linspace(0, 1, side)
     return torch.stack(torch.meshgrid(step, step, step, indexing="ij"), dim=-1)
@@ -63,7 +67,7 @@ def test_the_neutral_map_changes_nothing(tmp_path: Path) -> None:
 def test_gradients_are_finite_and_alive_everywhere(tmp_path: Path, value: float, file: str) -> None:
     transform = Calibrated() if file == "default" else calibrated(tmp_path / "c.json", printer(grid(9)))
     image = torch.full((4, 3, 8, 8), value, requires_grad=True)
-    parameters = torch.stack([transform.draw(seeding.generator(0, i)) for i in range(4)])
+    parameters = transform.draw(numbers(0, 4))
     result = transform.apply(image, parameters, NOWHERE.expand(4, -1))
     (gradient,) = torch.autograd.grad((result * random(4, 3, 8, 8)).sum(), image)
     assert gradient.isfinite().all()
@@ -73,7 +77,7 @@ def test_gradients_are_finite_and_alive_everywhere(tmp_path: Path, value: float,
 def test_gradients_are_right(tmp_path: Path) -> None:
     transform = calibrated(tmp_path / "c.json", printer(grid(9)))
     image = random(2, 3, 6, 10).double().requires_grad_()
-    parameters = torch.stack([transform.draw(seeding.generator(0, i)) for i in range(2)]).double()
+    parameters = transform.draw(numbers(0, 2)).double()
 
     def value(image: Tensor) -> Tensor:
         return (transform.apply(image, parameters, NOWHERE.expand(2, -1)) * random(2, 3, 6, 10, seed=1)).sum()
@@ -88,19 +92,19 @@ def test_gradients_are_right(tmp_path: Path) -> None:
 def test_the_map_is_applied_to_each_pixel_in_its_place(tmp_path: Path) -> None:
     transform = calibrated(tmp_path / "c.json", printer(grid(9)), spread=0)
     image = random(2, 3, 5, 7)
-    parameters = torch.stack([transform.draw(seeding.generator(0, i)) for i in range(2)])
+    parameters = transform.draw(numbers(0, 2))
     seen = transform.apply(image, parameters, NOWHERE.expand(2, -1))
     torch.testing.assert_close(seen, printer(image.movedim(1, -1)).movedim(-1, 1), rtol=0, atol=5e-3)
 
 
-def test_a_draw_is_its_generator_and_spreads_as_told(tmp_path: Path) -> None:
+def test_a_draw_is_its_row_of_numbers_and_spreads_as_told(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     transform = calibrated(path, grid(9), spread=2.0)
-    draws = torch.stack([transform.draw(seeding.generator(1, i)) for i in range(200)])
-    assert torch.equal(draws[0], transform.draw(seeding.generator(1, 0)))
+    draws = transform.draw(numbers(1, 200))
+    assert torch.equal(draws[:1], transform.draw(numbers(1, 1)))
     assert draws.dtype == torch.float32
     assert draws.std().item() == pytest.approx(2 * 0.01, rel=0.05)
-    assert Calibrated(path, spread=0).draw(seeding.generator(0)).abs().max() == 0
+    assert Calibrated(path, spread=0).draw(numbers(0, 1)).abs().max() == 0
     # Black's, half red's and red's errors are drawn apart, and between them it is straight.
     reds = torch.linspace(0, 1, 5).view(1, 1, 1, -1) * torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
     errors = (transform.apply(reds.expand(200, -1, -1, -1), draws, NOWHERE.expand(200, -1)) - reds).squeeze(2)
@@ -112,7 +116,7 @@ def test_a_draw_is_its_generator_and_spreads_as_told(tmp_path: Path) -> None:
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch() -> None:
     transform = Calibrated()
     images = random(3, 3, 8, 12)
-    parameters = torch.stack([transform.draw(seeding.generator(2, i)) for i in range(3)])
+    parameters = transform.draw(numbers(2, 3))
     together = transform.apply(images, parameters, NOWHERE.expand(3, -1))
     for i in range(3):
         alone = transform.apply(images[i : i + 1], parameters[i : i + 1], NOWHERE)
@@ -180,7 +184,7 @@ def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path, content: str |
     with pytest.raises(InputError) as caught:
         Calibrated(path)
     assert message in str(caught.value)
-    assert "scripts/calibrate.py fit" in str(caught.value)
+    assert "patchattack calibrate fit" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

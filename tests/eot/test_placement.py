@@ -35,8 +35,8 @@ def place(placement: Placement, scene: Scene, size_mm: tuple[float, float] = (10
 
 def render(placement: Placement, scene: Scene, patch: Patch) -> View:
     renderer = Renderer(placement)
-    generators = [seeding.generator(0, i) for i in range(len(scene))]
-    return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, generators))
+    draw = renderer.draw(scene, patch, seeding.numbers([(0, i) for i in range(len(scene))]))
+    return renderer(patch(), patch.mask, scene, draw)
 
 
 def area(corners: Tensor) -> Tensor:

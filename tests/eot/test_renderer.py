@@ -56,12 +56,8 @@ def scenes(count: int = 2, frames: int = 2, size: tuple[int, int] = SIZE, dtype:
     return Scene(frames=pictures.unsqueeze(1).repeat(1, frames, 1, 1, 1), index=torch.arange(count))
 
 
-def generators(count: int = 2, seed: int = 0) -> list[torch.Generator]:
-    return [seeding.generator(seed, i) for i in range(count)]
-
-
 def draw(renderer: Renderer, scene: Scene, seed: int = 0) -> Draw:
-    return renderer.draw(scene, PATCH, generators(len(scene), seed))
+    return renderer.draw(scene, PATCH, seeding.numbers([(seed, i) for i in range(len(scene))]))
 
 
 def render(renderer: Renderer, texture: Tensor, scene: Scene, seed: int = 0, mask: Tensor | None = None) -> View:
@@ -269,25 +265,42 @@ def test_a_draw_does_not_depend_on_the_batch() -> None:
     scene = scenes(4)
     together = draw(renderer, scene)
     for i in range(4):
-        alone = renderer.draw(scene.select(slice(i, i + 1)), PATCH, [seeding.generator(0, i)])
+        alone = renderer.draw(scene.select(slice(i, i + 1)), PATCH, seeding.numbers([(0, i)]))
         for one, all_of_them in zip(fields(alone), fields(together), strict=True):
             assert torch.equal(one[0], all_of_them[i])
     for column in fields(together):
         assert not torch.equal(column[0], column[1])
 
 
-def test_a_view_does_not_depend_on_the_batch() -> None:
+def test_another_transform_changes_no_number_of_the_others() -> None:
+    placement = Uniform(side=0.3, motion="random")
+    every = draw(Renderer(placement, looks(), cameras()), scenes())
+    for left_out in (*looks(), *cameras()):
+        appearance, camera = ({k: v for k, v in all_.items() if k != left_out} for all_ in (looks(), cameras()))
+        fewer = draw(Renderer(placement, appearance, camera), scenes())
+        assert torch.equal(fewer.corners, every.corners)
+        for names, some, all_ in (
+            ((appearance, looks()), fewer.appearance, every.appearance),
+            ((camera, cameras()), fewer.camera, every.camera),
+        ):
+            whole = dict(zip(names[1], all_, strict=True))
+            assert all(torch.equal(value, whole[name]) for name, value in zip(names[0], some, strict=True))
+
+
+@pytest.mark.parametrize("texels", [32, 3])
+def test_a_view_does_not_depend_on_the_batch(texels: int) -> None:
+    """A texel that is many pixels wide reaches beyond the corners: the blur there must not see the window's edge."""
     renderer = Renderer(Uniform(side=0.3, tilt=10), looks(), {"defocus": camera.Defocus(), "gamma": camera.Gamma()})
-    scene, texture = scenes(4), random(3, 32, 32, seed=1)
-    together = renderer(texture, torch.ones(1, 32, 32), scene, draw(renderer, scene))
+    scene, texture, mask = scenes(4), random(3, texels, texels, seed=1), torch.ones(1, texels, texels)
+    together = renderer(texture, mask, scene, draw(renderer, scene))
     for i in range(4):
         part = scene.select(slice(i, i + 1))
-        one = renderer.draw(part, PATCH, [seeding.generator(0, i)])
-        alone = renderer(texture, torch.ones(1, 32, 32), part, one)
+        one = renderer.draw(part, PATCH, seeding.numbers([(0, i)]))
+        alone = renderer(texture, mask, part, one)
         torch.testing.assert_close(alone.frames[0], together.frames[i], rtol=0, atol=5e-5)
 
 
-def test_the_same_generators_give_the_same_draw() -> None:
+def test_the_same_keys_give_the_same_draw() -> None:
     renderer = Renderer(Uniform(side=0.3, motion="random"), looks(), cameras())
     first, again, other = (draw(renderer, scenes(), seed) for seed in (0, 0, 1))
     for a, b, c in zip(fields(first), fields(again), fields(other), strict=True):

@@ -35,6 +35,10 @@ NEUTRAL: list[tuple[Transform, Tensor]] = [
 ]
 
 
+def numbers(seed: int, count: int) -> seeding.Numbers:
+    return seeding.numbers([(seed, row) for row in range(count)])
+
+
 def name(value: object) -> str:
     return type(value).__name__ if isinstance(value, Transform) else ""
 
@@ -78,7 +82,7 @@ def test_gradients_are_finite_and_alive_everywhere(transform: Transform, value: 
     JPEG is excepted: its rounding is flat where a coefficient is whole, as those of one plain colour may be.
     """
     image = torch.full((4, 3, 32, 32), value, requires_grad=True)
-    parameters = torch.stack([transform.draw(seeding.generator(0, i)) for i in range(4)])
+    parameters = transform.draw(numbers(0, 4))
     result = transform.apply(image, parameters, torch.zeros(4, 2, dtype=torch.long))
     weights = random(4, 3, 32, 32)
     (gradient,) = torch.autograd.grad((result * weights).sum(), image)
@@ -89,7 +93,7 @@ def test_gradients_are_finite_and_alive_everywhere(transform: Transform, value: 
 @pytest.mark.parametrize("transform", EVERY, ids=name)
 def test_gradients_are_right(transform: Transform) -> None:
     image = (0.3 + 0.4 * random(2, 3, 16, 32)).double().requires_grad_()
-    parameters = torch.stack([transform.draw(seeding.generator(0, i)) for i in range(2)]).double()
+    parameters = transform.draw(numbers(0, 2)).double()
     origin = torch.tensor([[0, 0], [16, 32]])
     weights, direction = (random(2, 3, 16, 32, seed=seed).double() - 0.5 for seed in (1, 2))
 
@@ -104,18 +108,17 @@ def test_gradients_are_right(transform: Transform) -> None:
 
 
 @pytest.mark.parametrize("transform", EVERY, ids=name)
-def test_a_draw_is_its_generator_and_its_shape_never_changes(transform: Transform) -> None:
-    draws = [transform.draw(seeding.generator(1, i)) for i in range(5)]
-    assert torch.equal(draws[0], transform.draw(seeding.generator(1, 0)))
+def test_a_draw_is_its_row_of_numbers_whatever_the_others_are(transform: Transform) -> None:
+    draws = transform.draw(numbers(1, 5))
+    assert draws.dtype == torch.float32
+    assert torch.equal(draws[:1], transform.draw(numbers(1, 1)))
     assert not torch.equal(draws[0], draws[1])
-    assert len({draw.shape for draw in draws}) == 1
-    assert {draw.dtype for draw in draws} == {torch.float32}
 
 
 @pytest.mark.parametrize("transform", EVERY, ids=name)
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(transform: Transform) -> None:
     images = random(3, 3, 32, 48)
-    parameters = torch.stack([transform.draw(seeding.generator(2, i)) for i in range(3)])
+    parameters = transform.draw(numbers(2, 3))
     origin = torch.tensor([[0, 0], [16, 0], [32, 48]])
     together = transform.apply(images, parameters, origin)
     assert together.shape == images.shape
@@ -174,14 +177,14 @@ def test_a_shadow_takes_its_share_on_one_side() -> None:
 
 def test_noise_has_the_deviation_that_was_drawn() -> None:
     for transform in (PrintNoise(0.03), SensorNoise((0.0, 0.03))):
-        deviations = torch.stack([transform.draw(seeding.generator(3, i)).std() for i in range(100)])
+        deviations = transform.draw(numbers(3, 100)).flatten(1).std(dim=1)
         assert deviations.max() < 0.031
         assert deviations.mean().item() == pytest.approx(0.015, rel=0.15)
 
 
 def test_sensor_noise_is_fixed_to_the_frame() -> None:
     """A part of the frame has the noise of its place, over the tile's edge as well."""
-    tile = SensorNoise().draw(seeding.generator(0))[None]
+    tile = SensorNoise().draw(numbers(0, 1))
     whole = SensorNoise().apply(torch.zeros(1, 3, 100, 150), tile, NOWHERE)
     part = SensorNoise().apply(torch.zeros(1, 3, 40, 50), tile, torch.tensor([[70, 45]]))
     assert torch.equal(part, whole[..., 45:85, 70:120])

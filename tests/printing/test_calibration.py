@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from patchattack.commands import calibrate
 from patchattack.eot.calibrated import Calibrated, Calibration
 from patchattack.errors import InputError
 from patchattack.files import shipped
@@ -306,7 +307,7 @@ def test_palette_and_picture_are_written(tmp_path: Path, good: calibration.Fit) 
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"script_{name}", shipped("conf").parent / f"scripts/{name}.py")
+    spec = importlib.util.spec_from_file_location("derive", shipped("conf").parent / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -315,7 +316,7 @@ def script(name: str) -> ModuleType:
 
 
 def test_what_is_shipped_is_what_its_script_derives() -> None:
-    derive = script("make_print_defaults")
+    derive = script("maintain/make_print_defaults")
     assert (shipped("assets") / "palettes" / "default.csv").read_text() == derive.palette()
     colours, default = derive.print_model(), Calibrated().calibration
     assert delta_e(lab(colours.table), lab(default.table)).max() < 0.2  # no two machines round alike
@@ -333,11 +334,10 @@ def test_the_shipped_palette_and_print_model_agree() -> None:
 def test_the_command_line_fits_or_says_why_not(
     tmp_path: Path, page: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calibrate = script("calibrate")
     monkeypatch.chdir(tmp_path)
 
     def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["calibrate.py", *words])
+        monkeypatch.setattr(sys, "argv", ["patchattack calibrate", *words])
         calibrate.main()
         return capsys.readouterr().out
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 from test_compare import write_run
-from test_evidence import some_evidence
-from test_field import some_field
 from test_report import some_report
+from test_sweep_report import some_evidence
+from test_webcam_report import some_field
 
 from patchattack.reporting.compare import load_runs, write_comparison
-from patchattack.reporting.evidence import write_evidence
-from patchattack.reporting.field import write_field
-from patchattack.reporting.matrix import Matrix, write_matrix
 from patchattack.reporting.report import write_report
+from patchattack.reporting.sweep import write_evidence
+from patchattack.reporting.transfer import Matrix, write_matrix
+from patchattack.reporting.webcam import write_field
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PAGES = ("report", "evidence", "evidence_of_several", "compare", "matrix", "field")
@@ -78,7 +78,7 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Look:
         Matrix("Title", "Verdict.", "rate", "higher", ["random", "own"], ["a", "b", "c"], cells, "python", {}),
     )
     runs = [write_run(folder / "runs" / name, seed=n) for n, name in enumerate(("2026-01-01_12-00-00", "another run"))]
-    write_comparison(folder / "compare.html", load_runs(runs), "python scripts/compare.py")
+    write_comparison(folder / "compare.html", load_runs(runs), "patchattack compare")
     write_evidence(folder / "one", some_evidence())
     shutil.move(folder / "one" / "report.html", folder / "evidence.html")
     axes = {name: axis for name, axis in some_evidence().axes.items() if name != "yaw"}

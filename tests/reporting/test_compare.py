@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_evidence import Page, check_asks_nothing
+from test_sweep_report import Page, check_asks_nothing
 
 from patchattack.errors import InputError
 from patchattack.patch import Patch
@@ -26,16 +24,25 @@ CONFIG: dict[str, Any] = {
     "renderer": {"placement": {"area": 0.09}, "whole_frame": False},
     "data": {"scenes": 40},
 }
-CLASSIFICATION = {"_target_": "patchattack.attacks.classification.ClassificationAttack", "goal": "targeted"}
 
 
-def write_run(folder: Path, mean: float = 0.5, half: float = 0.1, torch_version: str = "2.15.0", **config: Any) -> str:
+def write_run(
+    folder: Path,
+    mean: float = 0.5,
+    half: float = 0.1,
+    torch_version: str = "2.15.0",
+    task: str = "flow",
+    metric: str = "cosine",
+    **config: Any,
+) -> str:
     """A finished run's folder, of a flow attack whose patch leaves a cosine of ``mean`` ± ``half``."""
     versions = {"torch": torch_version}
     patch = Patch(torch.rand(3, 8, 8), torch.ones(1, 8, 8), (60, 60))
-    patch.save(folder / "patch.png", {"victims": ["flow_matching"], "step": 7, "versions": versions})
+    facts = {"victims": ["flow_matching"], "step": 7, "versions": versions, "task": task}
+    patch.save(folder / "patch.png", facts | {"headline": [metric, "outside"]})
     rows = [
-        {"condition": condition, "metric": "cosine", "region": "outside", "n": 9}
+        {"condition": condition, "metric": metric, "region": "outside", "n": 9, "stronger": "lower"}
+        | {"label": "cosine similarity to the clean flow"}
         | {"mean": value, "low": value - half, "high": value + half}
         for condition, value in (("random", 0.9), ("patch", mean))
     ]
@@ -46,7 +53,7 @@ def write_run(folder: Path, mean: float = 0.5, half: float = 0.1, torch_version:
 
 
 def page_of(folder: Path, *runs: str) -> Page:
-    write_comparison(folder / "report.html", load_runs(runs), "python scripts/compare.py 'a b'")
+    write_comparison(folder / "report.html", load_runs(runs), "patchattack compare 'a b'")
     return Page(folder / "report.html")
 
 
@@ -59,7 +66,7 @@ def test_the_page_shows_the_runs_and_asks_nothing_of_anybody(tmp_path: Path) -> 
     for words in ("first <1>", "flow_matching", "60 × 60 mm, step 7", "−0.250", "[−0.350, −0.150]", "random 0.900"):
         assert words in text
     assert "cosine similarity to the clean flow ↓" in text
-    assert "python scripts/compare.py 'a b'" in text
+    assert "patchattack compare 'a b'" in text
     assert "Made by different versions" not in text
 
 
@@ -98,8 +105,7 @@ def test_the_strongest_is_named_only_if_intervals_are_apart(
 
 def test_what_makes_numbers_less_comparable_is_said_at_the_top(tmp_path: Path) -> None:
     first = write_run(tmp_path / "a")
-    target = CONFIG["attack"] | {"target": [1, 0], "distance": "epe"}
-    second = write_run(tmp_path / "b", torch_version="2.16.0", data={"scenes": 80}, attack=target)
+    second = write_run(tmp_path / "b", torch_version="2.16.0", data={"scenes": 80}, metric="epe_clean")
     page = page_of(tmp_path, first, second)
     top = " | ".join(page.text[: page.text.index("The patches")])
     assert "Made by different versions of torch: 2.15.0 (a), 2.16.0 (b)." in top
@@ -114,7 +120,7 @@ def test_runs_of_the_same_name_go_by_their_paths(tmp_path: Path) -> None:
 
 def test_bad_runs_are_refused_in_one_line(tmp_path: Path) -> None:
     good = write_run(tmp_path / "good")
-    other = write_run(tmp_path / "other", attack=CLASSIFICATION | {"target": "stop"})
+    other = write_run(tmp_path / "other", task="classification")
     unfinished = write_run(tmp_path / "unfinished")
     (Path(unfinished) / "results.json").unlink()
     torn = write_run(tmp_path / "torn")
@@ -123,8 +129,8 @@ def test_bad_runs_are_refused_in_one_line(tmp_path: Path) -> None:
         ([], "expected the folders of at least two runs, got none"),
         ([good], f"at least two runs, got {good}"),
         ([good, other], f"expected runs of one task, got {good} of flow and {other} of classification"),
-        ([good, unfinished], f"python train.py resume={unfinished}"),
-        ([good, torn], f"finished runs, got {torn}"),
+        ([good, unfinished], f"patchattack train resume={unfinished}"),
+        ([good, torn], f"this version, got {torn}"),
         ([good, str(tmp_path / "nowhere")], "nowhere"),
     ):
         with pytest.raises(InputError) as error:
@@ -133,33 +139,15 @@ def test_bad_runs_are_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("target", ["os.system", "os.nothing", "no.such.module", "patchattack.scene.Scene"])
-def test_of_a_strangers_run_nothing_but_an_attack_is_called(tmp_path: Path, target: str) -> None:
-    folder = write_run(tmp_path / "run", attack={"_target_": target, "command": f"touch {tmp_path / 'called'}"})
-    with pytest.raises(InputError, match=f"expected an attack that this version of patchattack knows, got {target}"):
-        load_run(Path(folder))
-    assert not (tmp_path / "called").exists()
-
-
-def compare() -> None:
-    runpy.run_path(str(PROJECT / "scripts" / "compare.py"), run_name="__main__")
-
-
-def test_real_runs_are_laid_side_by_side(tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]) -> None:
-    run, copy = tmp_path / "run", tmp_path / "a copy"
-    tiny = tuple(one for one in tiny if not one.startswith("data.size"))
-    made = command("attack=classification", *tiny, f"output={run}")
-    assert made.status == 0, made.err
-    shutil.copytree(run, copy)
-    outcome = command(str(run), str(copy), f"output={tmp_path / 'both'}", entry=compare)
-    assert outcome.status == 0, outcome.err
-    assert str(tmp_path / "both" / "report.html") in outcome.out
-    page = Page(tmp_path / "both" / "report.html")
-    check_asks_nothing(page)
-    assert {"run", "a copy", "Nothing in their configs.", "attack success rate ↑"} <= set(page.text)
+def test_a_run_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    folder = Path(write_run(tmp_path / "run"))
+    rows = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps([{**row, "metric": "another"} for row in rows]))
+    with pytest.raises(InputError, match=r"finished runs of this version, got .*no row of cosine"):
+        load_run(folder)
 
 
 def test_the_command_refuses_in_one_line(command: Callable[..., Any], tmp_path: Path) -> None:
-    outcome = command(f"runs=[{tmp_path}]", entry=compare)
+    outcome = command(f"runs=[{tmp_path}]", entry="compare")
     assert (outcome.status, outcome.err.count("\n")) == (2, 1)
     assert "at least two runs" in outcome.err

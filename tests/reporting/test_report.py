@@ -60,7 +60,7 @@ def some_report() -> Report:
         ],
         patch=torch.rand(4, 6, 6),
         setup=[("Victim", "compact <b>bold</b>")],
-        command="python train.py 'attack=flow' seed=3",
+        command="patchattack train 'attack=flow' seed=3",
         versions={"torch": "2.15.0"},
     )
 

@@ -119,12 +119,13 @@ def test_a_defence_that_does_not_fit_is_refused_with_its_task() -> None:
 def test_the_draw_reaches_what_is_random_and_none_ends_it(classifier: Victim) -> None:
     victim = Defended(classifier, [ResizePad()])
     fixed = victim(frames())
-    victim.draw(seeding.generator(1))
-    one = victim(frames())
-    victim.draw(seeding.generator(1))
-    assert torch.equal(victim(frames()), one)
+    with victim.randomised(seeding.generator(1)):
+        one = victim(frames())
+    with victim.randomised(seeding.generator(1)):
+        assert torch.equal(victim(frames()), one)
     assert not torch.equal(one, fixed)
-    victim.draw(None)
+    with pytest.raises(ZeroDivisionError), victim.randomised(seeding.generator(1)):
+        raise ZeroDivisionError
     assert torch.equal(victim(frames()), fixed)
 
 

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import gzip
 import json
+import sqlite3
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -332,6 +333,19 @@ def test_nothing_is_asked_twice_with_a_cache(service: Service, tmp_path: Path) -
     assert len(service.asked) == 2  # how images are sent changes no answer
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("boxes", [[[10, 20, 4, 6, 0.5, "car"]]]), ("candidates", [[[10, 20, 4, 6, 0.5, 0.0]]])],
+)
+def test_boxes_may_be_centres_and_sizes(service: Service, answer: str, said: Any) -> None:
+    reply: Any = (200, {}, json.dumps({answer: said}))
+    service.replies += [reply] * 2
+    victim = build_endpoint("detection", service.url, answer, size=(32, 32), classes=["car", "sign"], centres=True)
+    # Pixels of a service span [0, w], ours [-0.5, w - 0.5].
+    found = victim(torch.rand(1, 1, 3, 32, 32))[0, 0]
+    assert found.tolist() == [7.5, 16.5, 11.5, 22.5, 0.5, 0]
+
+
 def test_a_wrong_answer_is_not_remembered(service: Service, tmp_path: Path) -> None:
     victim = build(service, cache=str(tmp_path / "known.sqlite"))
     service.replies.append((200, {}, '{"logits": [[NaN, 1, 2]]}'))
@@ -340,9 +354,28 @@ def test_a_wrong_answer_is_not_remembered(service: Service, tmp_path: Path) -> N
     torch.testing.assert_close(victim(frames(1)), expected(frames(1)))
 
 
+def test_a_cache_that_is_deleted_is_written_again(service: Service, tmp_path: Path) -> None:
+    victim = build(service, cache=str(tmp_path / "known.sqlite"))
+    victim(frames(1))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    victim(frames(2))
+    build(service, cache=str(tmp_path / "known.sqlite"))(frames(2))
+    assert not service.asked
+
+
+def test_an_answer_that_is_damaged_is_refused(service: Service, tmp_path: Path) -> None:
+    victim = build(service, cache=str(tmp_path / "known.sqlite"))
+    victim(frames(1))
+    with contextlib.closing(sqlite3.connect(tmp_path / "known.sqlite")) as file, file:
+        file.execute("UPDATE answers SET answer = 'text'")
+    with pytest.raises(InputError, match="expected an answer from the file of answers, got 'a bytes-like"):
+        victim(frames(1))
+
+
 def test_a_cache_that_is_none_is_refused(service: Service, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no database, but long enough to be looked at " * 40)
-    with pytest.raises(InputError, match=r"victim\.cache: expected a file of answers that can be written"):
+    with pytest.raises(InputError, match=r"notes\.txt: expected a file of answers that can be read and written"):
         build(service, cache=str(tmp_path / "notes.txt"))
 
 

@@ -38,20 +38,20 @@ def test_one_member_at_random_answers_where_a_generator_chooses() -> None:
     victim = pair("random")
     chosen = []
     for seed in range(20):
-        victim.draw(seeding.generator(seed))
+        victim.randomise(seeding.generator(seed))
         outputs = victim(FRAMES)
         (number,) = (number for number, output in enumerate(outputs) if output is not None)
-        victim.draw(seeding.generator(seed))
+        victim.randomise(seeding.generator(seed))
         assert victim(FRAMES)[number] is not None  # the same generator chooses the same member
         chosen.append(number)
     assert 4 < sum(chosen) < 16
-    victim.draw(None)
+    victim.randomise(None)
     assert all(output is not None for output in victim(FRAMES))
 
 
 def test_only_a_random_ensemble_chooses() -> None:
     victim = pair("worst")
-    victim.draw(seeding.generator(0))
+    victim.randomise(seeding.generator(0))
     assert all(output is not None for output in victim(FRAMES))
 
 
@@ -83,13 +83,13 @@ def test_what_is_random_in_a_member_is_drawn() -> None:
     class Noisy(Constant):
         drawn: object = None
 
-        def draw(self, generator: torch.Generator | None) -> None:
+        def randomise(self, generator: torch.Generator | None) -> None:
             self.drawn = generator
 
     members = {"a": Noisy(1), "b": Noisy(2)}
     generator = torch.Generator()
     ensemble = Ensemble(members)
-    ensemble.draw(generator)
+    ensemble.randomise(generator)
     assert [member.drawn for member in members.values()] == [generator] * 2
-    ensemble.draw(None)
+    ensemble.randomise(None)
     assert [member.drawn for member in members.values()] == [None] * 2

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -180,5 +183,49 @@ def test_answers_survive_to_the_bit(answer: Any) -> None:
 
 def test_another_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "answers.sqlite").write_bytes(b"not a database, but long enough to be taken for one" * 100)
-    with pytest.raises(InputError, match=r"answers.sqlite: expected a file of answers that can be written, got '"):
+    with pytest.raises(
+        InputError, match=r"answers.sqlite: expected a file of answers that can be read and written, got '"
+    ):
         opened(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["the file", "the folder"])
+def test_a_journal_that_is_deleted_is_written_again(tmp_path: Path, what: str) -> None:
+    ask, folder = Asked(), tmp_path / "run"
+    folder.mkdir()
+    journal = opened(folder)
+    journal.keep(frames(0), ask)
+    journal.note(frames(1), ask)
+    if what == "the file":
+        (folder / "answers.sqlite").unlink()  # which leaves SQLite's files beside it
+    else:
+        shutil.rmtree(folder)
+    journal.note(frames(2), ask)
+    # Killed: nothing is closed.
+    again = opened(folder)
+    assert torch.equal(again.keep(frames(0), ask), Asked()(frames(0)))
+    for seed in (1, 2):
+        assert torch.equal(again.note(frames(seed), ask), Asked()(frames(seed)))
+    assert ask.count == 6
+
+
+@pytest.mark.parametrize("answer", [None, 7, "text", b"", b"\0" * 8, packed(torch.rand(2))[:-1]])
+def test_an_answer_that_is_damaged_is_refused(tmp_path: Path, answer: Any) -> None:
+    journal = opened(tmp_path)
+    journal.keep(frames(0), Asked())
+    journal.note(frames(0), Asked())
+    journal.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "answers.sqlite")) as file, file:
+        file.execute("UPDATE recent SET answer = ?", [answer])
+        file.execute("UPDATE kept SET answer = ?", [answer])
+    again = opened(tmp_path)
+    for method in (again.note, again.keep) if answer is not None else (again.note,):
+        with pytest.raises(InputError, match=r"answers.sqlite: expected the answers of a run, got"):
+            method(frames(0), Asked())
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "answers.sqlite")) as file, file:
+        file.execute("CREATE TABLE kept (question BLOB PRIMARY KEY, other BLOB)")
+    with pytest.raises(InputError, match="no such column: answer"):
+        opened(tmp_path).keep(frames(0), Asked())

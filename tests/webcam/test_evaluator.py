@@ -17,15 +17,15 @@ from patchattack.errors import InputError, VictimError
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import Layout
 from patchattack.victims.victim import Victim
+from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import Recorded
 from patchattack.webcam.evaluator import evaluate
 from patchattack.webcam.pose import Lens
 from patchattack.webcam.screen import Nowhere
 from patchattack.webcam.session import Setup
 from patchattack.webcam.summary import Origin, Outcome, publish
-from patchattack.webcam.trial import Trial
 
-ORIGIN = Origin("The patch", [("Source", "film.avi")], "python scripts/webcam.py source=film.avi", {"torch": "2"})
+ORIGIN = Origin("The patch", [("Source", "film.avi")], "patchattack webcam source=film.avi", {"torch": "2"})
 
 
 class Failing:
@@ -50,7 +50,7 @@ def measure(
     def run(error: BaseException | None = None, at: int = 0, progress: Any = iter, images: Any = None) -> Outcome:
         victim, attack = coloured(), ClassificationAttack("targeted", "sheet")
         network = victim if error is None else Failing(victim, error, at)
-        trial = Trial("coloured", victim, attack, network, torch.device("cpu"))
+        trial = CameraVictim("coloured", victim, attack, network, torch.device("cpu"))
         frames = [photo()] * 4 if images is None else images
         capture = Recorded((None if one is None else one[..., ::-1] for one in frames), 1, 10)
         return evaluate(Setup([trial], patch, [sheet], Lens(60)), capture, Nowhere(), tmp_path, ORIGIN, progress)

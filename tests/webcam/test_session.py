@@ -21,13 +21,13 @@ from patchattack.printing import fiducials
 from patchattack.printing.fiducials import Layout, Sighting, layout
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.victim import Victim
+from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import Capture, Recorded, Shot
 from patchattack.webcam.digital import predict
 from patchattack.webcam.pose import Lens
 from patchattack.webcam.records import read
 from patchattack.webcam.screen import Nowhere
 from patchattack.webcam.session import Session, Setup
-from patchattack.webcam.trial import Trial
 
 
 class Keyboard:
@@ -48,9 +48,9 @@ class Keyboard:
         self.closed = True
 
 
-def trial(victim: Victim, name: str = "coloured") -> Trial:
+def trial(victim: Victim, name: str = "coloured") -> CameraVictim:
     attack: Any = FlowAttack() if victim.task == "flow" else ClassificationAttack("targeted", "sheet")
-    return Trial(name, victim, attack, victim, torch.device("cpu"))
+    return CameraVictim(name, victim, attack, victim, torch.device("cpu"))
 
 
 @pytest.fixture

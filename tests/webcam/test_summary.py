@@ -20,7 +20,7 @@ from patchattack.webcam.summary import by_stretch, note_predicted, publish, summ
 NOTED = {
     "title": "The patch",
     "setup": [["Patch", "outputs/x"]],
-    "command": "python scripts/webcam.py source=0",
+    "command": "patchattack webcam source=0",
     "versions": {"torch": "2"},
     "rule": "success is x",
     "label": "x",

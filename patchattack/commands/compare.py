@@ -1,0 +1,32 @@
+"""Compare runs: their patches, what differs in their configs, their numbers and their learning curves.
+
+patchattack compare RUN RUN [RUN ...] [output=FOLDER]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from patchattack import cli, folders
+from patchattack.errors import quoted
+
+
+def main() -> None:
+    """Words that set no key are runs."""
+    runs = [word for word in sys.argv[1:] if not word.startswith("-") and ("=" not in word or Path(word).is_dir())]
+    if runs:
+        listed = ",".join(quoted(run) for run in runs)
+        sys.argv[1:] = [word for word in sys.argv[1:] if word not in runs] + [f"runs=[{listed}]"]
+    cli.command("compare", run)
+
+
+def run(parts: dict[str, Any]) -> None:
+    """Read the runs and write the report."""
+    from patchattack.reporting.compare import load_runs, write_comparison
+
+    runs = load_runs([str(one) for one in parts["runs"]])
+    folder = folders.new_folder(parts["output"], "compare")
+    write_comparison(folder / "report.html", runs, cli.command_line())
+    cli.print_files(folder, report="report.html")

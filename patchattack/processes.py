@@ -1,0 +1,82 @@
+"""Devices and processes: one of each without Lightning Fabric, whose import alone takes seconds; more with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from patchattack.errors import InputError
+from patchattack.job import Fabric, Settings
+
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
+_AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class OneDevice:
+    """One process on one device: the part of Lightning Fabric that runs use, :class:`patchattack.job.Fabric`.
+
+    Args:
+        device: to work on.
+        dtype: of mixed precision; None for full precision.
+    """
+
+    global_rank, world_size = 0, 1
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        self.device, self.dtype = device, dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The run's precision."""
+        return contextlib.nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def all_reduce(self, data: Any, *, reduce_op: str) -> Any:
+        """``data`` as it is: there is no other process."""
+        return data
+
+    def broadcast(self, data: Any) -> Any:
+        """``data`` as it is: there is no other process."""
+        return data
+
+
+def start(settings: Settings) -> Fabric:
+    """The device that the settings name; of several processes, this one among them.
+
+    Raises:
+        InputError: there is no such device, or it cannot do this precision.
+    """
+    accelerator, cuda = settings.accelerator, torch.cuda
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"trainer.accelerator: expected auto, cpu, cuda or mps, got {accelerator}")
+    if accelerator in ("cuda", "gpu") and cuda.device_count() < settings.devices:
+        raise InputError(
+            f"trainer.accelerator={accelerator}: expected {settings.devices} CUDA device(s), got "
+            f"{cuda.device_count()}; use trainer.accelerator=cpu, or fewer trainer.devices"
+        )
+    if accelerator == "mps" and not torch.backends.mps.is_available():
+        raise InputError("trainer.accelerator=mps: expected an Apple GPU, got none; use trainer.accelerator=cpu")
+    on_gpu = accelerator != "cpu" and cuda.is_available()
+    precision = settings.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu and cuda.is_bf16_supported() else "32-true"
+    torch.set_flush_denormal(True)  # gradients that vanish through a recurrent network cost a CPU a tenth of a step
+    if settings.devices > 1 or precision not in _AUTOCAST:
+        return _several(settings, precision)
+    apple = accelerator != "cpu" and not on_gpu and torch.backends.mps.is_available()
+    return OneDevice(torch.device("cuda:0" if on_gpu else "mps:0" if apple else "cpu"), _AUTOCAST[precision])
+
+
+def _several(settings: Settings, precision: str) -> Fabric:
+    """Lightning Fabric, its processes started."""
+    from lightning_fabric import Fabric as Lightning
+
+    make: Callable[..., Any] = Lightning
+    try:
+        fabric = make(accelerator=settings.accelerator, devices=settings.devices, precision=precision)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"trainer: expected a device and a precision that Fabric knows, got: {error}") from error
+    fabric.launch()
+    return fabric  # type: ignore[no-any-return]

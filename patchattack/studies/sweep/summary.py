@@ -1,0 +1,379 @@
+"""From the table of views to numbers with intervals, what the patch does beyond chance, and the report."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from patchattack import files, statistics
+from patchattack.attacks.attack import Attack
+from patchattack.controls import called
+from patchattack.errors import InputError
+from patchattack.evaluation import LOSS, Row
+from patchattack.reporting.report import Example, example
+from patchattack.reporting.sweep import Axis as Shown
+from patchattack.reporting.sweep import Evidence
+from patchattack.statistics import FEWEST, Outcome, too_few
+from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
+from patchattack.studies.sweep.measure import KEYS, Bench, Table
+
+EXAMPLES = 4  # scenes that the report shows
+Pair = tuple[str, str]  # victim and patch
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a sweep has found.
+
+    Attributes:
+        rows: victim, patch, axis, level, condition, metric, region, mean, low, high (95 %), n (scenes).
+        excess: victim, patch, axis, level, mean, low, high, p, p_adjusted, n: patch minus random patch in the
+            headline's metric, paired by scene, positive where the patch is the stronger attack; p of the sign-flip
+            test, adjusted over all rows (Holm).
+        rivals: the same at the baseline against every control, with its name as ``condition``, the strongest first;
+            p is of each by itself.
+        destruction: victim, patch, axis, level, rate, low, high, n: share of the baseline's successes that the level
+            undoes (Kurakin et al. 2016, equation 2), the mean over scenes.
+    """
+
+    rows: list[Row]
+    excess: list[Row]
+    rivals: list[Row]
+    destruction: list[Row]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point for one victim and patch.
+
+    Attributes:
+        bench: victim and patch.
+        point: where.
+        values: condition to metric (``metric/region``) to ``[n, draws]``, NaN where unknown.
+    """
+
+    bench: Bench
+    point: Point
+    values: Mapping[str, Mapping[str, np.ndarray]]
+
+    def per_scene(self, condition: str, metric: str) -> np.ndarray:
+        """``[n]`` means over the draws that are known."""
+        values = self.values[condition][metric]
+        known = (~np.isnan(values)).sum(axis=1)
+        return np.where(known > 0, np.nansum(values, axis=1) / np.maximum(known, 1), np.nan)
+
+    def effects(self, condition: str) -> np.ndarray:
+        """``[n]`` the headline's metric, signed so that more is a stronger attack."""
+        sign = self.bench.attack.metrics_known[self.bench.attack.headline[0]].sign
+        return sign * self.per_scene(condition, "/".join(self.bench.attack.headline))
+
+    @property
+    def key(self) -> Row:
+        """Where this is, for rows."""
+        names = {"victim": self.bench.victim, "patch": self.bench.crafted}
+        return names | {"axis": self.point.axis, "level": self.point.level}
+
+
+def read(path: Path, table: Table) -> Iterator[Measured]:
+    """``views.csv``, one point at a time."""
+    benches = {(one.victim, one.crafted): (one, known) for one, known in zip(table.benches, table.known, strict=True)}
+    points = {(point.axis, point.text): point for point in table.points}
+    first = len(KEYS)
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.reader(file)
+        next(rows)
+        for (victim, crafted, axis, text), group in itertools.groupby(rows, key=lambda row: tuple(row[:4])):
+            bench, known = benches[victim, crafted]
+            cells: dict[str, list[list[str]]] = {}
+            for row in group:
+                cells.setdefault(row[first - 1], []).append(row[first : first + len(table.metrics)])
+            values = {}
+            for condition, lines in cells.items():
+                numbers = np.array([[float(cell or "nan") for cell in line] for line in lines])
+                columns = numbers.T.reshape(len(table.metrics), -1, bench.draws)
+                pairs = zip(table.metrics, columns, strict=True)
+                values[condition] = {metric: column for metric, column in pairs if metric in known}
+            yield Measured(bench, points[axis, text], values)
+
+
+def summarise(path: Path, table: Table, margin: float) -> Summary:
+    """All statistics of a table, point by point.
+
+    Args:
+        path: of ``views.csv``.
+        table: that it was made from.
+        margin: as in :func:`successes`.
+    """
+    summary = Summary([], [], [], [])
+    at_baseline: dict[Pair, np.ndarray] = {}
+    for measured in read(path, table):
+        bench, pair = measured.bench, (measured.bench.victim, measured.bench.crafted)
+        rate = bench.attack.metrics_known[bench.attack.headline[0]].rate
+        for condition in measured.values:
+            summary.rows.extend(_means(measured, condition))
+        summary.excess.append(_beyond(measured, "random", rate))
+        won = successes(measured, margin)
+        if measured.point.axis != BASELINE:
+            summary.destruction.append(measured.key | _destroyed(at_baseline[pair], won))
+            continue
+        at_baseline[pair] = won
+        others = [condition for condition in measured.values if condition not in ("clean", "patch")]
+        others.sort(key=lambda one: statistics.mean(measured.effects(one)), reverse=True)
+        summary.rivals.extend({"condition": one} | _beyond(measured, one, rate) for one in others)
+    for row, p in zip(summary.excess, statistics.holm([row["p"] for row in summary.excess]), strict=True):
+        row["p_adjusted"] = p
+    return summary
+
+
+def _means(measured: Measured, condition: str) -> Iterator[Row]:
+    for name in measured.values[condition]:
+        metric, _, region = name.rpartition("/")
+        values = measured.per_scene(condition, name)
+        rate = measured.bench.attack.metrics_known.get(metric, LOSS).rate
+        row = {"condition": condition, "metric": metric, "region": region}
+        yield measured.key | row | statistics.estimate(values, rate)
+
+
+def _beyond(measured: Measured, control: str, rate: bool) -> Row:
+    """What the patch does beyond a control."""
+    differences = measured.effects("patch") - measured.effects(control)
+    return measured.key | statistics.paired(differences, rate) | {"p": statistics.sign_flip(differences)}
+
+
+def successes(measured: Measured, margin: float) -> np.ndarray:
+    """``[n, draws]``: 1 where the patch won, 0 where it did not, NaN where there was nothing to win.
+
+    Won is a success of one half or more, as :meth:`Attack.success` counts it.
+    """
+
+    def keyed(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
+        return {tuple(name.rsplit("/", 1)): array for name, array in values.items()}  # type: ignore[misc]
+
+    patch, clean = (keyed(measured.values[condition]) for condition in ("patch", "clean"))
+    rates = measured.bench.attack.success(patch, clean, margin)
+    return np.where(np.isnan(rates), np.nan, rates >= 0.5)
+
+
+def _destroyed(before: np.ndarray, now: np.ndarray) -> Row:
+    """Of the draws that won ``before``, the share that does not ``now``; a scene counts once."""
+    counts = (before == 1) & ~np.isnan(now)
+    lost = (counts & (now == 0)).sum(axis=1)
+    shares = np.where(counts.any(axis=1), lost / np.maximum(counts.sum(axis=1), 1), np.nan)
+    rate, low, high = statistics.wilson(shares)
+    return {"rate": rate, "low": low, "high": high, "n": int(counts.any(axis=1).sum())}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a sweep comes from.
+
+    Attributes:
+        data: the source, in words.
+        command: that was typed.
+        versions: package to version.
+    """
+
+    data: str
+    command: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer.
+
+    Attributes:
+        outcome: it works where every patch beats every control on every victim.
+        sentence: in words, with the excess over the random patch.
+        facts: the numbers behind it.
+    """
+
+    outcome: Outcome
+    sentence: str
+    facts: str
+
+
+def headline(summary: Summary, attack: Attack) -> Headline:
+    """What the baseline says, of each patch on each victim.
+
+    A patch works where it does more than a random one (:func:`statistics.effect`) and more than each other control: to
+    beat all of them is at least as hard as to beat the strongest, so that needs no correction (Berger 1982).
+    """
+    name, region = attack.headline
+    metric = attack.metrics_known[name]
+    place = {"outside": " outside the patch", "patch": " on the patch"}.get(region, "")
+    excess = [row for row in summary.excess if row["axis"] == BASELINE]
+    verdicts, facts = [], []
+    for row in excess:
+        pair = {key: row[key] for key in ("victim", "patch")}
+        rivals = [one for one in summary.rivals if pair.items() <= one.items()]
+        unbeaten = [one["condition"] for one in rivals if not one["low"] > 0]
+        beats_chance = statistics.effect(row["low"], row["p_adjusted"])
+        verdicts.append((row, beats_chance, unbeaten))
+        means = {
+            one["condition"]: f"{one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+            for one in summary.rows
+            if (pair | {"axis": BASELINE, "metric": name, "region": region}).items() <= one.items()
+        }
+        strongest = rivals[0]["condition"]
+        named = list(dict.fromkeys(["clean", strongest, "random", "patch"]))
+        shown = ", ".join(f"{means[one]} with {called(one)}" for one in named)
+        facts.append(
+            f"{row['patch']} on {row['victim']}: {metric.label}{place} {shown}; {row['n']} test scenes, 95 % intervals."
+        )
+    count = len(summary.excess)
+    test = f"after Holm's correction over {count} points" if count > 1 else "by the sign-flip test"
+    row, beats_chance, unbeaten = verdicts[0]
+    unbeaten = [one for one in unbeaten if one != "random"]
+    beyond = f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    works = all(beats and not others for _, beats, others in verdicts)
+    outcome = Outcome.WORKS if works else Outcome.FAILS
+    if row["n"] < FEWEST:
+        outcome, sentence = Outcome.INCONCLUSIVE, too_few(row["n"], "test scenes")
+    elif len(verdicts) > 1:
+        won = sum(beats and not others for _, beats, others in verdicts)
+        best = max(excess, key=lambda one: one["mean"])
+        sentence = (
+            f"{won} of {len(verdicts)} pairs of patch and victim do more than random patches and all other controls; "
+            f"the largest excess over random in {metric.label}{place} is {best['mean']:.3f} [{best['low']:.3f}, "
+            f"{best['high']:.3f}], of {best['patch']} on {best['victim']}."
+        )
+    elif not beats_chance:
+        sentence = (
+            f"No effect is shown: beyond a random patch of its size it moves the {metric.label}{place} by {beyond} "
+            f"(p = {row['p_adjusted']:.2g} {test})."
+        )
+    else:
+        sentence = (
+            f"The patch moves the {metric.label}{place} by {beyond} more than a random patch of its size "
+            f"(p = {row['p_adjusted']:.2g} {test})"
+        )
+        sentence += f", but by no more than {called(unbeaten[0])} does." if unbeaten else "."
+    return Headline(outcome, sentence, " ".join(facts))
+
+
+def examples(bench: Bench, baseline: Point, strongest: str) -> list[Example]:
+    """Scenes to look at, outputs drawn on one scale: without, with the strongest control, random and the patch."""
+    result = []
+    count = min(EXAMPLES, len(bench.numbers))
+    for place in (one * len(bench.numbers) // count for one in range(count)):
+        look = bench.look(baseline.renderer, place, 0)
+        conditions = list(bench.textures)
+        chosen = [conditions.index(one) for one in dict.fromkeys([strongest, "random", "patch"])]
+        frames = [look.scene.frames[0].cpu(), *(look.view.frames[row].cpu() for row in chosen)]
+        outputs = [look.clean[:1], *(look.hit[row : row + 1] for row in chosen)]
+        names = ["clean", *(conditions[row] for row in chosen)]
+        result.append(example(bench.attack, names, frames, outputs))
+    return result
+
+
+def check_format(name: str) -> None:
+    """Refuse a format before any work starts.
+
+    Raises:
+        InputError: there is no such format, or what writes it is not installed.
+    """
+    if name not in ("csv", "parquet"):
+        raise InputError(f"format: expected csv or parquet, got {name}")
+    if name == "parquet":
+        try:
+            import polars  # noqa: F401
+        except ImportError as error:
+            raise InputError("format=parquet: expected polars, got no such package; pip install polars") from error
+
+
+def to_parquet(path: Path, table: Table) -> Path:
+    """``views.parquet`` beside ``views.csv``, a piece at a time."""
+    import polars
+
+    words = {"victim", "patch", "axis", "level", "condition"}
+    kinds: dict[str, Any] = {
+        name: polars.String if name in words else polars.Int64 if name in KEYS else polars.Float64
+        for name in table.columns
+    }
+    target = path.with_suffix(".parquet")
+    polars.scan_csv(path, schema=kinds).sink_parquet(target)
+    return target
+
+
+def write(folder: Path, summary: Summary, answer: Headline, left_out: Sequence[str]) -> None:
+    """``summary.json``."""
+    whole = {
+        "sentence": answer.sentence,
+        "works": answer.outcome is Outcome.WORKS,
+        "outcome": answer.outcome,
+        "facts": answer.facts,
+        "excess": summary.excess,
+        "rivals": summary.rivals,
+        "destruction": summary.destruction,
+        "rows": summary.rows,
+        "left_out": list(left_out),
+    }
+    files.write_json(folder / "summary.json", whole)
+
+
+def evidence(
+    table: Table, axes: Mapping[str, Axis], summary: Summary, answer: Headline, left_out: Sequence[str], origin: Origin
+) -> Evidence:
+    """All that the report shows.
+
+    Args:
+        table: what was measured.
+        axes: as they were asked for.
+        summary, answer: what was found.
+        left_out: points that could not be rendered, with the reason.
+        origin: where the sweep comes from.
+    """
+    bench, baseline = table.benches[0], table.points[0]
+    metrics = {name: metric for one in table.benches for name, metric in one.attack.metrics_known.items()}
+    levels: dict[str, list[Level]] = {}
+    for point in table.points[1:]:
+        levels.setdefault(point.axis, []).append(point.level)
+    legend, legend_text = bench.attack.legend()
+    patches = {one.crafted: torch.cat([one.patch(), one.patch.mask]).detach() for one in table.benches}
+    victims = dict.fromkeys(one.victim for one in table.benches)
+    scenes = f"{len(bench.numbers)} test scenes × {bench.draws} draws at each of {len(table.points)} points"
+    setup = [
+        ("Victims" if len(victims) > 1 else "Victim", ", ".join(victims)),
+        ("Patches" if len(patches) > 1 else "Patch", ", ".join(patches)),
+        ("Data", f"{origin.data}, {scenes}"),
+        ("Views", f"{table.views():,}, each condition under the same draws: {', '.join(bench.conditions)}"),
+        ("Seed", f"{bench.seed}"),
+    ]
+    if left_out:
+        setup.append(("Left out", "; ".join(left_out)))
+    return Evidence(
+        title=f"{bench.attack.task.capitalize()}: {', '.join(patches)} against {', '.join(victims)}",
+        sentence=answer.sentence,
+        outcome=answer.outcome,
+        facts=answer.facts,
+        setup=setup,
+        command=origin.command,
+        versions=origin.versions,
+        axes={
+            name: Shown(
+                CROSS.join(axes[one].label for one in name.split(CROSS)),
+                levels[name],
+                axes[name].kind if name in axes else "category",
+            )
+            for name in levels
+        },
+        rows=summary.rows,
+        excess=summary.excess,
+        destruction=summary.destruction,
+        headline=bench.attack.headline,
+        labels={name: metric.label for name, metric in metrics.items()} | {"loss": "attack loss"},
+        arrows={name: metric.stronger for name, metric in metrics.items()} | {"loss": "lower"},
+        examples=examples(bench, baseline, summary.rivals[0]["condition"]),
+        legend=legend,
+        legend_text=legend_text,
+        changes_legend=bench.attack.changes_legend(),
+        patches=patches,
+    )

@@ -1,0 +1,152 @@
+"""How much a whole step costs over the victim's own forward and backward pass.
+
+python scripts/maintain/benchmark.py
+
+One process; the two sides of each ratio run in turn, pair by pair, and the median of the pairs' ratios is printed, so
+that a machine whose speed drifts does not matter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from patchattack import seeding
+from patchattack.attacks.flow import FlowAttack
+from patchattack.eot.appearance import Brightness, Contrast
+from patchattack.eot.camera import SensorNoise
+from patchattack.eot.placement import Uniform
+from patchattack.eot.renderer import Renderer
+from patchattack.patch import Patch
+from patchattack.regularizers.nps import NonPrintability
+from patchattack.regularizers.tv import TotalVariation
+from patchattack.scene import Scene
+from patchattack.victims.torchvision_flow import Raft
+
+
+class Step:
+    """A whole step as the loop takes it: draw, render, victim, loss, regularisers, update; and its floor.
+
+    Args:
+        victim: frames to an output.
+        loss: of the output, the clean output, the scene and the view, ``[B]``.
+        shape: of the frames, ``(B, T, H, W)``.
+        device: where to run.
+    """
+
+    def __init__(
+        self, victim: nn.Module, loss: Callable[..., Tensor], shape: tuple[int, int, int, int], device: torch.device
+    ) -> None:
+        batch, frames, height, width = shape
+        self.victim, self.loss, self.device = victim.to(device), loss, device
+        images = torch.randint(0, 256, (batch, frames, 3, height, width), dtype=torch.uint8)
+        self.scene = Scene(images, torch.arange(batch))
+        self.patch = Patch.create(resolution=64).to(device)
+        self.renderer = Renderer(
+            Uniform(area=0.09), {"contrast": Contrast(), "brightness": Brightness()}, {"sensor_noise": SensorNoise()}
+        )
+        self.regularizers = [TotalVariation(0.001).to(device), NonPrintability(0.1).to(device)]
+        self.optimizer = torch.optim.Adam(self.patch.parameters(), lr=0.02)
+        self.frames = self.scene.to(device).frames.requires_grad_()
+        self.clean = self.reference()
+        self.count = 0
+
+    @torch.no_grad()
+    def reference(self) -> Any:
+        """The victim on the clean frames."""
+        return self.victim(self.scene.to(self.device).frames)
+
+    def whole(self, recompute: bool = False) -> None:
+        """One step; with ``recompute`` the clean output is computed again instead of remembered."""
+        self.count += 1
+        numbers = seeding.numbers([(self.count, row) for row in range(len(self.scene))])
+        self.optimizer.zero_grad()
+        draw = self.renderer.draw(self.scene, self.patch, numbers)
+        scene = self.scene.to(self.device)
+        clean = self.reference() if recompute else self.clean
+        texture = self.patch()
+        view = self.renderer(texture, self.patch.mask, scene, draw)
+        total = self.loss(self.victim(view.frames), clean, scene, view).mean()
+        for regularizer in self.regularizers:
+            total = total + regularizer.weight * regularizer(texture, self.patch.mask)
+        total.backward()
+        self.optimizer.step()
+        self.patch.project_()
+
+    def floor(self) -> None:
+        """The victim's forward pass and its backward pass to the input, on the same batch."""
+        torch.autograd.grad(self.victim(self.frames).sum(), self.frames)
+
+
+def seconds(work: Callable[[], None], device: torch.device) -> float:
+    """Of one call, the device's work included."""
+    begin = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
+
+
+def compare(name: str, first: Callable[[], None], second: Callable[[], None], pairs: int, device: torch.device) -> str:
+    """Median of first over second, and the quartiles, as a table's row."""
+    first()
+    second()
+    ratios, seconds_first, seconds_second = [], [], []
+    for number in tqdm(range(pairs), desc=name, leave=False):
+        order = (first, second) if number % 2 else (second, first)
+        times = {work: seconds(work, device) for work in order}
+        ratios.append(times[first] / times[second])
+        seconds_first.append(times[first])
+        seconds_second.append(times[second])
+    low, median, high = statistics.quantiles(ratios, n=4)
+    one, other = (f"{statistics.median(values) * 1000:.0f} ms" for values in (seconds_first, seconds_second))
+    return f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {one} / {other} |"
+
+
+class LogitsOnly(nn.Module):
+    """torchvision's ResNet-18 on single frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnet18
+
+        self.network = resnet18(weights=None).eval().requires_grad_(False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``[B, 1, 3, H, W]`` to logits ``[B, 1000]``."""
+        return self.network(frames[:, 0])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    device, pairs = torch.device(arguments.device), arguments.pairs
+    torch.manual_seed(0)
+    torch.set_flush_denormal(True)  # as every run does
+
+    attack = FlowAttack()
+    logits = Step(LogitsOnly(), lambda hit, *_: -hit.log_softmax(dim=1)[:, 0], (16, 1, 224, 224), device)
+    flow = Step(Raft("small", weights="random"), attack.loss, (2, 2, 256, 512), device)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{where}, torch {torch.__version__}, medians over {pairs} interleaved pairs\n")
+    print("| | ratio | quartiles | medians |\n| --- | --- | --- | --- |")
+    for row in (
+        ("step over victim, ResNet-18, 224×224, batch 16", logits.whole, logits.floor),
+        ("step over victim, RAFT-small, 256×512, batch 2", flow.whole, flow.floor),
+        ("cached over recomputed clean flow, RAFT-small", flow.whole, lambda: flow.whole(recompute=True)),
+    ):
+        print(compare(*row, pairs, device), flush=True)
+
+
+if __name__ == "__main__":
+    main()
