@@ -23,7 +23,7 @@ from patchattack.victims import contract
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
-ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS, CUTOUT = range(8)  # what a generator is for, beside the seed
+ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS = range(7)  # what a generator is for, beside the seed
 
 
 @dataclass(frozen=True)

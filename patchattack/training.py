@@ -18,11 +18,10 @@ from tqdm import tqdm
 from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
 from patchattack.controls import always, random_patches
-from patchattack.devices import transfer
 from patchattack.eot.renderer import Draw
 from patchattack.eot.zoom import zoomed
 from patchattack.errors import DivergedError, InputError, InterruptedRunError
-from patchattack.job import CUTOUT, ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM, Fabric, Job
+from patchattack.job import ORDER, SEARCH, STARTS, TRAINING, VALIDATION, VICTIM, Fabric, Job
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.scene import Scene
 from patchattack.search import find_starts
@@ -67,9 +66,14 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             share = scenes // fabric.world_size
             for part in range(settings.accumulate):
                 first = part * scenes + fabric.global_rank * share  # place among all scenes of the update
-                names = [(step, place, draw) for place in range(first, first + share) for draw in range(settings.draws)]
-                numbers = seeding.numbers([(job.seed, TRAINING, *name) for name in names])
-                batches.append(_batch(job, next(loader), numbers, _shown(job, names)))
+                numbers = seeding.numbers(
+                    [
+                        (job.seed, TRAINING, step, place, draw)
+                        for place in range(first, first + share)
+                        for draw in range(settings.draws)
+                    ]
+                )
+                batches.append(_batch(job, next(loader), numbers))
             update = _Update(job, step, batches)
             if isinstance(optimizer, GradientFree):
                 optimizer.draw(seeding.generator(job.seed, SEARCH, step))
@@ -296,7 +300,7 @@ def _selected(output: Any, rows: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _batch(job: Job, scene: Scene, numbers: Numbers, shown: Tensor | None = None) -> _Batch:
+def _batch(job: Job, scene: Scene, numbers: Numbers) -> _Batch:
     """A batch as its source gave it, drawn; ``numbers`` has a row for each draw of each scene."""
     settings, device = job.settings, job.fabric.device
     rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
@@ -306,20 +310,22 @@ def _batch(job: Job, scene: Scene, numbers: Numbers, shown: Tensor | None = None
     else:
         scene = scene.to(device).select(rows)
         clean = job.references(scene)
-    return _Batch(scene, clean, job.renderer.draw(scene, job.patch, numbers), shown).repeat(_candidates(job))
+    draw = job.renderer.draw(scene, job.patch, numbers)
+    return _Batch(scene, clean, draw, _shown(job, numbers)).repeat(_candidates(job))
 
 
-def _shown(job: Job, names: list[tuple[int, int, int]]) -> Tensor | None:
+def _shown(job: Job, numbers: Numbers) -> Tensor | None:
     """The texels that each view shows, ``[n, 1, h, w]``: all but a rectangle of its own; None where all show all."""
     if not job.settings.cutout:
         return None
-    size = torch.tensor(job.patch.mask.shape[1:])
-    y, x = (torch.arange(int(side)).add(0.5) for side in size)
-    place, side = seeding.numbers([(job.seed, CUTOUT, *name) for name in names]).unit(4).unflatten(1, (2, 2)).unbind(1)
-    centre, half = place * size, side * job.settings.cutout * size / 2  # [n, 2]
-    rows, columns = ((ticks - centre[:, axis, None]).abs() < half[:, axis, None] for axis, ticks in enumerate((y, x)))
-    hidden = rows[:, None, :, None] & columns[:, None, None, :]
-    return transfer((~hidden).float(), job.fabric.device)
+    device, (height, width) = job.fabric.device, job.patch.mask.shape[1:]
+    y, x, high, wide = numbers.streams({"cutout": 1}, device)[0].unit(4).T[..., None]  # [n, 1] each
+
+    def hidden(texels: int, centre: Tensor, side: Tensor) -> Tensor:
+        places = (torch.arange(texels, device=device) + 0.5) / texels
+        return (places - centre).abs() < side * job.settings.cutout / 2
+
+    return (~(hidden(height, y, high)[:, :, None] & hidden(width, x, wide)[:, None])).unsqueeze(1).float()
 
 
 class _Update:

@@ -457,20 +457,23 @@ def test_batches_that_grow_show_as_many_scenes_in_all(make: Callable[..., Job], 
 
 def test_a_cutout_hides_another_rectangle_in_every_view_of_the_training(make: Callable[..., Job]) -> None:
     job = make(replace(SETTINGS, cutout=0.9, draws=3))
-    names = [(0, place, draw) for place in range(2) for draw in range(3)]
-    shown = training._shown(job, names)
+    keys = [(0, place, draw) for place in range(2) for draw in range(3)]
+    shown = training._shown(job, seeding.numbers(keys))
     assert shown is not None
     assert shown.shape == (6, 1, 16, 16)
     assert len({tuple(one.flatten().tolist()) for one in shown}) == 6
-    assert torch.equal(training._shown(job, names[4:]), shown[4:])
+    part = training._shown(job, seeding.numbers(keys[4:]))
+    assert part is not None
+    assert torch.equal(part, shown[4:])
     for hidden in 1 - shown[:, 0]:  # one rectangle
         assert torch.equal(hidden, hidden.amax(dim=1, keepdim=True) * hidden.amax(dim=0))
-    numbers = seeding.numbers(names)
-    scene = job.source.__getitems__([0, 1])
+    batch = training._batch(job, job.source.__getitems__([0, 1]), seeding.numbers(keys))
+    assert batch.shown is not None
+    assert torch.equal(batch.shown, shown)
 
     def gradient(shown: Tensor | None) -> Tensor:
         job.patch.zero_grad()
-        training._losses(job, training._batch(job, scene, numbers, shown), seeding.generator(0))["attack"].backward()
+        training._losses(job, replace(batch, shown=shown), seeding.generator(0))["attack"].backward()
         assert job.patch.free.grad is not None
         return job.patch.free.grad.clone()
 

@@ -14,7 +14,10 @@ from typing import Any
 
 from patchattack import cli, folders
 
-UNBUILT = ("renderer", "regularizers", "patch", "printed", "ablations")
+UNBUILT = (
+    *("attack", "optimizer", "schedule", "trainer", "renderer", "regularizers", "patch"),  # as ablation.BUILT
+    *("printed", "ablations"),
+)
 
 
 def main() -> None:
@@ -27,12 +30,12 @@ def run(given: dict[str, Any]) -> None:
     from patchattack import processes
     from patchattack.studies import ablation
 
-    names = {"data": "source", "trainer": "settings", "print": "sheet"}
-    shared = ("attack", "victim", "optimizer", "schedule", "tracker", *names)
+    names = {"data": "source", "print": "sheet"}
+    shared = ("victim", "tracker", *names)
     command = cli.command_line()
     study = ablation.AblationStudy(
         shared={names.get(key, key): given[key] for key in shared},
-        config={key: given[key] for key in ("renderer", "regularizers", "patch", "seed")},
+        config={key: given[key] for key in (*ablation.BUILT, "seed")},
         ablations=ablation.choose(given["ablations"], given["only"]),
         printed=given["printed"],
         build=cli.make,
@@ -43,6 +46,6 @@ def run(given: dict[str, Any]) -> None:
         print(f"left out: {reason}", file=sys.stderr)
     folder = folders.new_folder(given["output"], "ablation")
     with cli.resumable(cli.command_into(folder)):
-        table = ablation.measure(study, variants, folder, processes.start(given["trainer"]))
+        table = ablation.measure(study, variants, folder, processes.start(variants[ablation.WHOLE].parts.settings))
     print(ablation.publish(table, folder))
     cli.print_files(folder, report="report.html", numbers="ablations.csv", patches="patches")

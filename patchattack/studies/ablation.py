@@ -34,6 +34,7 @@ _FREE = (
     *("output=", "only=", "ablations", "printed.", "appearance@printed", "camera@printed"),
     *("trainer.test_", "trainer.workers", "trainer.memory_gb"),
 )
+BUILT = ("attack", "optimizer", "schedule", "trainer", "renderer", "regularizers", "patch")  # anew for each training
 Config = dict[str, Any]
 Sets = Mapping[str, Any]
 
@@ -44,7 +45,7 @@ class AblationStudy:
 
     Attributes:
         shared: what all trainings have in common: the arguments of :class:`Parts` that ``config`` does not describe.
-        config: of the whole set-up: ``renderer``, ``regularizers`` and ``patch``, not built, and ``seed``.
+        config: of the whole set-up: :data:`BUILT`, not built, and ``seed``.
         ablations: name to what it sets: dotted keys of the config, in which those of the renderer may stand without
             its name, to values.
         printed: what of the renderer's config is another one where patches are measured as printed and photographed.
@@ -94,13 +95,12 @@ def variants(study: AblationStudy) -> tuple[dict[str, Variant], list[str]]:
         InputError: a name that is taken or cannot name a folder, a key that the set-up does not have, a value that is
             refused, a patch of another shape or size, or nothing to ablate.
     """
-    if study.shared["settings"].devices > 1:
-        raise InputError(
-            f"trainer.devices: expected 1, got {study.shared['settings'].devices}; patches are trained in one process"
-        )
+    settings = study.build(study.config["trainer"])
+    if settings.devices > 1:
+        raise InputError(f"trainer.devices: expected 1, got {settings.devices}; patches are trained in one process")
     seed = study.config["seed"] + 1
     shared = dict(study.shared)
-    shared["source"] = Memory(shared["source"], shared["settings"].memory_gb * 1e9)  # rendered once for all
+    shared["source"] = Memory(shared["source"], settings.memory_gb * 1e9)  # rendered once for all
     found: dict[str, Variant] = {}
     left_out = []
     for name, sets in {WHOLE: {}, AGAIN: {"seed": seed, "patch.seed": seed}, **study.ablations}.items():
@@ -112,19 +112,16 @@ def variants(study: AblationStudy) -> tuple[dict[str, Variant], list[str]]:
         if name in study.ablations and config == study.config:
             left_out.append(f"{name} (the set-up is the same: {_told(sets)})")
             continue
-        parts = Parts(
-            **shared,
-            renderer=study.build(config["renderer"]),
-            regularizers=study.build(config["regularizers"]),
-            patch=study.build(config["patch"]),
-            seed=config["seed"],
-        )
+        made = {key: study.build(config[key]) for key in BUILT}
+        parts = Parts(**shared, settings=made.pop("trainer"), seed=config["seed"], **made)
         found[name] = Variant(sets, parts)
         patch, other = parts.patch, found[WHOLE].parts.patch
         if not torch.equal(patch.mask, other.mask) or patch.size_mm != other.size_mm:
             raise InputError(
                 f"ablations.{name}: expected a patch in the whole set-up's shape, resolution and size, got another"
             )
+        if parts.settings.split != found[WHOLE].parts.settings.split:
+            raise InputError(f"ablations.{name}: expected the whole set-up's trainer.split, got another")
     if len(found) == 2:
         got = "; ".join(left_out) or "none"
         raise InputError(f"ablations: expected at least one that changes the set-up, got {got}; name others")

@@ -36,6 +36,10 @@ CONFIG: dict[str, Any] = {
     },
     "regularizers": {"tv": {"weight": 1e-4}, "nps": {"weight": 0.01}},
     "patch": {"resolution": 8, "seed": 3},
+    "attack": {"weights": "even"},
+    "optimizer": {"lr": 0.1},
+    "schedule": {"T_max": 400},
+    "trainer": {"grow": 1.0, "devices": 1, "split": [0.6, 0.1, 0.3]},
     "seed": 3,
 }
 
@@ -206,11 +210,10 @@ def trial(ablations: dict[str, Any], config: dict[str, Any] = CONFIG) -> Ablatio
 
     def build(node: dict[str, Any]) -> Any:
         patch = Patch.create(resolution=node.get("resolution", 8), size_mm=node.get("size_mm", 60))
-        return SimpleNamespace(made_of=copy.deepcopy(node), mask=patch.mask, size_mm=patch.size_mm)
+        settings = {"devices": node.get("devices"), "split": node.get("split"), "memory_gb": 0.0}
+        return SimpleNamespace(made_of=copy.deepcopy(node), mask=patch.mask, size_mm=patch.size_mm, **settings)
 
-    names = ("attack", "victim", "source", "optimizer", "schedule", "tracker", "sheet")
-    shared: dict[str, Any] = {name: SimpleNamespace(classes=()) for name in names}
-    shared["settings"] = SimpleNamespace(devices=1, memory_gb=0.0)
+    shared: dict[str, Any] = {name: SimpleNamespace(classes=()) for name in ("victim", "source", "tracker", "sheet")}
     return AblationStudy(shared, copy.deepcopy(config), ablations, {}, build, "patchattack ablate attack=flow")
 
 
@@ -231,6 +234,15 @@ def test_an_ablation_changes_its_keys_and_nothing_else() -> None:
     assert renderer["whole_frame"] is True
     assert renderer["appearance"] == CONFIG["renderer"]["appearance"]
     assert regularizers == CONFIG["regularizers"]
+
+
+def test_the_search_and_the_loss_can_be_ablated() -> None:
+    sets = {"attack.weights": "cospgd", "trainer.grow": 4.0, "optimizer.lr": 0.05}
+    changed, whole = (variants(trial({"a": sets}))[0][name].parts for name in ("a", "whole_set_up"))
+    for parts, values in ((changed, ("cospgd", 4.0, 0.05)), (whole, ("even", 1.0, 0.1))):
+        made: Any = parts
+        found = made.attack.made_of["weights"], made.settings.made_of["grow"], made.optimizer.made_of["lr"]
+        assert found == values
 
 
 def test_what_is_new_comes_first_and_what_is_there_keeps_its_place() -> None:
@@ -259,6 +271,7 @@ def test_the_whole_set_up_is_trained_again_from_another_seed() -> None:
         ("mine", {"camera.shadow": None}, "expected at least one that changes the set-up, got mine (the set-up is the"),
         ("mine", {"patch.resolution": 9}, "ablations.mine: expected a patch in the whole set-up's shape"),
         ("mine", {"patch.size_mm": 50}, "ablations.mine: expected a patch in the whole set-up's shape"),
+        ("mine", {"trainer.split": [0.5, 0.2, 0.3]}, "ablations.mine: expected the whole set-up's trainer.split"),
         ("random", {"camera": {}}, "expected a name of its own that can name a folder, got random"),
         ("whole_set_up", {"camera": {}}, "expected a name of its own that can name a folder, got whole_set_up"),
         ("a/b", {"camera": {}}, "expected a name of its own that can name a folder, got a/b"),
@@ -272,8 +285,9 @@ def test_an_ablation_that_cannot_be_is_refused(name: str, sets: Any, message: st
 
 
 def test_several_processes_are_refused() -> None:
-    several = trial({"a": {"camera": {}}})
-    several.shared["settings"].devices = 2
+    config = copy.deepcopy(CONFIG)
+    config["trainer"]["devices"] = 2
+    several = trial({"a": {"camera": {}}}, config)
     with pytest.raises(InputError, match=r"trainer\.devices: expected 1, got 2"):
         variants(several)
 
