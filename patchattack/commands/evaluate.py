@@ -31,7 +31,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack import pipeline, processes, runs
     from patchattack.reporting.sweep import write_evidence
     from patchattack.studies import study
-    from patchattack.studies.sweep import measure, summary
+    from patchattack.studies.sweep import bench, measure, summary
     from patchattack.studies.sweep.axis import points
     from patchattack.webcam.camera_victim import select_victims
 
@@ -40,7 +40,7 @@ def run(parts: dict[str, Any]) -> None:
     workers = parts["workers"] or (os.cpu_count() if fabric.device.type == "cpu" else 1) or 1
     given = [str(one) for one in (parts["runs"] or [parts["run"] or parts["patch"]])]
     source = cli.make(parts["data"])
-    sweep = measure.Sweep(
+    sweep = bench.Sweep(
         attack=parts["attack"],
         source=source,
         victims=select_victims(parts["victims"], parts["victim"]),
@@ -52,8 +52,8 @@ def run(parts: dict[str, Any]) -> None:
     )
     command = cli.command_line()
     with measure.one_thread():
-        benches = measure.benches(sweep, fabric)
-        kept, left_out = measure.fitting(sweep.points, benches)
+        benches = bench.benches(sweep, fabric)
+        kept, left_out = bench.fitting(sweep.points, benches)
         for reason in left_out:
             print(f"left out: {reason}", file=sys.stderr)
         table = measure.Table(benches, kept)

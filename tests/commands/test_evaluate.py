@@ -40,7 +40,7 @@ def first(trained: Path, command: Callable[..., Any]) -> Path:
 
 
 def test_an_evaluation_leaves_a_report_numbers_and_views(trained: Path, first: Path) -> None:
-    assert {"report.html", "summary.json", "views.csv", "plan.json"} <= {path.name for path in first.iterdir()}
+    assert {"report.html", "summary.json", "views.csv", "settings.json"} <= {path.name for path in first.iterdir()}
     found = json.loads((first / "summary.json").read_text())
     assert [(row["axis"], row["level"]) for row in found["excess"]] == [
         ("baseline", ""),
@@ -92,16 +92,19 @@ def test_after_ctrl_c_the_same_command_goes_on(
         patches.setattr(measure.Table, "__getitem__", interrupted)
         outcome = command(*arguments, f"output={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 130
-    assert f"resume={tmp_path / 'other'}" in outcome.out
+    assert "interrupted. Resume with: patchattack evaluate attack=flow " in outcome.out
+    assert outcome.out.rstrip().endswith(f"output={tmp_path / 'other'}")
     assert not (tmp_path / "other" / "summary.json").exists()
     assert (tmp_path / "other" / "views.csv").read_bytes().count(b"\n") == 1 + 6 * 10
-    outcome = command(*arguments, f"resume={tmp_path / 'other'}", entry="evaluate")
+    outcome = command(*arguments, f"output={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 0, outcome.err
     for name in ("views.csv", "summary.json"):
         assert (tmp_path / "other" / name).read_bytes() == (first / name).read_bytes()
-    outcome = command(*arguments, "seed=3", f"resume={tmp_path / 'other'}", entry="evaluate")
+    outcome = command(*arguments, "seed=3", f"output={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 2
-    assert "got another command, seed; repeat its command" in outcome.err
+    assert "expected the settings that it was made with, got other ones: seed, seed=3; repeat those" in outcome.err
+    outcome = command(*arguments, f"resume={tmp_path / 'other'}", entry="evaluate")
+    assert "resume: expected output=FOLDER, by which all but a training are resumed" in outcome.err
 
 
 @pytest.mark.usefixtures("no_report")

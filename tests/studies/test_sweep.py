@@ -25,7 +25,8 @@ from patchattack.patch import Patch, write_png
 from patchattack.runs import load_image
 from patchattack.scene import Scene, Source
 from patchattack.statistics import sign_flip
-from patchattack.studies.sweep import measure, summary
+from patchattack.studies.study import check_settings
+from patchattack.studies.sweep import bench, measure, summary
 from patchattack.studies.sweep.axis import Axis, points
 from patchattack.victims.victim import FlowVictim
 
@@ -217,7 +218,7 @@ class Host:
         return data
 
 
-def sweep(axes: Mapping[str, Axis] | None = None, scenes: int = 3, draws: int = 2, **options: Any) -> measure.Sweep:
+def sweep(axes: Mapping[str, Axis] | None = None, scenes: int = 3, draws: int = 2, **options: Any) -> bench.Sweep:
     known: dict[str, Any] = {
         "attack": FlowAttack(still=0.05),
         "source": Pictures(),
@@ -227,16 +228,17 @@ def sweep(axes: Mapping[str, Axis] | None = None, scenes: int = 3, draws: int = 
         "settings": Settings(steps=1, batch=1, test_scenes=scenes, test_draws=draws),
         "seed": 7,
     }
-    return measure.Sweep(**(known | options))
+    return bench.Sweep(**(known | options))
 
 
-def table_of(one: measure.Sweep) -> measure.Table:
-    found = measure.benches(one, Host())
-    return measure.Table(found, measure.fitting(one.points, found)[0])
+def table_of(one: bench.Sweep) -> measure.Table:
+    found = bench.benches(one, Host())
+    return measure.Table(found, bench.fitting(one.points, found)[0])
 
 
 def views(folder: Path, table: measure.Table, batch: int = 4, workers: int = 1) -> bytes:
-    measure.begin(folder, table, {"command": "x"})
+    check_settings(folder, measure.plan(table))
+    measure.begin(folder, table)
     measure.measure(folder, table, 0, batch, workers)
     return (folder / "views.csv").read_bytes()
 
@@ -307,7 +309,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path, lost: fl
     head = whole.index(b"\n") + 1
     (tmp_path / "views.csv").write_bytes(whole[: head + int((len(whole) - head) * (1 - lost))])
     table = table_of(sweep())
-    first = measure.done(tmp_path, table, {"command": "x"})
+    first = measure.begin(tmp_path, table)
     assert first == int(len(table) * (1 - lost)) or abs(first - len(table) * (1 - lost)) < 2
     measure.measure(tmp_path, table, first, batch=5, workers=1)
     assert (tmp_path / "views.csv").read_bytes() == whole
@@ -322,12 +324,11 @@ def test_another_sweep_does_not_go_on_there(tmp_path: Path) -> None:
         (sweep(axes={}, scenes=2), "benches"),
         (sweep(axes={}, patches={"random": Patch.create(resolution=8, seed=6)}), "patches"),
     ):
-        with pytest.raises(InputError, match=f"expected the evaluation that was started there, got another.*{key}"):
-            measure.done(tmp_path, table_of(other), {"command": "x"})
-    with pytest.raises(InputError, match="got another command"):
-        measure.done(tmp_path, table_of(sweep(axes={})), {"command": "y"})
-    with pytest.raises(InputError, match="expected the folder of an evaluation"):
-        measure.done(tmp_path / "nowhere", table_of(sweep(axes={})), {"command": "x"})
+        with pytest.raises(InputError, match=f"expected the settings that it was made with, got other ones: .*{key}"):
+            check_settings(tmp_path, measure.plan(table_of(other)))
+    other = table_of(sweep(axes={}, attack=Success()))
+    with pytest.raises(InputError, match="expected the columns of this evaluation, got others"):
+        measure.begin(tmp_path, other)
 
 
 def test_several_patches_and_victims_each_have_their_rows(tmp_path: Path) -> None:
@@ -343,14 +344,14 @@ def test_several_patches_and_victims_each_have_their_rows(tmp_path: Path) -> Non
 
 
 def test_every_scene_and_draw_meets_another_random_texture_and_a_piece_of_another_scene() -> None:
-    (bench,) = measure.benches(sweep(axes={}, scenes=4), Host())
+    (found,) = bench.benches(sweep(axes={}, scenes=4), Host())
     for condition in ("random", "shuffled", "natural"):
-        textures = [bench.textures[condition](unit) for unit in range(8)]
+        textures = [found.textures[condition](unit) for unit in range(8)]
         assert all(one.shape == (3, 8, 8) and one.min() >= 0 and one.max() <= 1 for one in textures)
         assert len({one.numpy().tobytes() for one in textures}) == 8
     # Scene 2 of 4 lends its pieces to the first.
-    frame = bench.source[bench.numbers[2]].to("cpu").frames[0, 0]
-    (piece, *_) = (bench.textures["natural"](unit) for unit in range(2))
+    frame = found.source[found.numbers[2]].to("cpu").frames[0, 0]
+    (piece, *_) = (found.textures["natural"](unit) for unit in range(2))
     height, width = 12, 12  # half of the largest square
     cuts = (frame[:, y : y + height, x : x + width] for y in range(13) for x in range(21))
     sizes = [torch.nn.functional.interpolate(cut[None], size=(8, 8), mode="area")[0] for cut in cuts]
@@ -366,7 +367,7 @@ def test_every_scene_and_draw_meets_another_random_texture_and_a_piece_of_anothe
 )
 def test_an_empty_selection_says_which_filter_left_nothing(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        measure.benches(sweep(axes={}, **options), Host())
+        bench.benches(sweep(axes={}, **options), Host())
 
 
 def test_levels_that_cannot_be_rendered_are_left_out_with_the_reason() -> None:
@@ -378,7 +379,7 @@ def test_levels_that_cannot_be_rendered_are_left_out_with_the_reason() -> None:
         "none": axis(sets={"placement.size": "level"}),
     }
     one = sweep(axes=axes)
-    kept, left_out = measure.fitting(one.points, measure.benches(one, Host()))
+    kept, left_out = bench.fitting(one.points, bench.benches(one, Host()))
     found = [(each.axis, each.text) for each in kept]
     assert found == [("baseline", ""), ("side", "0.25"), ("side", "0.75"), ("area", "0.1"), ("in", "0.25"), ("in", "1")]
     assert left_out[0].startswith("area = 0.9 (placement: expected a patch that fits into the frame of 32×24 px")
@@ -391,7 +392,7 @@ def test_levels_that_cannot_be_rendered_are_left_out_with_the_reason() -> None:
 def test_axes_of_which_none_fits_are_refused() -> None:
     one = sweep(axes={"on": axis(sets={"placement.side": "level"}, placed="surface")})
     with pytest.raises(InputError, match=r"axes: expected at least one level that fits, got none: on = 0\.25, 1"):
-        measure.fitting(one.points, measure.benches(one, Host()))
+        bench.fitting(one.points, bench.benches(one, Host()))
 
 
 def test_processes_cannot_share_a_gpu(tmp_path: Path) -> None:
@@ -423,7 +424,7 @@ def written(
     """A table whose headline is ``values(level, condition, place, draw)``."""
     table = table_of(sweep(axes={"side": SIDE}, attack=attack or Success(), scenes=scenes, draws=2))
     name = "/".join(table.benches[0].attack.headline)
-    measure.begin(folder, table, {})
+    measure.begin(folder, table)
     path = folder / "views.csv"
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, table.columns, lineterminator="\n")

@@ -12,9 +12,8 @@ import hashlib
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,270 +22,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from patchattack import files, seeding
-from patchattack.attacks.attack import Attack, Textures
-from patchattack.controls import CONDITIONS, always, controls
-from patchattack.data.memory import Memory
-from patchattack.eot.renderer import Draw, Renderer
+from patchattack import files
+from patchattack.eot.renderer import Draw
 from patchattack.errors import InputError, VictimError
-from patchattack.evaluation import Evaluator, References
-from patchattack.job import TEST, VALIDATION, Fabric, Settings, bind_victim, check_tasks
-from patchattack.patch import Patch, resize
-from patchattack.runs import all_held_out
-from patchattack.scene import Scene, Source, View
-from patchattack.studies.sweep.axis import BASELINE, Point
-from patchattack.victims.victim import Victim
+from patchattack.studies.sweep.axis import Point
+from patchattack.studies.sweep.bench import Bench
 
-NATURAL = 5  # what a generator is for, beside those of a run
 WRITTEN_OUT = 4  # numbers of a transform's draw that have columns of their own; of more there is the root mean square
 KEYS = ("victim", "patch", "axis", "level", "scene", "draw", "condition")
 CORNERS = tuple(f"{axis}{corner}" for corner in range(4) for axis in "xy")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is measured.
-
-    Attributes:
-        attack: gives the metrics.
-        source: of scenes.
-        victims: name to victim.
-        patches: name to patch.
-        points: at which, the baseline first.
-        settings: split, how many test scenes and draws, and memory.
-        seed: of the draws.
-        held_out: numbers of the scenes to measure on.
-    """
-
-    attack: Attack
-    source: Source
-    victims: Mapping[str, Victim]
-    patches: Mapping[str, Patch]
-    points: Sequence[Point]
-    settings: Settings
-    seed: int
-    held_out: Callable[[Source, Settings], list[int]] = all_held_out
-
-
-@dataclass(frozen=True)
-class Look:
-    """One scene under one draw with every texture, ``C`` conditions without the clean one.
-
-    Attributes:
-        scene: the scene ``C`` times.
-        clean: the victim's output without a patch, ``C`` times.
-        hit: its outputs with each texture.
-        view: what it saw.
-        draw: that was rendered, once.
-    """
-
-    scene: Scene
-    clean: Any
-    hit: Any
-    view: View
-    draw: Draw
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One victim and one patch with its controls.
-
-    Attributes:
-        victim: name.
-        crafted: name of the patch.
-        predict: the victim's output for frames on any device.
-        attack: bound to the victim.
-        source: of the scenes that the attack can use.
-        references: the victim on clean frames.
-        patch: gives mask and size.
-        textures: condition to texture; the number that they get is another one for every scene and draw.
-        numbers: of the test scenes.
-        device: of the victim.
-        seed: of the draws.
-        draws: of each scene.
-    """
-
-    victim: str
-    crafted: str
-    predict: Callable[[Tensor], Any]
-    attack: Attack
-    source: Source
-    references: References
-    patch: Patch
-    textures: Mapping[str, Textures]
-    numbers: Sequence[int]
-    device: torch.device
-    seed: int
-    draws: int
-
-    @property
-    def conditions(self) -> list[str]:
-        """In the order of the table's rows."""
-        return ["clean", *self.textures]
-
-    def draw(self, renderer: Renderer, place: int, repetition: int) -> tuple[Scene, Draw]:
-        """A test scene, and how the patch gets into it: with the same luck at every point."""
-        number = self.numbers[place]
-        scene = self.source[number]
-        return scene, renderer.draw(scene, self.patch, seeding.numbers([(self.seed, TEST, number, repetition)]))
-
-    @torch.no_grad()
-    def look(self, renderer: Renderer, place: int, repetition: int) -> Look:
-        """All conditions of one unit, as one batch."""
-        scene, draw = self.draw(renderer, place, repetition)
-        unit = place * self.draws + repetition
-        textures = torch.stack([texture(unit) for texture in self.textures.values()]).to(self.device)
-        count = len(textures)
-        scene = scene.to(self.device).select(torch.zeros(count, dtype=torch.long))
-        view = renderer(textures, self.patch.mask.to(self.device), scene, _times(draw, count))
-        return Look(scene, self.references(scene), self.predict(view.frames), view, draw)
-
-    @torch.no_grad()
-    def measure(self, renderer: Renderer, place: int, repetition: int) -> tuple[dict[str, list[float]], Draw]:
-        """``metric/region`` to its value under each of :attr:`conditions`, and the draw."""
-        look = self.look(renderer, place, repetition)
-        scene, clean = look.scene.select(slice(0, 1)), self.references(look.scene.select(slice(0, 1)))
-        nothing = View(scene.frames, look.view.coverage[:1], look.view.corners[:1])
-        columns: dict[str, list[float]] = {}
-        for parts in ((clean, clean, scene, nothing), (look.hit, look.clean, look.scene, look.view)):
-            found = self.attack.metrics(*parts) | {("loss", "all"): self.attack.loss(*parts)}
-            values = torch.stack([value.float() for value in found.values()]).tolist()
-            for (metric, region), value in zip(found, values, strict=True):
-                columns.setdefault(f"{metric}/{region}", []).extend(value)
-        return columns, look.draw
-
-
-def _times(draw: Draw, count: int) -> Draw:
-    """A draw of one scene ``count`` times."""
-    return Draw(
-        corners=draw.corners.expand(count, -1, -1, -1),
-        on_surface=draw.on_surface,
-        appearance=tuple(one.expand(count, *one.shape[1:]) for one in draw.appearance),
-        camera=tuple(one.expand(count, *one.shape[1:]) for one in draw.camera),
-    )
-
-
-def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
-    """Every victim with every patch, the clean outputs of the test scenes computed.
-
-    Raises:
-        InputError: a victim is for another task, there are fewer than two test scenes, or no scene can be measured.
-    """
-    check_tasks(sweep.attack, sweep.victims)
-    source = Memory(sweep.source, sweep.settings.memory_gb * 1e9)
-    result = []
-    for name, victim in sweep.victims.items():
-        attack, predict, scenes = bind_victim(sweep.attack, victim, source, fabric)
-        numbers = sweep.held_out(scenes, sweep.settings)
-        if len(numbers) < 2:
-            raise InputError(
-                f"scenes: expected at least two test scenes, got {len(numbers)} of the {len(scenes)} scenes of "
-                f"{type(sweep.source).__name__} that the attack on {name} can use; give more, or a larger share in "
-                "trainer.split"
-            )
-        references = References(predict, sweep.settings.memory_gb * 1e9)
-        for number in tqdm(numbers, f"{name} without a patch", unit="scene", delay=2, disable=None):
-            references(scenes[number].to(fabric.device))
-        for crafted, patch in sweep.patches.items():
-            evaluator = Evaluator(
-                *(predict, attack, sweep.points[0].renderer, references, patch, scenes),
-                *(fabric.device, (sweep.seed, VALIDATION)),
-            )
-            drawn = evaluator.best_drawn(sweep.settings.parts(len(scenes))[1])
-            textures = {
-                **controls(patch),
-                **attack.controls(scenes, patch),
-                "drawn": always(drawn.texture(*patch.mask.shape[1:])),
-                "natural": pieces(scenes, numbers, patch, sweep.settings.test_draws, sweep.seed),
-                "patch": always(patch().detach()),
-            }
-            result.append(
-                Bench(
-                    victim=name,
-                    crafted=crafted,
-                    predict=predict,
-                    attack=attack,
-                    source=scenes,
-                    references=references,
-                    patch=patch,
-                    textures={one: textures[one] for one in sorted(textures, key=(*CONDITIONS, *textures).index)},
-                    numbers=numbers,
-                    device=fabric.device,
-                    seed=sweep.seed,
-                    draws=sweep.settings.test_draws,
-                )
-            )
-            _check_measurable(result[-1], sweep.points[0].renderer)
-    return result
-
-
-def pieces(source: Source, numbers: Sequence[int], patch: Patch, draws: int, seed: int) -> Textures:
-    """Pieces of other test scenes as textures: half as large as the largest that has the patch's proportions."""
-    height, width = patch.mask.shape[-2:]
-
-    def piece(unit: int) -> Tensor:
-        other = numbers[(unit // draws + len(numbers) // 2) % len(numbers)]
-        frame = source[other].to("cpu").frames[0, 0]
-        scale = min(frame.shape[1] / height, frame.shape[2] / width) / 2
-        sides = [max(1, round(side * scale)) for side in (height, width)]
-        luck = torch.rand(2, generator=seeding.generator(seed, NATURAL, other, unit)).tolist()
-        top, left = (
-            int(share * (full - side + 1)) for share, full, side in zip(luck, frame.shape[1:], sides, strict=True)
-        )
-        return resize(frame[:, top : top + sides[0], left : left + sides[1]], height, width)
-
-    return piece
-
-
-def _check_measurable(bench: Bench, baseline: Renderer) -> None:
-    """Refuse scenes of which none has the headline's metric."""
-    headline = "/".join(bench.attack.headline)
-    for place in range(len(bench.numbers)):
-        if any(value == value for value in bench.measure(baseline, place, 0)[0][headline]):
-            return
-    label = bench.attack.metrics_known[bench.attack.headline[0]].label
-    raise InputError(
-        f"scenes: expected test scenes that a patch can win from {bench.victim}, got {len(bench.numbers)} in none of "
-        f"which the {label} is defined (the victim is wrong without a patch already, or there is nothing to change); "
-        "give more scenes, other data or another target"
-    )
-
-
-def fitting(points: Sequence[Point], found: Sequence[Bench]) -> tuple[list[Point], list[str]]:
-    """The points that can be rendered, and of the others why not.
-
-    Raises:
-        InputError: there is a point beside the baseline, but none of them can.
-    """
-    kept: list[Point] = []
-    levels: dict[tuple[str, str], list[str]] = {}  # left out, by axis and reason
-    for point in points:
-        reason = next(filter(None, (_obstacle(point, bench) for bench in found)), None)
-        if reason is None:
-            kept.append(point)
-        elif point.axis == BASELINE:
-            raise InputError(reason)
-        else:
-            levels.setdefault((point.axis, reason), []).append(point.text)
-    left_out = [f"{axis} = {', '.join(texts)} ({reason})" for (axis, reason), texts in levels.items()]
-    if len(points) > 1 and len(kept) == 1:
-        raise InputError(f"axes: expected at least one level that fits, got none: {left_out[0]}; choose other axes")
-    return kept, left_out
-
-
-def _obstacle(point: Point, bench: Bench) -> str | None:
-    """What keeps the patch from being rendered into one of the scenes."""
-    lies = "surface" if point.renderer.placement.on_surface(bench.source[bench.numbers[0]]) else "frame"
-    if point.placed - {lies}:
-        return f"for a patch placed on the {' and the '.join(sorted(point.placed - {lies}))}, this one is on the {lies}"
-    if point.missing is not None:
-        return f"the run's renderer has no {point.missing}"
-    try:
-        for place in range(len(bench.numbers)):
-            bench.draw(point.renderer, place, 0)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 class Table(Dataset[str]):
@@ -474,13 +218,12 @@ def measure(folder: Path, table: Table, first: int, batch: int, workers: int) ->
 
 
 def _given(loader: Iterable[list[str]]) -> Iterator[list[str]]:
-    """What a loader gives. An error of one of its processes has a traceback in its message, which ends in a line."""
+    """What a loader gives. An error of one of its processes has a traceback before its message."""
     try:
         yield from loader
     except (InputError, VictimError) as error:
         kind = type(error)
-        line = str(error).strip().splitlines()[-1]
-        raise kind(line.removeprefix(f"{kind.__module__}.{kind.__name__}: ")) from error
+        raise kind(str(error).rpartition(f"{kind.__module__}.{kind.__name__}: ")[2]) from error
 
 
 def _whole(texts: list[str]) -> list[str]:

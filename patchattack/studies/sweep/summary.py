@@ -22,7 +22,8 @@ from patchattack.reporting.sweep import Axis as Shown
 from patchattack.reporting.sweep import Evidence
 from patchattack.statistics import FEWEST, Outcome, too_few
 from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
-from patchattack.studies.sweep.measure import KEYS, Bench, Table
+from patchattack.studies.sweep.bench import Bench
+from patchattack.studies.sweep.measure import KEYS, Table
 
 EXAMPLES = 4  # scenes that the report shows
 Pair = tuple[str, str]  # victim and patch
