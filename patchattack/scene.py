@@ -29,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from patchattack.devices import transfer
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -84,7 +86,7 @@ class Scene:
         """
         host = {"surface", "motion", "intrinsics", "index"}
         moved = {
-            field.name: value.to(device, non_blocking=True)
+            field.name: transfer(value, device)
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None and field.name not in host
         }
@@ -109,12 +111,12 @@ class Scene:
 
     def select(self, rows: Tensor | slice) -> Scene:
         """The scenes at ``rows`` (a slice, or int64 ``[n]`` on the host; a row may come more than once)."""
-        taken = {
-            field.name: value[rows] if isinstance(rows, slice) else value[rows.to(value.device)]
-            for field in fields(self)
-            if (value := getattr(self, field.name)) is not None
-        }
-        return replace(self, **taken)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        known = {name: value for name, value in values.items() if value is not None}
+        places: dict[torch.device, Tensor | slice] = {value.device: rows for value in known.values()}
+        if isinstance(rows, Tensor):
+            places = {device: transfer(rows, device) for device in places}
+        return replace(self, **{name: value[places[value.device]] for name, value in known.items()})
 
 
 class Source(Dataset[Scene], ABC):

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from patchattack import checkpoint, evaluation, seeding, statistics
 from patchattack.checkpoint import Progress
 from patchattack.controls import always, random_patches
+from patchattack.devices import transfer
 from patchattack.eot.renderer import Draw
 from patchattack.eot.zoom import zoomed
 from patchattack.errors import DivergedError, InputError, InterruptedRunError
@@ -296,7 +297,7 @@ def _selected(output: Any, rows: Tensor) -> Any:
     """Rows of an output: a tensor, or an ensemble's tuple."""
     if isinstance(output, tuple):
         return tuple(_selected(one, rows) for one in output)
-    return output[rows.to(output.device)]
+    return output[transfer(rows, output.device)]
 
 
 @torch.no_grad()

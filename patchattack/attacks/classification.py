@@ -14,6 +14,7 @@ from torch import Tensor
 from patchattack import geometry
 from patchattack.attacks.attack import Attack, Metric, Size, Textures
 from patchattack.attacks.classes import by_name, few, number_of, plain
+from patchattack.devices import transfer
 from patchattack.errors import InputError
 from patchattack.patch import Patch, read_image, resize
 from patchattack.scene import Scene, Source, View
@@ -181,7 +182,7 @@ class ClassificationAttack(Attack):
         """``[B]`` the scenes' classes in the victim's numbers, -1 where unknown."""
         if scene.label is None:
             return torch.full((len(scene),), -1, device=scene.frames.device)
-        return scene.label if self._numbers is None else self._numbers.to(scene.label.device)[scene.label]
+        return scene.label if self._numbers is None else transfer(self._numbers, scene.label.device)[scene.label]
 
     def _truth(self, clean: Tensor, scene: Scene) -> Tensor:
         """``[B]`` the scenes' classes; where unknown, what the victim takes them for without the patch."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from patchattack import geometry
 from patchattack.attacks.attack import Attack, Metric, Size
 from patchattack.attacks.pictures import bar, coloured, over
+from patchattack.devices import constant, transfer
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source, View
 
@@ -272,7 +273,7 @@ class DepthAttack(Attack):
         if self.metric:
             one = torch.ones_like(clean[:, :, :1, :1])
             return self.aim * one, one
-        shares = clean.new_tensor([self.aim, 5, 95]) / 100
+        shares = constant((self.aim, 5, 95), clean.dtype, clean.device) / 100
         goal, low, high = clean.flatten(1).quantile(shares, dim=1).view(3, -1, 1, 1, 1)
         # A prediction that is the same everywhere has no unit: nothing is far from anything.
         return goal, (high - low).where(high > low, torch.inf)
@@ -292,7 +293,7 @@ def average(values: Tensor, counts: Tensor) -> Tensor:
 def surface(scene: Scene, device: torch.device) -> Tensor:
     """``[B, 1, H, W]`` bool: pixels of frame 0 inside the scene's surface, where nothing stands in front of it."""
     assert scene.surface is not None
-    corners = scene.surface[:, 0].to(device).view(-1, 4, 1, 1, 2)  # [B, 4, 1, 1, 2]
+    corners = transfer(scene.surface[:, 0], device).view(-1, 4, 1, 1, 2)  # [B, 4, 1, 1, 2]
     edges, spokes = corners.roll(-1, 1) - corners, geometry.pixel_grid(scene.size, device) - corners
     side = edges[..., 0] * spokes[..., 1] - edges[..., 1] * spokes[..., 0]  # [B, 4, H, W]
     # Seen from the back, the corners turn the other way.

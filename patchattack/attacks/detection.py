@@ -15,6 +15,7 @@ from torch import Tensor
 from patchattack.attacks.attack import Attack, Metric, Size
 from patchattack.attacks.classes import by_name, few, number_of, plain
 from patchattack.attacks.objects import Objects
+from patchattack.devices import transfer
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source, View
 
@@ -269,7 +270,7 @@ class DetectionAttack(Attack):
 
     def _classes(self, boxes: Tensor) -> Tensor:
         """``[...]`` the victim's class for rows ``[..., 5]`` of boxes, -1 where there is none."""
-        return self._numbers.to(boxes.device)[boxes[..., 4].nan_to_num(-1).long()]
+        return transfer(self._numbers, boxes.device)[boxes[..., 4].nan_to_num(-1).long()]
 
     def _attacked(self, boxes: Tensor) -> Tensor:
         """``[...]`` bool: rows ``[..., 5]`` of boxes that are high enough and of the class."""
@@ -295,7 +296,7 @@ class DetectionAttack(Attack):
 
     def _lure(self, candidates: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """``[B]`` highest score of the class among the candidates whose centre is on the patch, and whether any is."""
-        corners = view.corners[:, :1].to(candidates)  # [B, 1, 4, 2]
+        corners = transfer(view.corners[:, :1], candidates.device).to(candidates.dtype)  # [B, 1, 4, 2]
         low, high = corners.amin(dim=2), corners.amax(dim=2)
         boxes = candidates[..., :4].detach()
         centres = (boxes[..., :2] + boxes[..., 2:]) / 2

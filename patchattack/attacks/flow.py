@@ -15,6 +15,7 @@ from torch import Tensor
 from patchattack import geometry
 from patchattack.attacks.attack import Attack, Metric, Size
 from patchattack.attacks.pictures import bar, coloured, enlarged, over
+from patchattack.devices import constant
 from patchattack.errors import InputError
 from patchattack.scene import Scene, View
 
@@ -92,7 +93,11 @@ class FlowAttack(Attack):
 
     def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: the cosine or minus the distance to the clean flow; or the distance to the target."""
-        goal = clean if self.target is None else clean.new_tensor(self.target).view(1, 2, 1, 1).expand_as(clean)
+        goal = (
+            clean
+            if self.target is None
+            else constant(tuple(self.target), clean.dtype, clean.device).view(1, 2, 1, 1).expand_as(clean)
+        )
         counts = regions(view)[self.region]
         if self.distance == "cosine":
             counts = counts & (length(clean) > self.still)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from patchattack.devices import transfer
 from patchattack.errors import InputError
 from patchattack.patch import read_image, resize
 
@@ -58,5 +59,5 @@ class Content(nn.Module):
         size = (texture.shape[-2], texture.shape[-1])
         if self._aim is None or self._aim.shape[1:] != size or self._aim.device != texture.device:
             # Once, not in every step: a photograph of twelve megapixels takes a tenth of a second.
-            self._aim = resize(self.image, *size).to(texture)
+            self._aim = transfer(resize(self.image, *size), texture.device).to(texture.dtype)
         return content(texture, self._aim, mask)

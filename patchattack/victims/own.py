@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchattack.devices import constant
 from patchattack.errors import InputError, one_line
 from patchattack.names import class_names
 from patchattack.victims.victim import (
@@ -196,7 +197,7 @@ class _Flow(FlowVictim):
             return self.network(*frames.unbind(1))
         height, width = frames.shape[-2:]
         found = self.network(*(resized(frame, self.size) for frame in frames.unbind(1)))
-        stretch = found.new_tensor([width / self.size[1], height / self.size[0]]).view(2, 1, 1)
+        stretch = constant((width / self.size[1], height / self.size[0]), found.dtype, found.device).view(2, 1, 1)
         return resized(found, (height, width)) * stretch
 
 

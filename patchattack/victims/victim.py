@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchattack.devices import constant
 from patchattack.errors import InputError
 from patchattack.names import class_names
 
@@ -279,7 +280,7 @@ class DetectionVictim(Victim):
         top, left = (side // 2 for side in missing)
         images = F.pad(images, (left, missing[1] - left, top, missing[0] - top), value=grey)
         found = self.candidates(images).to(frames.dtype)
-        shift = found.new_tensor([left, top, left, top])
+        shift = constant((left, top, left, top), found.dtype, found.device)
         return torch.cat([(found[..., :4] - shift) / scale - 0.5, found[..., 4:]], dim=-1)
 
 
