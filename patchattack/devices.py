@@ -1,9 +1,18 @@
-"""Ways onto a device on which the host does not wait."""
+"""Ways onto a device on which the host does not wait for it."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+@lru_cache(maxsize=256)
+def constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values``, nested as deep as the tensor has dimensions, made once for each device; nobody may change it."""
+    return transfer(torch.tensor(values, dtype=dtype), device)
 
 
 def transfer(value: Tensor, device: torch.device | str) -> Tensor:

@@ -235,7 +235,7 @@ class Verdict:
         sentence: the answer in words.
         facts: the numbers behind it, in words.
         factor: effect of the patch over that of the random patch, each against the clean frames.
-        rule: from where on an effect is called small, in words; empty where the attack does not say.
+        rule: what the outcomes mean and what little is, in words; empty where the attack does not say.
     """
 
     outcome: Outcome
@@ -298,7 +298,8 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         outcome, strongest = Outcome.WORKS, max(rivals, key=lambda one: statistics.mean(sizes[one]))
         assert size is not None
         little = statistics.mean(sizes["patch"]) - statistics.mean(sizes[strongest]) < size.small
-        sentence = f"The patch works{', but its effect is small' if little else ''}: it {told(strongest)}"
+        but = f", but does little more than {called(strongest)}" if little else ""
+        sentence = f"The patch works{but}: it {told(strongest)}"
     else:
         outcome = Outcome.WORKS
         sentence = f"The patch works: it has {times} the effect of a random patch of its size."
@@ -341,7 +342,7 @@ def _rule(attack: Attack) -> str:
         return f"{works} {few}"
     label, small = attack.metrics_known[attack.size.metric[0]].label, attack.size.shown(attack.size.small)
     return (
-        f"{works} Its effect is called small where it exceeds the strongest control's by less than {small} ({label}). "
+        f"{works} It does little more where its effect exceeds the strongest control's by less than {small} ({label}). "
         "A patch does not work where its effect exceeds some control's by less than that at the upper end of the "
         f"interval; anything else is inconclusive. {few}"
     )

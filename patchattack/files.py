@@ -34,7 +34,8 @@ def write(path: Path, data: bytes | str) -> None:
     Raises:
         InputError: the file cannot be written (rights, full disk); the old content stays.
     """
-    raw = redacted(data).encode() if isinstance(data, str) else data
+    # A file's name may hold bytes that are no text: JSON reads them back, and all else shows them.
+    raw = redacted(data).encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

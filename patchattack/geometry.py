@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from patchattack.devices import constant, transfer
 
 
 def rotation(angles: Tensor) -> Tensor:
@@ -55,24 +58,23 @@ def homography_from_corners(corners: Tensor) -> Tensor:
     Returns:
         ``[..., 3, 3]`` float64.
     """
-    p0, p1, p2, p3 = corners.double().unbind(-2)
-    d1, d2, s = p1 - p2, p3 - p2, p0 - p1 + p2 - p3
-    area = d1[..., 0] * d2[..., 1] - d2[..., 0] * d1[..., 1]
-    g = (s[..., 0] * d2[..., 1] - d2[..., 0] * s[..., 1]) / area
-    h = (d1[..., 0] * s[..., 1] - s[..., 0] * d1[..., 1]) / area
-    column_u = p1 - p0 + g[..., None] * p1
-    column_v = p3 - p0 + h[..., None] * p3
-    top = torch.stack([column_u, column_v, p0], dim=-1)
-    bottom = torch.stack([g, h, torch.ones_like(g)], dim=-1)
-    return torch.cat([top, bottom[..., None, :]], dim=-2)
+    corners = corners.double()
+    e0, e1, e2, _ = (corners - corners.roll(-1, dims=-2)).unbind(-2)
+    x, y = torch.stack([e1, -e2, e0 + e2], dim=-2).unbind(-1)  # d1, d2 and the sum
+    areas = x * y.roll(-1, dims=-1) - x.roll(-1, dims=-1) * y
+    bottom = -areas[..., 1:] / areas[..., :1]  # g and h
+    columns = corners[..., 1::2, :] * (bottom + 1).unsqueeze(-1) - corners[..., :1, :]
+    top = torch.cat([columns, corners[..., :1, :]], dim=-2).mT
+    return torch.cat([top, F.pad(bottom, (0, 1), value=1.0).unsqueeze(-2)], dim=-2)
 
 
-def with_border(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """Corners ``[..., 4, 2]`` half a texel beyond those of a texture of ``size`` ``(h, w)``: as far as it is seen."""
-    height, width = size
-    square = torch.tensor([[0.0, 0.0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
-    border = torch.tensor([1 / width, 1 / height], dtype=torch.float64)
-    return project(homography_from_corners(corners), square + (square - 0.5) * border)
+def border(homography: Tensor, size: tuple[int, int]) -> Tensor:
+    """Corners ``[..., 4, 2]`` half a texel beyond those of a texture of ``size`` ``(h, w)``: as far as it is seen.
+
+    ``homography [..., 3, 3]`` takes the unit square to the texture's corners.
+    """
+    y, x = (0.5 / side for side in size)
+    return project(homography, homography.new_tensor([[-x, -y], [1 + x, -y], [1 + x, 1 + y], [-x, 1 + y]]))
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,19 @@ class MipAtlas:
     repeats: bool
 
     @classmethod
-    def build(cls, texture: Tensor, repeats: bool = False) -> MipAtlas:
-        """The atlas of ``texture [N, C, h, w]``, differentiable."""
+    def build(cls, texture: Tensor, repeats: bool = False, most: int = 64) -> MipAtlas:
+        """The atlas of ``texture [N, C, h, w]``, differentiable, with ``most`` levels at most."""
         width = texture.shape[-1]
         levels, sizes, tops, top = [], [], [], 2
         while True:
             height_now, width_now = texture.shape[-2:]
-            padded = F.pad(texture, (1, 1, 1, 1), mode="circular" if repeats else "constant")
-            levels.append(F.pad(padded, (1, 1 + width - width_now, 1, 1)))
+            edge = 1 if repeats else 0  # of the opposite side
+            padded = F.pad(texture, (1, 1, 1, 1), mode="circular") if repeats else texture
+            levels.append(F.pad(padded, (2 - edge, 2 - edge + width - width_now, 2 - edge, 2 - edge)))
             sizes.append((height_now, width_now))
             tops.append(top)
             top += height_now + 4
-            if max(height_now, width_now) == 1:
+            if max(height_now, width_now) == 1 or len(levels) == most:
                 break
             texture = F.adaptive_avg_pool2d(texture, ((height_now + 1) // 2, (width_now + 1) // 2))
         return cls(torch.cat(levels, dim=-2), torch.tensor(sizes), torch.tensor(tops), repeats)
@@ -127,7 +130,7 @@ class MipAtlas:
 
 def sample(image: Tensor, points: Tensor) -> Tensor:
     """``[N, C, h, w]`` bilinear values of ``image [N, C, H, W]`` at ``points [N, h, w, 2]`` in pixels, zero outside."""
-    size = torch.tensor([image.shape[-1], image.shape[-2]], dtype=points.dtype, device=points.device)
+    size = constant((image.shape[-1], image.shape[-2]), points.dtype, points.device)
     grid = torch.addcmul(1 / size - 1, points, 2 / size)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -172,7 +175,7 @@ class Window:
     """The same-sized part of every frame that a patch can reach.
 
     Attributes:
-        origin: ``[N, 2]`` int64 (x, y) of each part's first pixel, on the host.
+        origin: ``[N, 2]`` int64 (x, y) of each part's first pixel.
         size: ``(h, w)`` of the parts.
         frame: ``(H, W)`` of the frames.
     """
@@ -196,19 +199,19 @@ class Window:
 
     def take(self, images: Tensor) -> Tensor:
         """``[N, C, h, w]`` of ``images [N, C, H, W]``."""
-        n, x, y = self._places(images.device)
+        n, x, y = self._places
         return images[n, :, y, x].permute(0, 3, 1, 2)
 
     def put(self, images: Tensor, parts: Tensor) -> Tensor:
         """``images [N, C, H, W]`` with ``parts [N, C, h, w]`` in place; the gradient touches the parts alone."""
-        n, x, y = self._places(images.device)
+        n, x, y = self._places
         result = images.clone()
         result[n, :, y, x] = parts.permute(0, 2, 3, 1).to(images.dtype)
         return result
 
-    def distance_to_edge(self, device: torch.device) -> Tensor:
+    def distance_to_edge(self) -> Tensor:
         """``[N, 1, h, w]``: pixels to the nearest edge of the window that is not an edge of the frame."""
-        _, x, y = self._places(device)
+        _, x, y = self._places
         far = max(self.frame)
         sides = []
         for place, extent, limit in ((x, self.size[1], self.frame[1]), (y, self.size[0], self.frame[0])):
@@ -218,56 +221,69 @@ class Window:
         nearest = torch.minimum(torch.minimum(sides[0], sides[1]), torch.minimum(sides[2], sides[3]))
         return nearest.unsqueeze(1)
 
-    def _places(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def on(self, device: torch.device) -> Window:
+        """The same, for images on ``device``."""
+        return replace(self, origin=transfer(self.origin, device))
+
+    @cached_property
+    def _places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of the frame, ``[N, 1, 1]``, of the column, ``[N, 1, w]``, and of the row, ``[N, h, 1]``."""
-        origin = self.origin.to(device, non_blocking=True)
-        n = torch.arange(len(origin), device=device).view(-1, 1, 1)
-        x = origin[:, :1] + torch.arange(self.size[1], device=device)
-        y = origin[:, 1:] + torch.arange(self.size[0], device=device)
-        return n, x.unsqueeze(1), y.unsqueeze(2)
+        n, x, y = (torch.arange(count, device=self.origin.device) for count in (len(self.origin), *self.size[::-1]))
+        first = self.origin[:, None, None]
+        return n.view(-1, 1, 1), first[..., 0] + x, first[..., 1] + y.unsqueeze(1)
 
 
-def warp_texture(atlas: MipAtlas, corners: Tensor, window: Window, supersampling: int = 2) -> Tensor:
-    """The textures as seen in the window when their corners lie at ``corners``; zero outside them.
+def warp_texture(textures: Tensor, homography: Tensor, window: Window, supersampling: int = 2) -> Tensor:
+    """The textures as seen in the window; zero outside them.
 
-    Every pixel is the mean of ``supersampling²`` samples, each from the level of the atlas that fits its footprint:
-    texture and edge are antialiased at any scale. There is no gradient to the corners.
+    Every pixel is the mean of ``supersampling²`` samples, each from the level of a :class:`MipAtlas` that fits its
+    footprint: texture and edge are antialiased at any scale. There is no gradient to the homography.
 
     Args:
-        atlas: of ``[B, C, h, w]`` textures.
-        corners: ``[B·T, 4, 2]`` pixels of the frame, on the host; the ``T`` frames of a texture are neighbours.
-        window: of ``B·T`` parts.
+        textures: ``[B, C, h, w]``.
+        homography: ``[B·T, 3, 3]`` from the unit square to where a texture's corners lie, float64 on the host; the
+            ``T`` frames of a texture are neighbours.
+        window: of ``B·T`` parts, on the host.
         supersampling: samples along each side of a pixel.
 
     Returns:
-        ``[B·T, C, h, w]`` on the atlas's device.
+        ``[B·T, C, h, w]`` on the textures' device.
     """
-    image = atlas.image
-    count = len(corners)
-    shift = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
-    shift[:, :2, 2] = window.origin.double()
-    matrix = torch.linalg.inv(homography_from_corners(corners)) @ shift
-    level = _level_at_centre(atlas, matrix, corners.mean(dim=1) - window.origin, supersampling)
-    matrix, level = (value.to(image.device, non_blocking=True) for value in (matrix.to(image.dtype), level))
-    grid = pixel_grid(window.size, image.device, supersampling)
-    x, y = grid[:1, :, 0], grid[:, :1, 1]
-    m = matrix[..., None, None]
-    a, b, w = (m[:, i, 0] * x + (m[:, i, 1] * y + m[:, i, 2]) for i in range(3))  # [B·T, h·s, w·s]
-    points = atlas.locate(torch.stack([a / w, b / w], dim=-1), level.view(-1, 1, 1))
+    count, frames = len(homography), len(homography) // len(textures)
+    # Of the window's samples, counted from its first: their pixels, and where these lie in the texture.
+    samples = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1) / supersampling
+    samples[:, :2, 2] = window.origin + (0.5 / supersampling - 0.5)
+    samples[:, 2, 2] = 1
+    to_texture = torch.linalg.inv(homography)
+    level = _level_at_centre(to_texture, homography, (textures.shape[-2], textures.shape[-1]), supersampling)
+    atlas = MipAtlas.build(textures, most=int(level.max()) + 1)
+    size, top = atlas.sizes[level].flip(-1), atlas.tops[level]
+    atlas_size = torch.tensor([[atlas.image.shape[-1], atlas.image.shape[-2]]], dtype=torch.float64)
+    matrix = to_texture @ samples * F.pad(size, (0, 1), value=1).unsqueeze(-1)  # to texels
+    # As `MipAtlas.locate`, for `grid_sample`.
+    first = torch.stack([torch.full_like(top, 2), top], dim=-1) * 2 / atlas_size - 1
+    values = torch.cat([matrix.flatten(1), size + 1, first, (2 / atlas_size).expand(count, 2)], dim=1)
+    values = transfer(values.to(textures.dtype), textures.device)
+    x, y, fixed = values[:, :9].view(count, 3, 3, 1, 1).unbind(2)
+    last, first, scale = values[:, 9:].view(count, 3, 2, 1, 1).unbind(1)
+    rows, columns = (torch.arange(supersampling * side, device=textures.device) for side in window.size)
+    places = torch.addcmul(torch.addcmul(fixed, y, rows.unsqueeze(1)), x, columns)  # [B·T, 3, h·s, w·s]
+    texels = (places[:, :2] / places[:, 2:]).clamp(min=-1).minimum(last)
+    points = torch.addcmul(first, texels, scale).permute(0, 2, 3, 1)
     # The frames of a scene show one texture: they are sampled as one tall image.
-    points = points.unflatten(0, (len(image), -1)).flatten(1, 2)
-    samples = sample(image, points).unflatten(2, (count // len(image), -1)).transpose(1, 2).flatten(0, 1)
-    return F.avg_pool2d(samples, supersampling)
+    points = points.reshape(len(textures), -1, *points.shape[2:])
+    found = F.grid_sample(atlas.image, points, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.avg_pool2d(found.unflatten(2, (frames, -1)).transpose(1, 2).flatten(0, 1), supersampling)
 
 
-def _level_at_centre(atlas: MipAtlas, matrix: Tensor, centre: Tensor, supersampling: int) -> Tensor:
-    """``[N]`` the level whose texels are nearest to the distance of the samples at ``centre [N, 2]``, on the host.
+def _level_at_centre(to_texture: Tensor, homography: Tensor, size: tuple[int, int], supersampling: int) -> Tensor:
+    """``[N]`` the level whose texels are nearest to the distance of the samples at the texture's middle, on the host.
 
     One level serves the whole patch: a level for each sample costs more than the texture itself, and a tilted patch
     spans less than two.
     """
-    place = torch.cat([centre.double(), torch.ones_like(centre[:, :1])], dim=-1).unsqueeze(-1)
-    a, b, w = (matrix @ place).squeeze(-1).unbind(-1)
-    height, width = atlas.sizes[0].tolist()
-    texels = minification(matrix, a / w, b / w, w) * (height * width)
-    return atlas.level(texels.sqrt() / supersampling).round().long()
+    # A projective map stretches areas by its determinant over the cube of the third coordinate.
+    depth = homography[:, 2, :2].sum(dim=-1) / 2 + homography[:, 2, 2]
+    texels = torch.linalg.det(to_texture).abs() * depth.abs() ** 3 * (size[0] * size[1])
+    coarsest = (max(size) - 1).bit_length()
+    return (texels.sqrt() / supersampling).clamp(min=1).log2().clamp(max=coarsest).round().long()

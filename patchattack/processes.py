@@ -79,4 +79,4 @@ def _several(settings: Settings, precision: str) -> Fabric:
     except (ValueError, RuntimeError) as error:
         raise InputError(f"trainer: expected a device and a precision that Fabric knows, got: {error}") from error
     fabric.launch()
-    return fabric  # type: ignore[no-any-return]
+    return fabric

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -78,14 +79,14 @@ class Numbers:
                 neighbours.
             device: where the numbers are.
         """
-        names = [(zlib.crc32(name.encode()) << 32) + place for name, count in counts.items() for place in range(count)]
-        states = self._states[:, None] + mix_(torch.tensor([name - 2**63 for name in names], dtype=torch.int64))
-        states = transfer(states, device)
-        prepared = _unit(_bits(states, 0, _PREPARED))  # [N, S, n]
-        result, first = [], 0
+        states = transfer(self._states[:, None] + _beginnings(tuple(counts.items())), device)
+        prepared = _unit(_bits(states, 0, _PREPARED)).unbind(1)  # [N, n] each
+        columns, result, first = states.unbind(1), [], 0
         for count in counts.values():
-            part = slice(first, first + count)
-            result.append(Numbers(states[:, part].flatten(), prepared[:, part].flatten(0, 1)))
+            parts = [of[first : first + count] for of in (columns, prepared)]
+            result.append(
+                Numbers(*(part[0] if count == 1 else torch.stack(part, dim=1).flatten(0, 1) for part in parts))
+            )
             first += count
         return result
 
@@ -111,6 +112,13 @@ class Numbers:
         angle = halves[:, pairs:] * (math.pi * 2.0**-31)
         both = torch.cat([angle.cos().mul_(radius), angle.sin_().mul_(radius)], dim=1)
         return both[:, :count].unflatten(1, shape)
+
+
+@lru_cache(maxsize=64)
+def _beginnings(counts: tuple[tuple[str, int], ...]) -> Tensor:
+    """``[S]`` int64 on the host: how far the streams of each name and each of its rows begin from one another."""
+    names = [(zlib.crc32(name.encode()) << 32) + place for name, count in counts for place in range(count)]
+    return mix_(torch.tensor([name - 2**63 for name in names], dtype=torch.int64))
 
 
 def _bits(states: Tensor, first: int, count: int) -> Tensor:

@@ -28,6 +28,7 @@ LAYERS = (
     ("job",),
     ("checkpoint", "processes", "runs"),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
+    ("assembly",),
     ("pipeline",),
     ("rehearsal",),
     ("studies",),

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from patchattack import checkpoint, cli, pipeline, processes, seeding, training
+from patchattack import assembly, checkpoint, cli, pipeline, processes, seeding, training
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.world import World
@@ -110,10 +110,10 @@ def world() -> Source:
 
 
 @pytest.fixture
-def parts(world: Source) -> Callable[..., pipeline.Parts]:
-    def parts(victim: Any, optimizer: Any = OPTIMIZERS["nes"], **changes: Any) -> pipeline.Parts:
+def parts(world: Source) -> Callable[..., assembly.Parts]:
+    def parts(victim: Any, optimizer: Any = OPTIMIZERS["nes"], **changes: Any) -> assembly.Parts:
         settings = replace(SETTINGS, **changes)
-        return pipeline.Parts(
+        return assembly.Parts(
             attack=ClassificationAttack("targeted", target="sign"),
             victim=victim,
             source=world,
@@ -131,9 +131,9 @@ def parts(world: Source) -> Callable[..., pipeline.Parts]:
     return parts
 
 
-def begun(parts: pipeline.Parts, folder: Path, resumes: bool = False) -> tuple[Job, Progress]:
+def begun(parts: assembly.Parts, folder: Path, resumes: bool = False) -> tuple[Job, Progress]:
     """As :func:`pipeline.run` begins."""
-    job = pipeline.assemble(parts, processes.start(parts.settings), folder if resumes else None)
+    job = assembly.assemble(parts, processes.start(parts.settings), folder if resumes else None)
     folder.mkdir(exist_ok=True)
     assert job.journal is not None
     job.journal.open(folder)
@@ -153,7 +153,7 @@ class Lines(Nothing):
         self.found[step] = scalars
 
 
-def finish(parts: pipeline.Parts, folder: Path, resumes: bool = False) -> tuple[Job, Lines]:
+def finish(parts: assembly.Parts, folder: Path, resumes: bool = False) -> tuple[Job, Lines]:
     job, progress = begun(parts, folder, resumes)
     lines = Lines()
     training.train(job, folder, lines, progress)
@@ -162,7 +162,7 @@ def finish(parts: pipeline.Parts, folder: Path, resumes: bool = False) -> tuple[
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_query_is_counted_and_none_is_asked_twice(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path, name: str
+    parts: Callable[..., assembly.Parts], tmp_path: Path, name: str
 ) -> None:
     victim = Remote()
     job, lines = finish(parts(victim, OPTIMIZERS[name]), tmp_path / "run")
@@ -179,7 +179,7 @@ def test_every_query_is_counted_and_none_is_asked_twice(
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("deaths", [(4,), (9, 11), (14, 2, 6)], ids=str)
 def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same_to_the_bit(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path, name: str, deaths: tuple[int, ...]
+    parts: Callable[..., assembly.Parts], tmp_path: Path, name: str, deaths: tuple[int, ...]
 ) -> None:
     whole = Remote()
     expected, _ = finish(parts(whole, OPTIMIZERS[name]), tmp_path / "whole")
@@ -197,11 +197,11 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same_to_the_bit(
 
 
 def test_a_whole_run_that_is_killed_while_it_measures_asks_nothing_twice(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path
+    parts: Callable[..., assembly.Parts], tmp_path: Path
 ) -> None:
     def run(victim: Remote, folder: Path, resumes: bool = False) -> None:
         made = parts(victim)
-        job = pipeline.assemble(made, processes.start(made.settings), folder if resumes else None)
+        job = assembly.assemble(made, processes.start(made.settings), folder if resumes else None)
         folder.mkdir(exist_ok=True)
         pipeline.run(made, job, folder, pipeline.Origin({"attack": "classification"}, "python train.py"), resumes)
 
@@ -230,7 +230,7 @@ def test_a_whole_run_that_is_killed_while_it_measures_asks_nothing_twice(
 
 @pytest.mark.parametrize("breaks", [lambda answer: answer * math.nan, lambda answer: answer / 0])
 def test_numbers_that_are_none_stop_the_run_before_they_do_harm(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path, breaks: Any
+    parts: Callable[..., assembly.Parts], tmp_path: Path, breaks: Any
 ) -> None:
     folder, asked = tmp_path / "run", []  # type: tuple[Path, list[bytes]]
     with pytest.raises(VictimError, match="victim remote: expected finite numbers, got NaN or infinite ones"):
@@ -242,38 +242,38 @@ def test_numbers_that_are_none_stop_the_run_before_they_do_harm(
     assert torch.equal(job.patch.free, expected.patch.free)
 
 
-def test_a_victim_that_fails_at_once_is_said_before_the_work(parts: Callable[..., pipeline.Parts]) -> None:
+def test_a_victim_that_fails_at_once_is_said_before_the_work(parts: Callable[..., assembly.Parts]) -> None:
     made = parts(Remote([], 1, OSError("refused")))
     with pytest.raises(InputError, match="victim remote: expected an answer, got 'refused', before the work started"):
-        pipeline.assemble(made, processes.start(made.settings))
+        assembly.assemble(made, processes.start(made.settings))
 
 
 @pytest.mark.parametrize(
     "optimizer", [functools.partial(torch.optim.Adam, lr=0.1), functools.partial(torch.optim.LBFGS, lr=1.0)]
 )
 def test_an_optimiser_that_needs_a_gradient_is_refused_and_others_are_named(
-    parts: Callable[..., pipeline.Parts], optimizer: Any
+    parts: Callable[..., assembly.Parts], optimizer: Any
 ) -> None:
     victim = Remote()
     made = parts(victim, optimizer)
     with pytest.raises(InputError) as refused:
-        pipeline.assemble(made, processes.start(made.settings))
+        assembly.assemble(made, processes.start(made.settings))
     assert str(refused.value) == (
         "optimizer: expected one that needs no gradient for remote, a black-box victim, got "
         f"{optimizer.func.__name__}; choose optimizer=random_search, evolution, nes, spsa or zoo"
     )
     assert victim.asked == []
     options = {path.stem for path in pipeline.files.shipped("conf").glob("optimizer/*.yaml")}
-    assert set(pipeline.GRADIENT_FREE) == options - {"adam", "sgd", "sign", "clamped", "lbfgs"}
+    assert set(assembly.GRADIENT_FREE) == options - {"adam", "sgd", "sign", "clamped", "lbfgs"}
 
 
-def test_one_process_asks(parts: Callable[..., pipeline.Parts]) -> None:
+def test_one_process_asks(parts: Callable[..., assembly.Parts]) -> None:
     with pytest.raises(InputError, match=r"trainer.devices: expected 1 for remote, a black-box victim, got 2"):
-        pipeline.assemble(parts(Remote(), devices=2), processes.start(SETTINGS))
+        assembly.assemble(parts(Remote(), devices=2), processes.start(SETTINGS))
 
 
 def test_a_budget_stops_the_run_before_the_step_that_would_exceed_it(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    parts: Callable[..., assembly.Parts], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = Remote()
     _, lines = finish(parts(whole, validate_every=100), tmp_path / "whole")
@@ -294,31 +294,31 @@ def test_a_budget_stops_the_run_before_the_step_that_would_exceed_it(
         assert len(victim.asked) == spent[stop] + validation
 
 
-def test_a_budget_smaller_than_a_step_is_refused_with_the_numbers(parts: Callable[..., pipeline.Parts]) -> None:
+def test_a_budget_smaller_than_a_step_is_refused_with_the_numbers(parts: Callable[..., assembly.Parts]) -> None:
     victim = Remote()
     made = parts(victim, max_queries=30)
     with pytest.raises(
         InputError, match=r"trainer.max_queries: expected at least 3\d \(1\d for clean scenes, starts and the f"
     ):
-        pipeline.assemble(made, processes.start(made.settings))
+        assembly.assemble(made, processes.start(made.settings))
     assert victim.asked == []
     with pytest.raises(InputError, match=r"trainer.max_queries: expected at least 1, or null, got 0"):
         replace(SETTINGS, max_queries=0)
 
 
-def test_labels_alone_are_enough(parts: Callable[..., pipeline.Parts], tmp_path: Path) -> None:
+def test_labels_alone_are_enough(parts: Callable[..., assembly.Parts], tmp_path: Path) -> None:
     for name in ("random_search", "evolution"):
         _, lines = finish(parts(Remote(labels=True), OPTIMIZERS[name], steps=8), tmp_path / name)
         assert all(math.isfinite(value) for line in lines.found.values() for value in line.values() if value == value)
 
 
 def test_a_gradient_free_search_takes_a_victim_with_a_gradient_too(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path
+    parts: Callable[..., assembly.Parts], tmp_path: Path
 ) -> None:
     open_victim, closed = Remote(), Remote()
     open_victim.differentiable = True
     made = parts(open_victim)
-    job = pipeline.assemble(made, processes.start(made.settings))
+    job = assembly.assemble(made, processes.start(made.settings))
     assert job.journal is None
     training.train(job, tmp_path, Lines(), checkpoint.begin(job))
     expected, _ = finish(parts(closed), tmp_path / "closed")
@@ -338,7 +338,7 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
         choice += ["attack.smallest=6"] if task == "detection" else []
         plain = OmegaConf.to_container(compose("train", choice), resolve=True)
     made = cli.build_parts(plain)  # type: ignore[arg-type]
-    job = pipeline.assemble(made, processes.start(made.settings))
+    job = assembly.assemble(made, processes.start(made.settings))
     scene = job.source.__getitems__([0])
     update = training._Update(job, 0, [training._batch(job, scene, seeding.numbers([(0,)]))])
     update()

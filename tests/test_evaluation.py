@@ -257,7 +257,8 @@ def test_rows_name_what_they_are() -> None:
     rows = summarise(measured, FlowAttack())
     assert [row["condition"] for row in rows] == ["clean", "grey", "random", "patch", "other"]
     expected = {"condition": "clean", "metric": "cosine", "region": "outside"}
-    assert rows[0] == expected | {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 3}
+    words = {"label": "cosine similarity to the clean flow", "stronger": "lower"}
+    assert rows[0] == expected | words | {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 3}
 
 
 def run(
@@ -388,8 +389,8 @@ def flows(scenes: int = 20, **conditions: Flow) -> list[Measured]:
         (  # every control counts, not the random patch alone
             {"random": (0.9, 0, 0.03), "stripes": (0.3, 0, 0.55), "patch": (0.2, 0, 0.62)},
             Outcome.WORKS,
-            "The patch works, but its effect is small: it turns the motion of 62 % of the moving pixels outside it by "
-            "more than 90° (stripes: 55 %).",
+            "The patch works, but does little more than a stripes: it turns the motion of 62 % of the "
+            "moving pixels outside it by more than 90° (stripes: 55 %).",
         ),
         (
             {"random": (0.9, 0, 0.03), "white": (0.8, 0, 0.07), "patch": (0.8, 0, 0.06)},

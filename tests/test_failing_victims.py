@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchattack import checkpoint, pipeline, processes, training
+from patchattack import assembly, checkpoint, pipeline, processes, training
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.attacks.detection import DetectionAttack
 from patchattack.data.world import World
@@ -81,9 +81,9 @@ def signs() -> World:
 
 
 @pytest.fixture
-def parts(signs: World) -> Callable[..., pipeline.Parts]:
-    def parts(victim: Victim, **changes: Any) -> pipeline.Parts:
-        made = pipeline.Parts(
+def parts(signs: World) -> Callable[..., assembly.Parts]:
+    def parts(victim: Victim, **changes: Any) -> assembly.Parts:
+        made = assembly.Parts(
             attack=ClassificationAttack("targeted", target="stop"),
             victim=victim,
             source=signs,
@@ -102,17 +102,17 @@ def parts(signs: World) -> Callable[..., pipeline.Parts]:
     return parts
 
 
-def assemble(parts: pipeline.Parts, resumed: Path | None = None) -> Any:
-    return pipeline.assemble(parts, processes.start(parts.settings), resumed)
+def assemble(parts: assembly.Parts, resumed: Path | None = None) -> Any:
+    return assembly.assemble(parts, processes.start(parts.settings), resumed)
 
 
-def run(parts: pipeline.Parts, folder: Path) -> None:
+def run(parts: assembly.Parts, folder: Path) -> None:
     job = assemble(parts)
     folder.mkdir()
     pipeline.run(parts, job, folder, pipeline.Origin({"attack": "classification"}, "patchattack train"), False)
 
 
-def train(parts: pipeline.Parts, folder: Path, resumes: bool = False) -> bytes:
+def train(parts: assembly.Parts, folder: Path, resumes: bool = False) -> bytes:
     """The last checkpoint."""
     job = assemble(parts, folder if resumes else None)
     folder.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "in an ensemble"])
 def test_what_no_patch_can_be_optimised_against_is_refused(
-    parts: Callable[..., pipeline.Parts], name: str, together: bool
+    parts: Callable[..., assembly.Parts], name: str, together: bool
 ) -> None:
     trouble, message = REFUSED[name]
     victim = Classifier(trouble)
@@ -159,7 +159,7 @@ def test_what_no_patch_can_be_optimised_against_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_weights_that_thaw_are_refused(parts: Callable[..., pipeline.Parts]) -> None:
+def test_weights_that_thaw_are_refused(parts: Callable[..., assembly.Parts]) -> None:
     victim = Classifier()
     victim.trouble = thaw(victim)
     with pytest.raises(InputError, match=r"victim own: expected frozen weights in eval mode, got network\.0\.weight"):
@@ -173,7 +173,7 @@ def traffic() -> World:
 
 @pytest.mark.parametrize("boxes", ["labels", "victim"])
 def test_boxes_that_end_before_they_begin_are_refused(
-    parts: Callable[..., pipeline.Parts], traffic: World, boxes: str
+    parts: Callable[..., assembly.Parts], traffic: World, boxes: str
 ) -> None:
     attack = DetectionAttack(boxes=boxes, smallest=6)
     on_it = {"attack": attack, "source": traffic, "renderer": Renderer(OnSurface())}
@@ -184,7 +184,7 @@ def test_boxes_that_end_before_they_begin_are_refused(
 
 
 def test_a_victim_that_finds_nothing_is_said_before_the_work(
-    parts: Callable[..., pipeline.Parts], traffic: World, caplog: pytest.LogCaptureFixture
+    parts: Callable[..., assembly.Parts], traffic: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_it = {"attack": DetectionAttack(smallest=6), "source": traffic, "renderer": Renderer(OnSurface())}
     assemble(parts(Detector("corners", highest=0.1), **on_it))
@@ -204,7 +204,7 @@ TROUBLE: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", TROUBLE)
 def test_a_victim_that_fails_in_the_middle_leaves_a_run_that_goes_on(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path, name: str
+    parts: Callable[..., assembly.Parts], tmp_path: Path, name: str
 ) -> None:
     trouble, message = TROUBLE[name]
 
@@ -230,7 +230,7 @@ def test_a_victim_that_fails_in_the_middle_leaves_a_run_that_goes_on(
 
 
 def test_a_step_without_room_says_what_needs_less(
-    parts: Callable[..., pipeline.Parts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Callable[..., assembly.Parts], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The backward pass is no part of the victim's answer, and needs the most."""
 

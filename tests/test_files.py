@@ -165,3 +165,9 @@ def test_the_claim_of_a_process_dies_with_it(tmp_path: Path) -> None:
     with files.claimed(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_no_text_are_written(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"root": "caf\udce9"})
+    assert files.read_json(tmp_path / "a.json") == {"root": "caf\udce9"}
+    assert "\\udce9" in (tmp_path / "a.json").read_text(encoding="utf-8")

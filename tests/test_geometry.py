@@ -88,6 +88,10 @@ def test_sample_takes_pixels_at_integers_and_zero_outside() -> None:
     torch.testing.assert_close(halfway[0, :, 0, 2], image[0, :, 0, 6] / 2)
 
 
+def warp(textures: Tensor, corners: Tensor, window: Window) -> Tensor:
+    return geometry.warp_texture(textures, geometry.homography_from_corners(corners), window)
+
+
 def texels(atlas: MipAtlas, level: int) -> Tensor:
     """A level of the atlas, read through ``locate`` at the middle of each texel."""
     height, width = atlas.sizes[level].tolist()
@@ -137,7 +141,7 @@ def test_beside_the_texture_there_is_not_a_trace_of_it(texels: int, dtype: torch
     """Coverage above 0 says which pixels show the patch, so rounding must not put any anywhere else."""
     corners = square(40.3, 17.0, (61.4, 59.7))
     window = Window.around(corners, (120, 120), 24)
-    out = geometry.warp_texture(MipAtlas.build(torch.ones(1, 1, texels, texels, dtype=dtype)), corners, window)
+    out = warp(torch.ones(1, 1, texels, texels, dtype=dtype), corners, window)
     place = geometry.pixel_grid(window.size).double().view(-1, 2) + window.origin
     uv = geometry.project(torch.linalg.inv(geometry.homography_from_corners(corners)), place)[0]
     reach = 1.5 / 40.3 + 1 / texels  # a pixel and a texel
@@ -153,7 +157,7 @@ def test_a_view_beyond_the_horizon_is_empty() -> None:
         to_square = torch.tensor([[0.5, 0, 0], [0, 0.1, 0], [-1 / column, 0, 1]], dtype=torch.float64)
         corners = geometry.project(torch.linalg.inv(to_square), UNIT)[None]
         window = Window(torch.zeros(1, 2, dtype=torch.long), (16, 32), (16, 32))
-        out = geometry.warp_texture(MipAtlas.build(torch.ones(1, 1, 8, 8)), corners, window)
+        out = warp(torch.ones(1, 1, 8, 8), corners, window)
         assert out.isfinite().all()
         assert out[..., 4:].abs().max() == 0
         assert out.max() > 0.9
@@ -179,7 +183,7 @@ def test_a_minified_texture_is_antialiased(cells: int, minification: int, angle:
     texture = torch.cat([texture, torch.ones(1, 1, 160, 160)], dim=1).double()
     corners = square(160 / minification, angle, (100.3, 110.7))
     window = Window.around(corners, (220, 220))
-    out = geometry.warp_texture(MipAtlas.build(texture), corners, window)
+    out = warp(texture, corners, window)
     error = out - area_reference(texture, corners, window)
     assert -10 * math.log10(error[:, :3].square().mean()) >= 30
     assert error[:, 3].abs().max() <= 0.03 + 1e-3
@@ -188,7 +192,7 @@ def test_a_minified_texture_is_antialiased(cells: int, minification: int, angle:
 def test_a_minified_texture_keeps_its_mean() -> None:
     texture = random(1, 1, 64, 64)
     corners = square(8, 30.0, (12.2, 11.9))
-    out = geometry.warp_texture(MipAtlas.build(texture), corners, Window.around(corners, (24, 24)))
+    out = warp(texture, corners, Window.around(corners, (24, 24)))
     assert out.sum().item() == pytest.approx(64 * texture.mean().item(), rel=0.02)
 
 
@@ -196,7 +200,7 @@ def test_the_frames_of_a_scene_show_its_own_texture() -> None:
     """Neighbouring corners share a texture, in the order of the scenes."""
     textures = torch.tensor([0.25, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
     corners = torch.cat([square(10, 0, (x, 12.0)) for x in (8, 10, 12, 14)])
-    out = geometry.warp_texture(MipAtlas.build(textures), corners, Window.around(corners, (24, 24)))
+    out = warp(textures, corners, Window.around(corners, (24, 24)))
     torch.testing.assert_close(out.amax(dim=(1, 2, 3)), torch.tensor([0.25, 0.25, 1.0, 1.0]))
 
 
@@ -206,9 +210,9 @@ def test_the_warp_has_the_gradient_of_a_linear_map() -> None:
     corners = torch.tensor(QUADS["tilted"], dtype=torch.float64)[None] / 2
     window = Window.around(corners, (32, 40))
     weights, direction = random(1, 1, *window.size, seed=1), random(1, 1, 12, 12, seed=2)
-    warped = geometry.warp_texture(MipAtlas.build(texture), corners, window)
+    warped = warp(texture, corners, window)
     (gradient,) = torch.autograd.grad((warped * weights).sum(), texture)
-    along = geometry.warp_texture(MipAtlas.build(direction), corners, window)
+    along = warp(direction, corners, window)
     torch.testing.assert_close((gradient * direction).sum(), (along * weights).sum())
 
 
@@ -269,7 +273,7 @@ def test_the_gradient_of_put_goes_to_the_parts_alone() -> None:
 
 def test_distance_to_edge_does_not_count_edges_of_the_frame() -> None:
     window = Window(torch.tensor([[0, 0], [5, 6]]), (4, 5), (10, 12))
-    corner, middle = window.distance_to_edge(torch.device("cpu"))[:, 0]
+    corner, middle = window.distance_to_edge()[:, 0]
     assert corner.tolist() == [[min(4 - x, 3 - y) for x in range(5)] for y in range(4)]
     # Rows 6 to 9 end with the frame; columns 5 to 9 do not.
     assert middle.tolist() == [[min(x, 4 - x, y) for x in range(5)] for y in range(4)]

@@ -220,7 +220,7 @@ def test_a_calibration_of_no_colours_is_refused(tmp_path: Path, key: str, value:
 
 
 def write(folder: Path, text: str, tensors: dict[str, torch.Tensor]) -> None:
-    about = {"state": text, "sha256": checkpoint.digest(text, tensors)}
+    about = {"state": f"{checkpoint.digest(text, tensors)} {text}"}
     safetensors.torch.save_file(tensors, folder / checkpoint.FILE, about)
 
 
@@ -260,7 +260,7 @@ STATE: dict[str, Any] = {
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in STATE.items() for value in values])
 def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, value: Any) -> None:
     with safetensors.safe_open(stranger / checkpoint.FILE, "pt") as file:
-        state = json.loads(file.metadata()["state"]) | {key: value}
+        state = json.loads(file.metadata()["state"].partition(" ")[2]) | {key: value}
     tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
     write(stranger, json.dumps(state), tensors)
     with pytest.raises(InputError, match="expected the checkpoint of a run"):
@@ -280,7 +280,7 @@ def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, v
 )
 def test_a_texture_that_no_patch_has_is_refused(stranger: Path, job: Any, name: str, texture: torch.Tensor) -> None:
     with safetensors.safe_open(stranger / checkpoint.FILE, "pt") as file:
-        text = file.metadata()["state"]
+        text = file.metadata()["state"].partition(" ")[2]
     tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
     write(stranger, text, tensors | {name: texture})
     before = job.patch.free.detach().clone()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchattack import checkpoint, pipeline, processes, seeding, training
+from patchattack import assembly, checkpoint, processes, seeding, training
 from patchattack.attacks.flow import FlowAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.world import World
@@ -83,7 +83,7 @@ def world() -> World:
 @pytest.fixture
 def make(world: World) -> Callable[..., Job]:
     def make(settings: Settings = SETTINGS, optimizer: Any = None, schedule: Any = None, **changes: Any) -> Job:
-        parts = pipeline.Parts(
+        parts = assembly.Parts(
             attack=FlowAttack(region="all"),
             victim=SmoothFlow(),
             source=world,
@@ -101,7 +101,7 @@ def make(world: World) -> Callable[..., Job]:
             sheet=Sheet(),
             seed=5,
         )
-        return pipeline.assemble(replace(parts, **changes), processes.start(settings))
+        return assembly.assemble(replace(parts, **changes), processes.start(settings))
 
     return make
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ class StillAttack(Attack):
     """Less motion outside the patch: the mean length of the flow there, in pixels."""
 
     task = "flow"  # victims of the same task fit
-    metrics_known: ClassVar = {
+    metrics_known: Mapping[str, Metric] = {
         "length": Metric("mean length of the flow (px)", stronger="lower"),
         "change": Metric("mean change of the flow (px)", stronger="higher"),
     }

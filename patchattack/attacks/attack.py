@@ -44,7 +44,7 @@ class Size:
     Attributes:
         metric: name and region; what it differs from its value on clean frames is the effect.
         words: what the patch does, with ``{}`` in the place of the effect, after "The patch works: it ...".
-        small: an effect that exceeds that of every control by less than this is called small.
+        small: a patch whose effect exceeds that of some control by less than this does little more than that.
         unit: ``%`` of a share, else the metric's own, as ``m``.
     """
 

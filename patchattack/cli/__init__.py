@@ -205,7 +205,7 @@ def build_parts(plain: dict[str, Any], resumed: Path | None = None) -> Any:
     Raises:
         InputError: a part refuses its arguments.
     """
-    from patchattack.pipeline import Parts
+    from patchattack.assembly import Parts
     from patchattack.victims.journal import of_run
 
     journal = of_run(resumed)

@@ -20,7 +20,7 @@ def main() -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Measure, write the table and print it."""
-    from patchattack import pipeline, processes, runs
+    from patchattack import assembly, processes, runs
     from patchattack.patch import Patch
     from patchattack.studies import defenses
 
@@ -30,7 +30,7 @@ def run(given: dict[str, Any]) -> None:
     names = {"data": "source", "trainer": "settings", "print": "sheet"}
     keys = ("seed", "attack", "victim", "renderer", "patch", "regularizers", "optimizer", "schedule", "tracker")
     study = defenses.DefenseStudy(
-        parts=pipeline.Parts(**{names.get(key, key): given[key] for key in (*keys, *names)}),
+        parts=assembly.Parts(**{names.get(key, key): given[key] for key in (*keys, *names)}),
         victims=given["victims"] or {given["victim"].name: given["victim"]},
         defenses=given["defenses"],
         patch=Patch.load(run / "patch.png"),

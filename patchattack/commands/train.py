@@ -29,11 +29,11 @@ def run(plain: dict[str, Any]) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             folders.claim(previous)
     # Torch is imported late: help and errors of the command line do not wait for it.
-    from patchattack import pipeline, processes
+    from patchattack import assembly, pipeline, processes
 
     parts = cli.build_parts(plain, previous)
     fabric = processes.start(parts.settings)
-    job = pipeline.assemble(parts, fabric, previous)
+    job = assembly.assemble(parts, fabric, previous)
     folder = previous or fabric.broadcast(_new_folder(plain["output"], fabric.global_rank))
     if isinstance(folder, InputError):
         raise folder

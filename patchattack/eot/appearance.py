@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchattack import geometry
+from patchattack.devices import constant
 from patchattack.eot.transform import Transform, checked_range, per_image
 from patchattack.seeding import Numbers
+
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as in kornia and OpenCV
 
 
 class Contrast(Transform):
@@ -25,10 +28,9 @@ class Contrast(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        from kornia.color import rgb_to_grayscale
-
-        mean = rgb_to_grayscale(image).mean(dim=(-2, -1), keepdim=True)
-        return torch.lerp(mean, image, per_image(parameters[:, 0]))
+        weights = constant(LUMINANCE, image.dtype, image.device)
+        mean = image.mean(dim=(-2, -1)) @ weights
+        return torch.lerp(per_image(mean), image, per_image(parameters))
 
 
 class Brightness(Transform):
@@ -43,7 +45,7 @@ class Brightness(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        return image + per_image(parameters[:, 0])
+        return image + per_image(parameters)
 
 
 class Hue(Transform):
@@ -59,13 +61,11 @@ class Hue(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        from kornia.color import rgb_to_yuv, yuv_to_rgb
-
         # A turn of the chroma plane: HSV would have no gradient at grey.
-        angle, factor = torch.deg2rad(parameters[:, 0]), parameters[:, 1]
-        y, u, v = rgb_to_yuv(image).unbind(dim=1)
-        cos, sin = (value.view(-1, 1, 1) for value in (angle.cos() * factor, angle.sin() * factor))
-        return yuv_to_rgb(torch.stack([y, cos * u - sin * v, sin * u + cos * v], dim=1))
+        grey, along, across = (constant(part, image.dtype, image.device) for part in _chroma_turns())
+        angle, factor = torch.deg2rad(parameters[:, :1, None]), parameters[:, 1:, None]
+        turn = grey + (along * angle.cos() + across * angle.sin()) * factor
+        return torch.bmm(turn, image.flatten(2)).view(image.shape)
 
 
 class WhiteBalance(Transform):
@@ -96,7 +96,7 @@ class Illumination(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        return image * (1 + per_image(parameters[:, 1]) * _ramp(image, parameters[:, 0]) / 2)
+        return image * (1 + per_image(parameters[:, 1] / 2) * _ramp(image, parameters[:, 0]))
 
 
 class Shadow(Transform):
@@ -136,10 +136,23 @@ class PrintNoise(Transform):
 
 def _ramp(image: Tensor, angle: Tensor) -> Tensor:
     """``[N, 1, h, w]`` from -1 to 1 across the texture along ``angle [N]`` (degrees)."""
-    height, width = image.shape[-2:]
-    size = torch.tensor([width, height], device=image.device)
-    place = (geometry.pixel_grid((height, width), image.device).to(image.dtype) + 0.5) / size * 2 - 1
-    angle = angle * (math.pi / 180)
-    direction = torch.stack([angle.cos(), -angle.sin()], dim=-1)
-    ramp = torch.einsum("hwk,nk->nhw", place, direction)
-    return (ramp / direction.abs().sum(dim=-1).view(-1, 1, 1)).unsqueeze(1)
+    y, x = (
+        constant(tuple((2 * place + 1) / size - 1 for place in range(size)), image.dtype, image.device)
+        for size in image.shape[-2:]
+    )
+    angle = per_image(torch.deg2rad(angle))
+    right, up = angle.cos(), angle.sin()
+    return (right * x - up * y[:, None]) / (right.abs() + up.abs())
+
+
+@lru_cache(maxsize=1)
+def _chroma_turns() -> tuple[Any, ...]:
+    """``[3][3, 3]`` of RGB: what stays, what goes by the cosine of a turn of the chroma, and what by its sine."""
+    from kornia.color import rgb_to_yuv, yuv_to_rgb
+
+    one = torch.eye(3, dtype=torch.float64).view(3, 3, 1, 1)
+    there, back = (convert(one).view(3, 3).T for convert in (rgb_to_yuv, yuv_to_rgb))
+    turns = torch.zeros(3, 3, 3, dtype=torch.float64)
+    turns[0, 0, 0] = turns[1, 1, 1] = turns[1, 2, 2] = turns[2, 2, 1] = 1
+    turns[2, 1, 2] = -1
+    return tuple(tuple(map(tuple, turn)) for turn in (back @ turns @ there).tolist())

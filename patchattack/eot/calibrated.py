@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import files
+from patchattack.devices import constant, transfer
 from patchattack.eot.transform import Transform, checked_range
 from patchattack.errors import InputError
 from patchattack.seeding import Numbers
@@ -35,13 +37,17 @@ def look_up(table: Tensor, colours: Tensor) -> Tensor:
     place = colours * last
     cell = place.detach().floor().clamp(0, last - 1)
     share = place - cell
-    first, row = cell.long(), torch.arange(len(table), device=table.device).view(-1, 1)
-    values = torch.zeros_like(colours)
-    for corner in itertools.product((0, 1), repeat=3):
-        red, green, blue = (first + first.new_tensor(corner)).unbind(-1)
-        weight = torch.where(first.new_tensor(corner).bool(), share, 1 - share).prod(dim=-1, keepdim=True)
-        values = values + weight * table[row, red, green, blue]
-    return values
+    side = last + 1
+    strides = (side * side, side, 1)
+    corners = tuple(itertools.product((0, 1), repeat=3))
+    beside = constant(corners, colours.dtype, colours.device)  # [8, 3]
+    steps = tuple(sum(map(operator.mul, corner, strides)) for corner in corners)
+    index = (cell @ constant(strides, colours.dtype, colours.device)).long()  # [N, n]
+    index = index.unsqueeze(-1) + constant(steps, torch.int64, colours.device)  # [N, n, 8]
+    red, green, blue = torch.lerp(1 - share[..., None, :], share[..., None, :], beside).unbind(-1)
+    row = torch.arange(len(table), device=table.device).view(-1, 1, 1)
+    values = table.flatten(1, 3)[row, index]  # [N, n, 8, 3]
+    return ((red * green * blue).unsqueeze(-2) @ values).squeeze(-2)
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ class Calibrated(Transform):
             files.shipped("assets") / "print" / "default_print.json" if file == "default" else Path(file).expanduser()
         )
         self.calibration = Calibration.load(path)
+        self._table = self.calibration.table  # where the images were last
 
     def draw(self, numbers: Numbers) -> Tensor:
         """The errors, ``[N, 3, 3, 3, 3]``: of red, green and blue, at each colour of a coarse grid."""
@@ -158,7 +165,9 @@ class Calibrated(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        table = self.calibration.table.to(image)
+        if self._table.device != image.device or self._table.dtype != image.dtype:
+            self._table = transfer(self.calibration.table, image.device).to(image.dtype)
+        table = self._table
         errors = F.interpolate(parameters, size=table.shape[:3], mode="trilinear", align_corners=True)
         seen = look_up(table + errors.movedim(1, -1), image.flatten(2).mT)
         return seen.mT.unflatten(2, image.shape[2:])

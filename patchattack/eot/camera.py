@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from patchattack.eot.jpeg import jpeg
 from patchattack.eot.transform import Transform, checked_range, per_image
 from patchattack.errors import InputError
 from patchattack.seeding import Numbers
@@ -25,10 +27,9 @@ class Defocus(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        from kornia.filters import gaussian_blur2d
-
-        kernel = 2 * self.margin + 1
-        return gaussian_blur2d(image, (kernel, kernel), parameters.expand(-1, 2), border_type="replicate")
+        places = torch.arange(-self.margin, self.margin + 1, device=image.device)
+        line = (places / parameters).square().mul(-0.5).softmax(dim=-1)
+        return _filtered(_filtered(image, line[:, None, :]), line[:, :, None])
 
 
 class MotionBlur(Transform):
@@ -46,11 +47,14 @@ class MotionBlur(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        from kornia.filters import motion_blur
-
-        angle, share = parameters.unbind(-1)
-        blurred = motion_blur(image, self.length, angle, torch.zeros_like(angle), border_type="replicate")
-        return torch.lerp(image, blurred, per_image(share))
+        angle = torch.deg2rad(parameters[:, :1, None])
+        places = torch.arange(-self.margin, self.margin + 1, device=image.device)
+        right, up = angle.cos(), angle.sin()
+        # A line of pixels, turned to the nearest ones.
+        along, across = right * places - up * places[:, None], up * places + right * places[:, None]
+        line = ((along.round().abs() <= self.margin) & (across.round() == 0)).to(image.dtype)
+        blurred = _filtered(image, line / line.sum(dim=(1, 2), keepdim=True))
+        return torch.lerp(image, blurred, per_image(parameters[:, 1]))
 
 
 class Gamma(Transform):
@@ -66,8 +70,9 @@ class Gamma(Transform):
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
         # A power below 1 has an infinite slope at 0, so the curve begins a little further up.
-        exponent, toe = per_image(parameters[:, 0]), 1 / 255
-        return ((image + toe) ** exponent - toe**exponent) / ((1 + toe) ** exponent - toe**exponent)
+        exponent, toe = per_image(parameters), 1 / 255
+        black = toe**exponent
+        return ((image + toe) ** exponent - black) / ((1 + toe) ** exponent - black)
 
 
 class SensorNoise(Transform):
@@ -107,6 +112,11 @@ class Jpeg(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        from kornia.enhance import jpeg_codec_differentiable
+        return jpeg(image, parameters[:, 0])
 
-        return jpeg_codec_differentiable(image, parameters[:, 0])
+
+def _filtered(image: Tensor, kernels: Tensor) -> Tensor:
+    """``image [N, 3, h, w]``, each filtered by its own of ``kernels [N, kh, kw]``; its edge goes on as it is."""
+    rows, columns = (side // 2 for side in kernels.shape[1:])
+    padded = F.pad(image.transpose(0, 1), (columns, columns, rows, rows), mode="replicate")
+    return F.conv2d(padded, kernels.unsqueeze(1), groups=len(kernels)).transpose(0, 1)

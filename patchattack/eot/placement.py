@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
@@ -99,26 +100,26 @@ class Uniform:
         self.pitch = either if pitch is None else checked_range("placement.pitch", pitch, -80, 80)
         self.x, self.y = checked_range("placement.x", x, 0, 1), checked_range("placement.y", y, 0, 1)
         self.speed = checked_range("placement.speed", (-speed, speed), -1, 1)
+        ranges = (
+            *(self.scale, self.rotation, self.pitch, self.yaw, self.x, self.y),
+            *(self.speed, self.speed, (-3.0, 3.0), (0.96, 1.04), (-1.0, 1.0), (-1.0, 1.0)),  # of random motion
+        )
+        self._low, high = torch.tensor(ranges, dtype=torch.float64).unbind(-1)
+        self._span = high - self._low
 
     def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
         """As :class:`Placement` says."""
-        columns = iter(numbers.double().unbind(-1))
-
-        def take(low: float, high: float) -> Tensor:
-            return next(columns) * (high - low) + low
-
-        scale, turn = take(*self.scale), take(*self.rotation)
-        tilts = torch.stack([take(*self.pitch), take(*self.yaw), torch.zeros_like(scale)], dim=-1)
-        place = torch.stack([take(*self.x), take(*self.y)], dim=-1)
+        drawn = numbers[:, : len(self._low)].double() * self._span + self._low
+        scale, turn, place = drawn[:, 0], drawn[:, 1], drawn[:, 4:6]
         if scene.surface is not None and self.on_surface(scene):
             return on_plane(scene.surface, scale, turn, torch.full_like(place, 0.5), patch.size_mm)
         board = SQUARE * self._size(scene, patch).unsqueeze(1)  # [B, 4, 2] pixels about the patch's centre
         frame = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
-        distance = frame[0]
-        spin = torch.stack([torch.zeros_like(turn), torch.zeros_like(turn), -turn], dim=-1)
-        solid = torch.nn.functional.pad(board, (0, 1)) @ (geometry.rotation(tilts) @ geometry.rotation(spin)).mT
-        solid = solid * scale.view(-1, 1, 1)
-        shape = solid[..., :2] * distance / (distance + solid[..., 2:])
+        shape = _turned(board, turn) * scale.view(-1, 1, 1)
+        if any(self.pitch + self.yaw):
+            tilts = F.pad(drawn[:, 2:4], (0, 1))  # about the horizontal axis, the vertical one, and none
+            solid = F.pad(shape, (0, 1)) @ geometry.rotation(tilts).mT
+            shape = solid[..., :2] / (1 + solid[..., 2:] / scene.size[1])
         low, high = -shape.amin(dim=1) - 0.5, frame - 0.5 - shape.amax(dim=1)
         # A patch that scale and rotation make larger than the frame is centred.
         low, high = torch.minimum(low, (low + high) / 2), torch.maximum(high, (low + high) / 2)
@@ -126,8 +127,8 @@ class Uniform:
         first = shape + centre.unsqueeze(1)
         corners = [first] * scene.frames.shape[1]
         if len(corners) == 2 and self.motion == "random":
-            shift = torch.stack([take(*self.speed), take(*self.speed)], dim=-1) * frame.min()
-            corners[1] = _moved(first, centre, shift, take(-3, 3), take(0.96, 1.04), (take(-1, 1), take(-1, 1)), frame)
+            shift = drawn[:, 6:8] * frame.min()
+            corners[1] = _moved(first, centre, shift, drawn[:, 8], drawn[:, 9], drawn[:, 10:12], frame)
         elif len(corners) == 2 and self.motion == "scene":
             corners[1] = _carried(first, centre, scene)
         return torch.stack(corners, dim=1)
@@ -225,10 +226,15 @@ def on_plane(surface: Tensor, scale: Tensor, turn: Tensor, centre: Tensor, size_
         ``[B, T, 4, 2]``.
     """
     board = SQUARE * torch.tensor(size_mm, dtype=torch.float64) / max(size_mm)
-    angle = torch.deg2rad(turn)
-    spin = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
-    board = board @ spin.mT * scale.view(-1, 1, 1) + centre.unsqueeze(1)
+    board = _turned(board, turn) * scale.view(-1, 1, 1) + centre.unsqueeze(1)
     return geometry.project(geometry.homography_from_corners(surface), board.unsqueeze(1))
+
+
+def _turned(points: Tensor, turn: Tensor) -> Tensor:
+    """``points [..., n, 2]`` about the origin, ``turn [B]`` degrees counter-clockwise."""
+    angle = torch.deg2rad(turn).view(-1, 1, 1)
+    # What the sine adds: y to x, and minus x to y.
+    return points * angle.cos() + points.flip(-1) * angle.sin() * points.new_tensor([1.0, -1.0])
 
 
 def _moved(
@@ -237,14 +243,12 @@ def _moved(
     shift: Tensor,
     turn: Tensor,
     scale: Tensor,
-    bend: tuple[Tensor, Tensor],
+    bend: Tensor,
     frame: Tensor,
 ) -> Tensor:
     """Corners ``[B, 4, 2]`` after a similarity about the centre and a slight perspective change."""
-    angle = torch.deg2rad(turn)
-    spin = torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=-1).unflatten(-1, (2, 2))
-    about = (corners - centre.unsqueeze(1)) @ spin.mT * scale.view(-1, 1, 1)
-    slope = torch.stack(bend, dim=-1) * 0.1 / frame.max()
+    about = _turned(corners - centre.unsqueeze(1), turn) * scale.view(-1, 1, 1)
+    slope = bend * 0.1 / frame.max()
     about = about / (1 + (about * slope.unsqueeze(1)).sum(dim=-1, keepdim=True))
     return about + (centre + shift).unsqueeze(1)
 

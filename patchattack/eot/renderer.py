@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
+from patchattack.devices import transfer
 from patchattack.eot.placement import DRAWS, Placement
 from patchattack.eot.transform import Transform, saturate
 from patchattack.patch import Patch
@@ -112,15 +113,14 @@ class Renderer:
         textures = texture.expand(batch, -1, -1, -1)
         nowhere = torch.zeros(batch, 2, dtype=torch.long, device=device)
         for transform, parameters in zip(self.appearance, draw.appearance, strict=True):
-            textures = saturate(transform.apply(textures, parameters.to(textures, non_blocking=True), nowhere))
+            textures = saturate(transform.apply(textures, transfer(parameters, device).to(textures.dtype), nowhere))
         masks = mask.expand(batch, -1, -1, -1)
-        atlas = geometry.MipAtlas.build(torch.cat([textures * masks, masks], dim=1))
-
-        corners = draw.corners.flatten(0, 1)
+        homography = geometry.homography_from_corners(draw.corners.flatten(0, 1))
         # One margin for how far the camera spreads the patch, one for the surroundings that it needs to do so.
-        seen = geometry.with_border(corners, (texture.shape[-2], texture.shape[-1]))
+        seen = geometry.border(homography, (texture.shape[-2], texture.shape[-1]))
         window = geometry.Window.around(seen, scene.size, 2 * self.margin, self.block)
-        patch = geometry.warp_texture(atlas, corners, window)
+        patch = geometry.warp_texture(torch.cat([textures * masks, masks], dim=1), homography, window)
+        window = window.on(device)
         frames = scene.frames.flatten(0, 1)
         if draw.on_surface and scene.occluder is not None:
             patch = patch * ~window.take(scene.occluder.flatten(0, 1))
@@ -141,17 +141,17 @@ class Renderer:
 
     def _photograph(self, images: Tensor, draws: tuple[Tensor, ...], window: geometry.Window | None) -> Tensor:
         """``images [N, 3, h, w]`` (the window's parts, or whole frames) through the camera."""
-        origin = torch.zeros(len(images), 2, dtype=torch.long) if window is None else window.origin
-        origin = origin.to(images.device, non_blocking=True)
+        nowhere = torch.zeros(len(images), 2, dtype=torch.long, device=images.device)
+        origin = nowhere if window is None else window.origin
         for transform, parameters in zip(self.camera, draws, strict=True):
-            parameters = parameters.flatten(0, 1).to(images, non_blocking=True)
+            parameters = transfer(parameters.flatten(0, 1), images.device).to(images.dtype)
             images = saturate(transform.apply(images, parameters, origin))
         return images
 
     def _reach(self, coverage: Tensor, window: geometry.Window) -> Tensor:
         """``[N, 1, h, w]`` how much of each pixel comes from the photographed part."""
         if self.whole_frame:  # all of it where its surroundings lie within the window
-            return (window.distance_to_edge(coverage.device) >= self.margin).to(coverage.dtype)
+            return (window.distance_to_edge() >= self.margin).to(coverage.dtype)
         if self.margin:
             return (F.max_pool2d(coverage, 2 * self.margin + 1, 1, self.margin) > 0).to(coverage.dtype)
         return (coverage > 0).to(coverage.dtype)

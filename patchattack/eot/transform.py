@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +31,26 @@ def per_image(value: Tensor) -> Tensor:
     return value.view(-1, 1, 1, 1)
 
 
+class _Saturate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor) -> Tensor:
+        cut = image.clamp(0, 1)
+        ctx.save_for_backward(image == cut)
+        return cut
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (kept,) = ctx.saved_tensors
+        return gradients[0] * kept
+
+
 def saturate(image: Tensor) -> Tensor:
     """``image`` cut off at 0 and 1. A value at the bound, as many of a patch's are, keeps its gradient.
 
     ``clamp`` takes that away since torch 2.15: a texel that is black or white once would stay so.
     """
-    cut = image.detach().clamp(0, 1)
-    return torch.where(image == cut, image, cut)
+    cut: Tensor = _Saturate.apply(image)
+    return cut
 
 
 class Transform(ABC):

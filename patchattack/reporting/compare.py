@@ -79,6 +79,8 @@ def load_run(folder: Path) -> Run:
         rows = files.read_rows(folder / "results.json", ("condition", "metric", "region"), ("mean", "low", "high", "n"))
         patch = Patch.load(folder / "patch.png")
         config = yaml.safe_load((folder / "config.yaml").read_text())
+        if not isinstance(config, dict):
+            raise ValueError(f"expected a config, got {config!r}")
         facts = read_facts(folder / "patch.png")
         metric, region = facts["headline"]
         run = Run(

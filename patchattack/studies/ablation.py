@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from patchattack import evaluation, files, pipeline, statistics
+from patchattack import assembly, evaluation, files, pipeline, statistics
+from patchattack.assembly import Parts
 from patchattack.attacks.attack import Textures
 from patchattack.controls import CONDITIONS, always, controls
 from patchattack.data.memory import Memory
@@ -21,7 +22,6 @@ from patchattack.errors import InputError, nearest
 from patchattack.evaluation import Row
 from patchattack.job import TEST, VALIDATION, Job
 from patchattack.patch import Patch
-from patchattack.pipeline import Parts
 from patchattack.reporting.ablation import MEDIA, Line, Table, probability, write_table
 from patchattack.statistics import FEWEST
 from patchattack.studies.study import check_settings, markdown, settings_of, train, write_csv
@@ -178,7 +178,7 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
     whole = variants[WHOLE].parts
     renderers = dict(zip(MEDIA, (whole.renderer, study.build(study.config["renderer"] | study.printed)), strict=True))
     places = {name: folder / "patches" / name for name in variants}
-    job = pipeline.assemble(whole, fabric)  # to measure with; each training has its own
+    job = assembly.assemble(whole, fabric)  # to measure with; each training has its own
     numbers = whole.settings.parts(len(job.source))[2]
     _check_measurable(job, numbers)
     for name, variant in variants.items():

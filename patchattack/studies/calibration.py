@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patchattack import files, pipeline, statistics
+from patchattack import assembly, files, pipeline, statistics
+from patchattack.assembly import Parts
 from patchattack.errors import InputError
 from patchattack.evaluation import Row
 from patchattack.patch import Patch, random_texture
-from patchattack.pipeline import Parts
 from patchattack.rehearsal import rehearse
 from patchattack.rehearsal.rehearse import Plan, Progress
 from patchattack.rehearsal.street import DriveBy, Lab
@@ -79,7 +79,7 @@ def plans(study: CalibrationStudy, parts: Parts, fabric: Any) -> dict[int, Plan]
     Raises:
         InputError: the parts do not fit together, or the sheet cannot be rehearsed.
     """
-    pipeline.assemble(parts, fabric)
+    assembly.assemble(parts, fabric)
     config, mask, size_mm = study.config, parts.patch.mask.cpu(), parts.patch.size_mm
     height, width = mask.shape[1:]
     asked = camera_victims(select_victims({}, parts.victim), parts.attack, fabric, config["margin"])[0]
@@ -155,7 +155,7 @@ def _trained(study: CalibrationStudy, seed: int, calibration: Path | None, place
             config["appearance"] = config["renderer"]["appearance"] = {"calibrated": fitted, **others}
         begun = (place / "checkpoint.safetensors").is_file()
         parts = study.build(config)
-        job = pipeline.assemble(parts, fabric, place if begun else None)
+        job = assembly.assemble(parts, fabric, place if begun else None)
         pipeline.run(parts, job, place, pipeline.Origin(config, study.command), resumes=begun)
     return Patch.load(place / "patch.png")
 

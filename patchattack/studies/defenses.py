@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from patchattack import evaluation, files, pipeline, statistics
+from patchattack.assembly import Parts
 from patchattack.attacks.attack import Textures
 from patchattack.controls import always, controls
 from patchattack.errors import InputError
 from patchattack.evaluation import Row
 from patchattack.job import TEST, Job, Settings
 from patchattack.patch import Patch
-from patchattack.pipeline import Parts
 from patchattack.reporting.defenses import Table, write_table
 from patchattack.runs import all_held_out
 from patchattack.scene import Source, View

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from patchattack import checkpoint, files, pipeline, training
+from patchattack import assembly, checkpoint, files, pipeline, training
+from patchattack.assembly import Parts
 from patchattack.errors import DivergedError, InputError, VictimError
 from patchattack.job import Job
 from patchattack.patch import Patch
-from patchattack.pipeline import Parts
 from patchattack.tracking import Nothing
 
 SETTINGS = "settings.json"
@@ -64,7 +64,7 @@ def train(parts: Parts, folder: Path, name: str, fabric: Any) -> Job:
     """
     resumes = (folder / checkpoint.FILE).is_file()
     parts = replace(parts, patch=copy.deepcopy(parts.patch))
-    job = pipeline.assemble(parts, fabric, folder if resumes else None)
+    job = assembly.assemble(parts, fabric, folder if resumes else None)
     if job.journal is not None:
         job.journal.open(folder)
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)

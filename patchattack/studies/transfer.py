@@ -91,7 +91,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
             known = attack.metrics_known[metric]
             for condition in (*(["clean"] if place == 0 else []), *textures):
                 values = evaluation.per_scene(measured, condition, attack.headline)
-                cell = {"metric": metric, "region": region, **statistics.estimate(values, known.rate)}
+                cell: Row = {"metric": metric, "region": region, **statistics.estimate(values, known.rate)}
                 rows.append({"patch": condition, "victim": name} | cell)
         victim.cpu()
     return rows

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchattack import seeding
 from patchattack.eot.renderer import Renderer
 from patchattack.patch import Patch
 from patchattack.scene import Scene
@@ -18,7 +19,7 @@ from patchattack.webcam.frames import to_array, to_floats, to_tensor
 from patchattack.webcam.records import Kept
 
 
-class Measured:
+class KnownCorners:
     """The placement of a patch whose corners are known.
 
     Args:
@@ -57,9 +58,9 @@ def render(frames: Tensor, corners: np.ndarray, patch: Patch) -> Tensor:
     Returns:
         ``[1, T, 3, H, W]`` in [0, 1].
     """
-    renderer = Renderer(Measured(torch.from_numpy(corners)[None]))
+    renderer = Renderer(KnownCorners(torch.from_numpy(corners)[None]))
     scene = Scene(frames, torch.zeros(1, dtype=torch.long))
-    return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, [torch.Generator()])).frames
+    return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, seeding.numbers([[0]]))).frames
 
 
 def drawn(images: list[np.ndarray], corners: np.ndarray, patch: Patch) -> list[np.ndarray]:

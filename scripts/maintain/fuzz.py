@@ -513,7 +513,7 @@ _SAID: dict[str, Any] = {
     "probabilities": [{"a": 0.5, "b": 0.2}],
     "labels": ["a"],
     "depth": [[[1.0, 2], [3, 4]]],
-    "flow": [[[[0.5, 1]] * 16] * 16],
+    "flow": [[[[0, 1]] * 128] * 128],
     "boxes": [[[1, 2, 3, 4, 0.5, "a"], [0, 0, 5, 5, 0.1, 1]]],
     "candidates": [[[1, 2, 3, 4, 0.5, 0.1, 0.1]]],
 }
@@ -524,12 +524,10 @@ def _asked(folder: Path) -> None:
     for task, kinds in KINDS.items():
         for kind in kinds:
             classes = ["a", "b", "c"] if task in ("classification", "detection") else None
-            size = {"multiple": 16} if task == "flow" else {"size": (16, 16)}
-            victim = build_endpoint(
-                task, f"http://127.0.0.1:{_port()}/{kind}.json", kind, retries=0, classes=classes, **size
-            )
-            found = victim(torch.rand(1, 2 if task == "flow" else 1, 3, 16, 16))
-            assert found.isfinite().all()
+            side, size = (128, None) if task == "flow" else (16, (16, 16))
+            address = f"http://127.0.0.1:{_port()}/{kind}.json"
+            victim = build_endpoint(task, address, kind, retries=0, classes=classes, size=size)
+            assert victim(torch.rand(1, 2 if task == "flow" else 1, 3, side, side)).isfinite().all()
 
 
 def _save_videos(folder: Path) -> None:

@@ -11,21 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from patchattack.studies.single_image.one_pixel_run import OnePixelRun
 from torch import Tensor, nn
 
-from patchattack import cli, pipeline, processes
-from patchattack.eot.placement import Uniform
-from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError
+from patchattack import processes
+from patchattack.errors import InputError, VictimError
 from patchattack.job import Settings
-from patchattack.patch import Patch
-from patchattack.printing.sheet import Sheet
 from patchattack.scene import Scene, Source
 from patchattack.studies.single_image.one_pixel import OnePixel, Result, attack_images, read_results, whole, with_pixels
 from patchattack.studies.single_image.one_pixel_report import summarise
-from patchattack.studies.single_image.subject import chosen
-from patchattack.tracking import Nothing
+from patchattack.studies.single_image.one_pixel_study import OnePixelStudy
+from patchattack.studies.single_image.subject import choose_scenes
+from patchattack.victims.journal import of_run
 from patchattack.victims.victim import ClassificationVictim, FlowVictim
 
 SIZE = (6, 8)
@@ -246,25 +242,13 @@ def test_a_run_that_is_killed_in_the_middle_of_an_image_asks_no_frame_twice(tmp_
             self.asked += [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
             return super().logits(images)
 
-    def go(victim: Remote, folder: Path, resumes: bool = False) -> pipeline.Job:
-        parts = pipeline.Parts(
-            attack=OnePixelRun(pixels=2, images=2, children=10, generations=2),
-            victim=victim,
-            source=Greys(),
-            renderer=Renderer(Uniform(area=0.1)),
-            patch=Patch.create(resolution=8),
-            regularizers={},
-            optimizer=lambda parameters: torch.optim.Adam(parameters),
-            schedule=lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer),
-            tracker=lambda folder, config, run_id: Nothing(folder, config, run_id),
-            settings=Settings(steps=1, batch=1, split=(0.25, 0.25, 0.5), accelerator="cpu"),
-            sheet=Sheet(),
-            seed=0,
-        )
-        job = pipeline.assemble(parts, processes.start(parts.settings), folder if resumes else None)
+    def go(victim: Remote, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        pipeline.run(parts, job, folder, pipeline.Origin({}, "python train.py"), resumes)
-        return job
+        settings = Settings(steps=1, batch=1, split=(0.25, 0.25, 0.5), accelerator="cpu")
+        attack = OnePixel(pixels=2, children=10, generations=2)
+        fabric = processes.start(settings)
+        study = OnePixelStudy(attack, victim, Greys(), settings, 2, 0, of_run(folder), fabric)
+        study.attack_images(folder, "patchattack one-pixel")
 
     class Killed(BaseException):
         pass
@@ -275,11 +259,11 @@ def test_a_run_that_is_killed_in_the_middle_of_an_image_asks_no_frame_twice(tmp_
     folder = tmp_path / "run"
     with pytest.raises(Killed):
         go(Remote(asked, 2, Killed()), folder)
-    with pytest.raises(InputError, match=rf"got 'no line'; nothing .* is lost, go on with: .* resume={folder}"):
-        go(Remote(asked, 3, OSError("no line")), folder, resumes=True)
+    with pytest.raises(VictimError, match="got 'no line'"):
+        go(Remote(asked, 3, OSError("no line")), folder)
     with pytest.raises(Killed):
-        go(Remote(asked, 1, Killed()), folder, resumes=True)
-    go(Remote(asked), folder, resumes=True)
+        go(Remote(asked, 1, Killed()), folder)
+    go(Remote(asked), folder)
     assert asked == everything
     for file in ("images.csv", "results.json"):
         assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -293,7 +277,7 @@ def test_a_run_that_is_killed_in_the_middle_of_an_image_asks_no_frame_twice(tmp_
     [
         ({"pixels": 0}, "pixels: expected an integer >= 1, got 0"),
         ({"pixels": 1.5}, r"pixels: expected an integer >= 1, got 1\.5"),
-        ({"children": 4}, "children: expected a whole number from 5 on, got 4"),
+        ({"children": 4}, "children: expected an integer >= 5, got 4"),
         ({"stop": "soon"}, "stop: expected confident or won, got soon"),
         ({"goal": "targeted"}, "attack.target: expected the name or number of a class"),
     ],
@@ -324,29 +308,29 @@ def test_an_answer_that_is_no_number_is_said(tmp_path: Path) -> None:
 
 def test_no_more_images_than_the_test_part_has() -> None:
     settings = Settings(steps=1, batch=1)
-    assert chosen(settings, 400, 100)[:2] == [280, 281]
-    assert len(chosen(settings, 400, 120)) == 120
+    assert choose_scenes(settings, 400, 100)[:2] == [280, 281]
+    assert len(choose_scenes(settings, 400, 120)) == 120
     with pytest.raises(InputError, match=r"images: expected at most 120, .* of 400 scenes has, got 121"):
-        chosen(settings, 400, 121)
+        choose_scenes(settings, 400, 121)
     with pytest.raises(InputError, match="images: expected an integer >= 1, got 0"):
-        chosen(settings, 400, 0)
+        choose_scenes(settings, 400, 0)
 
 
 # The command
 
 TINY = (
-    *("attack=one_pixel", "data.scenes=8", "data.size=[32,32]", "data.supersampling=1", "trainer.accelerator=cpu"),
+    *("data.scenes=8", "data.size=[32,32]", "data.supersampling=1", "trainer.accelerator=cpu"),
     *("trainer.split=[0.25,0.25,0.5]", "attack.children=5", "attack.generations=1"),
 )
 
 
-def test_the_command_writes_rows_pictures_and_a_report_and_goes_on(tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_the_command_writes_rows_pictures_and_a_report_and_resumes(tmp_path: Path, command: Callable[..., Any]) -> None:
     folder = tmp_path / "run"
-    outcome = command(*TINY, "images=3", "pixels=3", f"output={folder}")
+    given = (*TINY, "images=3", "pixels=3", f"output={folder}")
+    outcome = command(*given, entry="one-pixel")
     assert outcome.status == 0, outcome.err
     assert "3 pixels of their own take" in outcome.out
     assert str(folder / "images.csv") in outcome.out
-    assert "patch.png" not in outcome.out
     rows = read_results(folder / "images.csv")
     assert len(rows) == 3
     counted = [row for row in rows if row.counted]
@@ -360,11 +344,11 @@ def test_the_command_writes_rows_pictures_and_a_report_and_goes_on(tmp_path: Pat
     assert "CIFAR-10" in page
     before = (folder / "images.csv").read_text()
     (folder / "images.csv").write_text("".join(before.splitlines(keepends=True)[:2]))  # killed after the first image
-    assert command(f"resume={folder}").status == 0
+    assert command(*given, entry="one-pixel").status == 0
     assert (folder / "images.csv").read_text() == before
-    refused = command(f"resume={folder}", "seed=1")
+    refused = command(*given, "seed=1", entry="one-pixel")
     assert refused.status == 2
-    assert "seed was 0, is 1" in refused.err
+    assert "expected the settings that it was made with, got other ones: seed=1" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -372,24 +356,23 @@ def test_the_command_writes_rows_pictures_and_a_report_and_goes_on(tmp_path: Pat
     [
         ("pixels=0", "pixels: expected an integer >= 1, got 0"),
         ("images=5", "images: expected at most 4, which the test part of 8 scenes has, got 5"),
-        ("victim=flow_matching", "expected a victim for classification, got flow_matching for flow"),
+        ("victim=flow_matching", "expected one image classifier, got flow_matching for flow"),
         ("victim=[classifier_residual,classifier_transformer]", "expected one image classifier, got the ensemble"),
-        ("optimizer=nes", "attack=one_pixel: expected nothing but attack, pixels, images"),
-        ("trainer.steps=9", "got trainer.steps, which it has no use for; leave it out"),
-        ("patch.resolution=9", "got patch.resolution, which it has no use for; leave it out"),
+        ("optimizer=nes", "optimizer"),
+        ("trainer.steps=9", "trainer.steps: expected one of split, accelerator, precision"),
     ],
 )
 def test_bad_input_is_one_line(command: Callable[..., Any], tmp_path: Path, given: str, message: str) -> None:
-    outcome = command(*TINY, "images=2", given, f"output={tmp_path / 'run'}")
+    outcome = command(*TINY, "images=2", given, f"output={tmp_path / 'run'}", entry="one-pixel")
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_scripts_that_measure_patches_refuse_it(command: Callable[..., Any]) -> None:
-    arguments = ("attack=one_pixel", "runs=[a]", "victims=[classifier_residual]", "data.scenes=8")
-    outcome = command(*arguments, entry=lambda: cli.command("transfer", lambda _: None))
+def test_it_is_no_attack_of_a_training(command: Callable[..., Any]) -> None:
+    outcome = command("attack=one_pixel", "images=2")
     assert outcome.err == (
-        "patchattack: attack: expected one that optimises a patch, got one_pixel; that is for train.py alone\n"
+        "patchattack: attack=one_pixel: expected the command patchattack one-pixel, its name today, "
+        "got attack=one_pixel\n"
     )
