@@ -110,7 +110,7 @@ def _find_own_modules(typed: Sequence[str]) -> None:
     """Let a ``_target_`` name modules of the working folder and of ``--config-dir``, after those that are installed."""
     given = [
         one.partition("=")[2] or follows
-        for one, follows in zip(typed, [*typed[1:], "."], strict=True)
+        for one, follows in zip(typed, [*typed[1:], "."], strict=False)
         if one.startswith(_CONFIG_DIR)
     ]
     for folder in (Path.cwd(), *map(Path, given)):
