@@ -121,7 +121,8 @@ def test_a_run_leaves_exactly_what_is_promised(undisturbed: Path) -> None:
 
 def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -> None:
     found = rows(undisturbed)
-    assert all(list(row) == ["condition", "metric", "region", "mean", "low", "high", "n"] for row in found)
+    columns = ["condition", "metric", "region", "mean", "low", "high", "n", "label", "stronger"]
+    assert all(list(row) == columns for row in found)
     conditions = sorted(["clean", *controls(Patch.create()), "drawn", *SAME_PATCH], key=[*CONDITIONS].index)
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}

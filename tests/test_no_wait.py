@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchattack import cli, files, seeding, training
+from patchattack.assembly import Parts
 from patchattack.data.memory import Memory
 from patchattack.devices import transfer
 from patchattack.eot.placement import MOTIONS
 from patchattack.eot.renderer import Renderer
 from patchattack.job import Job
-from patchattack.pipeline import Parts
 from patchattack.scene import Scene
 from patchattack.search import Plan
 
@@ -101,7 +101,7 @@ def parts(task: str) -> Parts:
         image.flush()
         given = (f"attack={task}", f"data.size=[{height},{width}]", f"regularizers.content.image={image.name}")
         plain: Any = OmegaConf.to_container(compose("train", [*given, *every, *small]), resolve=True)
-        found: Parts = cli.build(plain)
+        found: Parts = cli.build_parts(plain)
     return found
 
 

@@ -208,7 +208,9 @@ def test_file_of_layouts_that_cannot_be(tmp_path: Path, content: str | bytes | N
     path = tmp_path / "layout.json"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(InputError, match=r"layout.json: expected the layouts of printed sheets, got .*print_patch"):
+    with pytest.raises(
+        InputError, match=r"layout.json: expected the layouts of printed sheets, got .*patchattack print"
+    ):
         load_layouts(path)
 
 

@@ -20,7 +20,7 @@ from patchattack import files, statistics
 from patchattack.cli.checks import check_types
 from patchattack.errors import InputError
 from patchattack.patch import Patch
-from patchattack.studies import ablation
+from patchattack.studies import study
 from patchattack.studies.ablation import AblationStudy, Line, variants, verdict
 from patchattack.tracking import Nothing
 
@@ -145,7 +145,7 @@ def test_an_interrupted_training_goes_on_to_the_bit(
 
     given = (*base, "only=[without_camera]", f"output={tmp_path}")
     with monkeypatch.context() as patches:
-        patches.setattr(ablation, "Nothing", Stops)
+        patches.setattr(study, "Nothing", Stops)
         outcome = command(*given, entry="ablate")
     assert outcome.status == 130, outcome.err
     assert "\ninterrupted after step 1 of 4. Resume with: patchattack ablate attack=flow" in outcome.out
@@ -167,7 +167,9 @@ def test_other_settings_do_not_join(table: Path, command: Callable[..., Any], ba
     for override in ("optimizer.lr=0.5", "+ablations.without_camera={camera.sensor_noise:null}"):
         outcome = command(*given, override, entry="ablate")
         assert outcome.status == 2
-        assert outcome.err.splitlines()[-1].startswith(f"patchattack: output={table}: expected the settings that its")
+        line = outcome.err.splitlines()[-1]
+        assert line.startswith(f"patchattack: {table / 'patches'}")
+        assert "expected the settings that it was made with, got other ones: " in line
     # How many scenes are measured, and what is printed, changes no patch.
     outcome = command(*given, "trainer.test_draws=1", "camera@printed.camera=[jpeg]", entry="ablate")
     assert outcome.status == 0, outcome.err
