@@ -127,6 +127,7 @@ def test_no_step_waits(victim: str) -> None:
     whole, model = parts(task), instantiated("victim", victim, weights="random")
     attack, patch = copy.copy(whole.attack), copy.deepcopy(whole.patch).to(DEVICE)
     attack.bind(model, whole.source)
+    model(scenes(task).to("cpu").frames)  # what a network makes of its own when it is first asked, for frames of a size
     optimizer = whole.optimizer(patch.parameters())
     fabric: Any = SimpleNamespace(device=DEVICE, global_rank=0, world_size=1, autocast=contextlib.nullcontext)
     job = Job(

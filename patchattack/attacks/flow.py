@@ -93,11 +93,9 @@ class FlowAttack(Attack):
 
     def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: the cosine or minus the distance to the clean flow; or the distance to the target."""
-        goal = (
-            clean
-            if self.target is None
-            else constant(tuple(self.target), clean.dtype, clean.device).view(1, 2, 1, 1).expand_as(clean)
-        )
+        goal = clean
+        if self.target is not None:
+            goal = constant(tuple(self.target), clean.dtype, clean.device).view(1, 2, 1, 1).expand_as(clean)
         counts = regions(view)[self.region]
         if self.distance == "cosine":
             counts = counts & (length(clean) > self.still)

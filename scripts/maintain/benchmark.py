@@ -1,6 +1,11 @@
 """How much a whole step costs over the victim's own forward and backward pass.
 
+<<<<<<< HEAD:scripts/maintain/benchmark.py
 python scripts/maintain/benchmark.py
+=======
+python scripts/benchmark.py
+python scripts/benchmark.py --suite host # what the host does in a step: operations and milliseconds
+>>>>>>> draws:scripts/benchmark.py
 
 One process; the two sides of each ratio run in turn, pair by pair, and the median of the pairs' ratios is printed, so
 that a machine whose speed drifts does not matter.
@@ -12,18 +17,21 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from patchattack import seeding
+from patchattack import files, seeding
 from patchattack.attacks.flow import FlowAttack
-from patchattack.eot.appearance import Brightness, Contrast
-from patchattack.eot.camera import SensorNoise
+from patchattack.eot.appearance import Brightness, Contrast, Hue, Illumination, PrintNoise, Shadow, WhiteBalance
+from patchattack.eot.calibrated import Calibrated
+from patchattack.eot.camera import Defocus, Gamma, Jpeg, MotionBlur, SensorNoise
 from patchattack.eot.placement import Uniform
-from patchattack.eot.renderer import Renderer
+from patchattack.eot.renderer import Draw, Renderer
 from patchattack.patch import Patch
 from patchattack.regularizers.nps import NonPrintability
 from patchattack.regularizers.tv import TotalVariation
@@ -39,17 +47,23 @@ class Step:
         loss: of the output, the clean output, the scene and the view, ``[B]``.
         shape: of the frames, ``(B, T, H, W)``.
         device: where to run.
+        renderer: EoT; that of a run by default.
     """
 
     def __init__(
-        self, victim: nn.Module, loss: Callable[..., Tensor], shape: tuple[int, int, int, int], device: torch.device
+        self,
+        victim: nn.Module,
+        loss: Callable[..., Tensor],
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        renderer: Renderer | None = None,
     ) -> None:
         batch, frames, height, width = shape
         self.victim, self.loss, self.device = victim.to(device), loss, device
         images = torch.randint(0, 256, (batch, frames, 3, height, width), dtype=torch.uint8)
         self.scene = Scene(images, torch.arange(batch))
         self.patch = Patch.create(resolution=64).to(device)
-        self.renderer = Renderer(
+        self.renderer = renderer or Renderer(
             Uniform(area=0.09), {"contrast": Contrast(), "brightness": Brightness()}, {"sensor_noise": SensorNoise()}
         )
         self.regularizers = [TotalVariation(0.001).to(device), NonPrintability(0.1).to(device)]
@@ -63,12 +77,16 @@ class Step:
         """The victim on the clean frames."""
         return self.victim(self.scene.to(self.device).frames)
 
+    def draw(self) -> Draw:
+        """EoT of another step."""
+        self.count += 1
+        numbers = seeding.numbers([(0, 1, self.count, row, 0) for row in range(len(self.scene))])
+        return self.renderer.draw(self.scene, self.patch, numbers)
+
     def whole(self, recompute: bool = False) -> None:
         """One step; with ``recompute`` the clean output is computed again instead of remembered."""
-        self.count += 1
-        numbers = seeding.numbers([(self.count, row) for row in range(len(self.scene))])
         self.optimizer.zero_grad()
-        draw = self.renderer.draw(self.scene, self.patch, numbers)
+        draw = self.draw()
         scene = self.scene.to(self.device)
         clean = self.reference() if recompute else self.clean
         texture = self.patch()
@@ -110,6 +128,47 @@ def compare(name: str, first: Callable[[], None], second: Callable[[], None], pa
     return f"| {name} | {median:.3f} | {low:.3f} to {high:.3f} | {one} / {other} |"
 
 
+class Operations(TorchDispatchMode):
+    """Counts the operations that are asked of a device, backward ones too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def host(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
+    """Rows of transforms (default, or all), batch, and of a draw and of a step beside the victim, which gives its input
+    back: operations, and the host's milliseconds, the best of all; on a CPU it computes in them too.
+    """
+    looks = (Contrast, Brightness, Hue, WhiteBalance, Illumination, Shadow, Calibrated, PrintNoise)
+    cameras = (Defocus, MotionBlur, Gamma, SensorNoise, Jpeg)
+    every = [{each.__name__: each() for each in group} for group in (looks, cameras)]
+    rows = []
+    for transforms, renderer in (("default", None), ("all", Renderer(Uniform(area=0.09), *every))):
+        for batch in (8, 16, 64):
+            shape = (batch, 2, 128, 256)
+            step = Step(nn.Identity(), lambda hit, *_: hit.mean(dim=(1, 2, 3, 4)), shape, device, renderer)
+            row: dict[str, Any] = {"transforms": transforms, "batch": batch}
+            for name, work in (("draw", step.draw), ("step", step.whole)):
+                work()
+                with Operations() as operations:
+                    work()
+                times = []
+                for _ in range(repetitions):
+                    begin = time.perf_counter()
+                    work()
+                    times.append(time.perf_counter() - begin)
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                row |= {f"{name}_operations": operations.count, f"{name}_ms": round(1000 * min(times), 2)}
+            rows.append(row)
+    return rows
+
+
 class LogitsOnly(nn.Module):
     """torchvision's ResNet-18 on single frames."""
 
@@ -129,15 +188,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--suite", choices=("step", "host"), default="step")
+    parser.add_argument("--json", type=Path, help="file for the rows of the suite host")
     arguments = parser.parse_args()
     device, pairs = torch.device(arguments.device), arguments.pairs
     torch.manual_seed(0)
     torch.set_flush_denormal(True)  # as every run does
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if arguments.suite == "host":
+        rows = host(device, pairs)
+        print(f"{where}, torch {torch.__version__}, best of {pairs}\n")
+        print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+        for row in rows:
+            print("| " + " | ".join(map(str, row.values())) + " |")
+        if arguments.json is not None:
+            files.write_json(arguments.json, rows)
+        return
 
     attack = FlowAttack()
     logits = Step(LogitsOnly(), lambda hit, *_: -hit.log_softmax(dim=1)[:, 0], (16, 1, 224, 224), device)
     flow = Step(Raft("small", weights="random"), attack.loss, (2, 2, 256, 512), device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}, medians over {pairs} interleaved pairs\n")
     print("| | ratio | quartiles | medians |\n| --- | --- | --- | --- |")
     for row in (

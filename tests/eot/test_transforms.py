@@ -245,6 +245,32 @@ def test_jpeg_is_near_a_real_one(quality: int) -> None:
     assert lost > 0.004  # it does do something
 
 
+@pytest.mark.parametrize("size", [(32, 48), (33, 41)])
+def test_jpeg_has_the_numbers_and_the_gradient_of_kornias(size: tuple[int, int]) -> None:
+    from kornia.enhance import jpeg_codec_differentiable
+
+    image = random(8, 3, *size).double().requires_grad_()
+    quality = torch.tensor([1.0, 5, 30, 49.5, 50, 75, 97, 100], dtype=torch.float64)
+    results = [
+        saturate(coded)
+        for coded in (Jpeg().apply(image, quality[:, None], NOWHERE), jpeg_codec_differentiable(image, quality))
+    ]
+    weights = random(8, 3, *size, seed=1).double()
+    gradients = [torch.autograd.grad((result * weights).sum(), image)[0] for result in results]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("length", [3, 5, 9])
+def test_motion_blur_has_the_numbers_of_kornias(length: int) -> None:
+    from kornia.filters import motion_blur
+
+    image, angle = random(64, 3, 11, 13).double(), 360 * random(64).double()
+    expected = motion_blur(image, length, angle, torch.zeros_like(angle), border_type="replicate")
+    found = MotionBlur(length).apply(image, torch.stack([angle, torch.ones_like(angle)], dim=1), NOWHERE)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("transform", "parameters"),
     [

@@ -42,6 +42,10 @@ class Yolo(nn.Module):
         Left, top, right and bottom in pixels of the images, which span ``[0, W] × [0, H]``, then a score in [0, 1] for
         each class.
         """
+        head, (height, width) = self.model.model[-1], images.shape[-2:]
+        if head.shape is not None and tuple(head.shape[2:]) == (height // 8, width // 8):
+            # Its anchors are made anew, and the device waited for, where a batch has another length.
+            head.shape = torch.Size((len(images), *head.shape[1:]))
         return self.model(images)[0].mT
 
     def loss(self, images: Tensor, boxes: Tensor) -> Tensor:
