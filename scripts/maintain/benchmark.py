@@ -1,11 +1,7 @@
 """How much a whole step costs over the victim's own forward and backward pass.
 
-<<<<<<< HEAD:scripts/maintain/benchmark.py
 python scripts/maintain/benchmark.py
-=======
-python scripts/benchmark.py
-python scripts/benchmark.py --suite host # what the host does in a step: operations and milliseconds
->>>>>>> draws:scripts/benchmark.py
+python scripts/maintain/benchmark.py --suite host # what the host does in a step: operations and milliseconds
 
 One process; the two sides of each ratio run in turn, pair by pair, and the median of the pairs' ratios is printed, so
 that a machine whose speed drifts does not matter.
