@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchattack import seeding
 from patchattack.eot.renderer import Renderer
 from patchattack.patch import Patch
 from patchattack.scene import Scene
@@ -59,7 +60,7 @@ def render(frames: Tensor, corners: np.ndarray, patch: Patch) -> Tensor:
     """
     renderer = Renderer(Measured(torch.from_numpy(corners)[None]))
     scene = Scene(frames, torch.zeros(1, dtype=torch.long))
-    return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, [torch.Generator()])).frames
+    return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, seeding.numbers([(0,)]))).frames
 
 
 def drawn(images: list[np.ndarray], corners: np.ndarray, patch: Patch) -> list[np.ndarray]:
