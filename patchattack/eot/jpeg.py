@@ -90,7 +90,7 @@ def _constants() -> tuple[Any, ...]:
     places = torch.arange(8, dtype=torch.float64)
     dct = torch.cos((2 * places + 1) * places[:, None] * math.pi / 16) / 2
     dct[0] /= math.sqrt(2)
-    codec = JPEGCodecDifferentiable()
+    codec: Any = JPEGCodecDifferentiable()
     tables = torch.stack([codec.quantization_table_y.flatten(), codec.quantization_table_c.flatten()])
     levels = (
         *(255 * there, 255 * black - 128, back / 255, zero + back.sum(dim=1).view(1, 3, 1) * 128 / 255),
