@@ -17,7 +17,7 @@ from patchattack import training
 from patchattack.attacks.attack import Attack
 from patchattack.attacks.ensemble import EnsembleAttack
 from patchattack.controls import always
-from patchattack.data.memory import Memory
+from patchattack.data.cached import CachedSource
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError, VictimError, one_line, out_of_memory
 from patchattack.job import TRAINING, VALIDATION, Fabric, Job, Settings
@@ -113,7 +113,7 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
         regularizers={name: module.to(fabric.device) for name, module in parts.regularizers.items()},
         optimizer=optimizer,
         schedule=schedule,
-        source=Memory(parts.source, settings.memory_gb * 1e9),
+        source=CachedSource(parts.source, settings.memory_gb * 1e9),
         settings=settings,
         plan=Plan.of(settings.starts, settings.candidates, settings.stages, optimizer, patch),
         seed=parts.seed,

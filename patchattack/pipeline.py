@@ -27,7 +27,7 @@ from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch, low_passed
 from patchattack.printing.fiducials import save_layouts
 from patchattack.reporting.report import Example, Report, example, write_report
-from patchattack.tracking import MetricsCsv, Nothing, Tracker
+from patchattack.tracking import MetricsCsv, NullTracker, Tracker
 
 EXAMPLES = 4  # scenes that the report shows
 _NO_LOSSES = ("step", "queries", "learning_rate")  # in metrics.csv
@@ -78,7 +78,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
     if is_first:
         tracker = _Trackers(parts, job, folder, origin, progress.step if resumes else None)
     else:
-        tracker = Nothing(folder, origin.config)
+        tracker = NullTracker(folder, origin.config)
     try:
         training.train(job, folder, tracker, progress)
         if not is_first:

@@ -136,7 +136,7 @@ class Tracker(Protocol):
         """The run is over; nothing is logged after this."""
 
 
-class Nothing:
+class NullTracker:
     """No tracker: the run's folder holds all there is."""
 
     def __init__(self, folder: Path, config: dict[str, Any], run_id: str | None = None) -> None:
@@ -152,7 +152,7 @@ class Nothing:
         """Nothing is open."""
 
 
-class Csv(Nothing):
+class Csv(NullTracker):
     """Beside ``metrics.csv``, the final table as ``results.csv``: the run as a spreadsheet reads it."""
 
     def __init__(self, folder: Path, config: dict[str, Any], run_id: str | None = None) -> None:

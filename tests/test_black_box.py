@@ -36,7 +36,7 @@ from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.regularizers.tv import TotalVariation
 from patchattack.scene import Scene, Source
-from patchattack.tracking import MetricsCsv, Nothing
+from patchattack.tracking import MetricsCsv, NullTracker
 from patchattack.victims.victim import ClassificationVictim
 
 SETTINGS = Settings(
@@ -122,7 +122,7 @@ def parts(world: Source) -> Callable[..., assembly.Parts]:
             regularizers={"tv": TotalVariation(0.01)},
             optimizer=optimizer,
             schedule=functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=settings.steps),
-            tracker=lambda folder, config, run_id: Nothing(folder, config, run_id),
+            tracker=lambda folder, config, run_id: NullTracker(folder, config, run_id),
             settings=settings,
             sheet=Sheet(),
             seed=3,
@@ -144,7 +144,7 @@ def begun(parts: assembly.Parts, folder: Path, resumes: bool = False) -> tuple[J
     return job, progress
 
 
-class Lines(Nothing):
+class Lines(NullTracker):
     def __init__(self) -> None:
         super().__init__(Path(), {})
         self.found: dict[int, dict[str, float]] = {}
@@ -335,7 +335,7 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
     with initialize_config_dir(str(pipeline.files.shipped("conf").resolve()), version_base="1.3"):
         choice = [f"attack={task}", "tracker=none", "trainer.accelerator=cpu", "trainer.draws=1", "patch.start=grey"]
         choice += ["data.scenes=12", f"data.size={size}", "trainer.split=[0.5,0.25,0.25]"]
-        choice += ["attack.smallest=6"] if task == "detection" else []
+        choice += ["attack.min_height=6"] if task == "detection" else []
         plain = OmegaConf.to_container(compose("train", choice), resolve=True)
     made = cli.build_parts(plain)  # type: ignore[arg-type]
     job = assembly.assemble(made, processes.start(made.settings))

@@ -24,7 +24,7 @@ from patchattack.errors import InputError
 from patchattack.job import Settings
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
-from patchattack.tracking import Nothing
+from patchattack.tracking import NullTracker
 from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import ClassificationVictim, DetectionVictim, Victim
 
@@ -92,7 +92,7 @@ def parts(signs: World) -> Callable[..., assembly.Parts]:
             regularizers={},
             optimizer=functools.partial(torch.optim.Adam, lr=0.1),
             schedule=functools.partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0),
-            tracker=lambda folder, config, run_id: Nothing(folder, config, run_id),
+            tracker=lambda folder, config, run_id: NullTracker(folder, config, run_id),
             settings=SETTINGS,
             sheet=Sheet(),
             seed=3,
@@ -117,7 +117,7 @@ def train(parts: assembly.Parts, folder: Path, resumes: bool = False) -> bytes:
     job = assemble(parts, folder if resumes else None)
     folder.mkdir(exist_ok=True)
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
-    training.train(job, folder, Nothing(folder, {}), progress)
+    training.train(job, folder, NullTracker(folder, {}), progress)
     return (folder / "checkpoint.safetensors").read_bytes()
 
 

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchattack import cli, files, seeding, training
 from patchattack.assembly import Parts
-from patchattack.data.memory import Memory
+from patchattack.data.cached import CachedSource
 from patchattack.devices import transfer
 from patchattack.eot.placement import MOTIONS
 from patchattack.eot.renderer import Renderer
@@ -133,7 +133,7 @@ def test_no_step_waits(victim: str) -> None:
     job = Job(
         *(patch, model.to(DEVICE), attack, whole.renderer),
         *({name: module.to(DEVICE) for name, module in whole.regularizers.items()}, optimizer),
-        *(whole.schedule(optimizer), Memory(whole.source, 1e9), whole.settings, Plan(0, 1, 1), 0, fabric, None),
+        *(whole.schedule(optimizer), CachedSource(whole.source, 1e9), whole.settings, Plan(0, 1, 1), 0, fabric, None),
     )
     with watched():
         update = training._Update(job, 0, [training._batch(job, scenes(task), NUMBERS)])

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 
 from patchattack import runs
 from patchattack.attacks.objects import Objects
-from patchattack.data.memory import Memory
+from patchattack.data.cached import CachedSource
 from patchattack.data.photographs import Photographs
 from patchattack.data.world import World
 from patchattack.errors import InputError
@@ -119,7 +119,7 @@ def test_photographs_are_known_again_by_another_kind_of_source(tmp_path: Path, p
     def either(given: Any) -> Source:
         return build(given) if given["_target_"] == "photographs" else instantiate(given)
 
-    found = runs.HeldOut([str(finished(tmp_path / "run", coco, seen=16))], data, Memory(source, 1e9), either)
+    found = runs.HeldOut([str(finished(tmp_path / "run", coco, seen=16))], data, CachedSource(source, 1e9), either)
     assert found(source, SETTINGS) == ([14, 15, 16, 18, 19] if nested else [16, 17, 18, 19])
 
 
@@ -155,5 +155,5 @@ def test_an_object_belongs_to_the_scene_that_shows_it() -> None:
     def find(scene: Any) -> torch.Tensor:  # two objects in every scene but the first
         return torch.tensor([[4.0, 4, 20, 20, 0], [30, 4, 50, 20, 0]])[: 0 if scene.index.item() == 0 else 2]
 
-    objects = Objects(Memory(world, 1e9), lambda boxes: boxes[:, 4] == 0, ("vehicle",), find=find)
+    objects = Objects(CachedSource(world, 1e9), lambda boxes: boxes[:, 4] == 0, ("vehicle",), find=find)
     assert [objects.original(number) for number in range(len(objects))] == [n for n in range(1, 6) for _ in range(2)]

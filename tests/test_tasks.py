@@ -18,7 +18,7 @@ EXPERIMENTS = sorted(path.stem for path in (files.shipped("conf") / "experiment"
 SMALL = {
     "classification": ("data.scenes=32", "data.size=[32,32]"),
     "depth": ("data.scenes=8", "data.size=[32,64]"),
-    "detection": ("data.scenes=12", "data.size=[64,128]", "attack.smallest=6"),
+    "detection": ("data.scenes=12", "data.size=[64,128]", "attack.min_height=6"),
     "flow": ("data.scenes=8", "data.size=[32,64]"),
 }
 TASKS = {  # a region of the headline, and conditions beside clean, grey, random and patch

@@ -18,7 +18,7 @@ import torch
 
 from patchattack import tracking
 from patchattack.errors import InputError
-from patchattack.tracking import Csv, MetricsCsv, Nothing, Wandb
+from patchattack.tracking import Csv, MetricsCsv, NullTracker, Wandb
 
 ROWS = [
     {"condition": "random", "metric": "cosine", "region": "outside", "mean": 0.9, "low": 0.8, "high": 1.0, "n": 3},
@@ -89,7 +89,7 @@ def test_resuming_needs_the_same_columns(tmp_path: Path) -> None:
 
 
 def test_trackers_without_a_service_leave_what_they_say(tmp_path: Path) -> None:
-    for tracker in (Nothing(folder=tmp_path, config={}, run_id=None), Csv(folder=tmp_path, config={}, run_id=None)):
+    for tracker in (NullTracker(folder=tmp_path, config={}, run_id=None), Csv(folder=tmp_path, config={}, run_id=None)):
         assert not list(tmp_path.iterdir())
         tracker.log(0, {"attack": 1.0}, {"patch": torch.zeros(3, 2, 2)})
         tracker.finish(ROWS, [])

@@ -30,7 +30,7 @@ from patchattack.optimizers.sign import SignMomentum
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.regularizers.tv import TotalVariation
-from patchattack.tracking import Nothing
+from patchattack.tracking import NullTracker
 from patchattack.training import DivergedError, InterruptedRunError
 from patchattack.victims.victim import FlowVictim
 
@@ -64,7 +64,7 @@ class SmoothFlow(FlowVictim):
         return flow
 
 
-class Recorded(Nothing):
+class Recorded(NullTracker):
     """Remembers what it is told."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ def make(world: World) -> Callable[..., Job]:
             regularizers={"tv": TotalVariation(0.01)},
             optimizer=optimizer or functools.partial(torch.optim.SGD, lr=1.0, momentum=0.9),
             schedule=schedule or functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=settings.steps),
-            tracker=lambda folder, config, run_id: Nothing(folder, config, run_id),
+            tracker=lambda folder, config, run_id: NullTracker(folder, config, run_id),
             settings=settings,
             sheet=Sheet(),
             seed=5,

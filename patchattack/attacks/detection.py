@@ -52,10 +52,10 @@ class DetectionAttack(Attack):
     Args:
         goal: ``hide`` the object that carries the patch (the first of ``Scene.boxes``), ``hide_class`` every object of
             the class, or make one of the class ``appear`` where the patch is.
-        cls: name or number of the victim's class; null, for ``hide`` alone, takes each object's own.
+        target: name or number of the victim's class; null, for ``hide`` alone, takes each object's own.
         boxes: where objects come from: the data's ``labels``, what the ``victim`` itself detects on the clean frames,
             or ``auto``, which takes labels where the data has any.
-        smallest: objects less high than this (px) are not attacked.
+        min_height: objects shorter than this (px) are not attacked.
         confidence: lowest score of a detection.
         iou: overlap (intersection over union) from which a detection finds an object.
         overlap: overlap with an object from which a candidate counts in the loss.
@@ -78,9 +78,9 @@ class DetectionAttack(Attack):
     def __init__(
         self,
         goal: str = "hide",
-        cls: str | int | None = None,
+        target: str | int | None = None,
         boxes: str = "auto",
-        smallest: float = 24.0,
+        min_height: float = 24.0,
         confidence: float = 0.4,
         iou: float = 0.5,
         overlap: float = 0.3,
@@ -89,14 +89,16 @@ class DetectionAttack(Attack):
             raise InputError(
                 f"attack: expected goal of {', '.join(GOALS)} and boxes of {', '.join(BOXES)}, got {goal} and {boxes}"
             )
-        if cls is None and goal != "hide":
-            raise InputError(f"attack.goal={goal}: expected the class that it is about, got none; set attack.cls=NAME")
+        if target is None and goal != "hide":
+            raise InputError(
+                f"attack.goal={goal}: expected the class that it is about, got none; set attack.target=NAME"
+            )
         for key, share in (("confidence", confidence), ("iou", iou), ("overlap", overlap)):
             if not 0 < share < 1:
                 raise InputError(f"attack.{key}: expected a number between 0 and 1, got {share}")
-        if smallest < 0:
-            raise InputError(f"attack.smallest: expected pixels of 0 or more, got {smallest}")
-        self.goal, self.cls, self.boxes, self.smallest = goal, cls, boxes, smallest
+        if min_height < 0:
+            raise InputError(f"attack.min_height: expected pixels of 0 or more, got {min_height}")
+        self.goal, self.target, self.boxes, self.min_height = goal, target, boxes, min_height
         self.confidence, self.iou, self.overlap = confidence, iou, overlap
         self.headline = ("success" if goal == "appear" else "recall", "all")
         lost = "sees one without a patch already" if goal == "appear" else "finds none of the objects without a patch"
@@ -112,7 +114,7 @@ class DetectionAttack(Attack):
             InputError: there is no such class, no labels where labels are asked for, or none that the victim knows.
         """
         self._names = tuple(victim.classes)
-        self._cls = None if self.cls is None else number_of("attack.cls", self.cls, self._names, victim.name)
+        self._cls = None if self.target is None else number_of("attack.target", self.target, self._names, victim.name)
         called = "" if self._cls is None else self._names[self._cls]
         words = {
             "hide": "hides {} of the objects that are found without it",
@@ -137,7 +139,7 @@ class DetectionAttack(Attack):
             wanted = "boxes of a class that it knows" if self._cls is None else f"boxes of {self._names[self._cls]}"
             raise InputError(
                 f"victim {victim.name}: expected {wanted}, got data with {few(self._of_boxes) or 'no class'}; use "
-                "attack.boxes=victim for what the victim itself detects, or set attack.cls"
+                "attack.boxes=victim for what the victim itself detects, or set attack.target"
             )
         self._numbers = torch.tensor([*numbers, -1])  # the last for rows of NaN
 
@@ -161,8 +163,8 @@ class DetectionAttack(Attack):
             what = "an object of a class that the victim knows" if self._cls is None else self._names[self._cls]
             found = f"detected by the victim at {self.confidence:g} or more" if self._from_victim else "labelled"
             raise InputError(
-                f"data: expected {what}, {found} and at least {self.smallest:g} px high, got none in {len(source)} "
-                "scenes; lower attack.smallest or attack.confidence, or set another attack.cls"
+                f"data: expected {what}, {found} and at least {self.min_height:g} px high, got none in {len(source)} "
+                "scenes; lower attack.min_height or attack.confidence, or set another attack.target"
             )
         return objects
 
@@ -276,7 +278,7 @@ class DetectionAttack(Attack):
         """``[...]`` bool: rows ``[..., 5]`` of boxes that are high enough and of the class."""
         classes = self._classes(boxes)
         right = classes >= 0 if self._cls is None else classes == self._cls
-        return right & (boxes[..., 3] - boxes[..., 1] >= self.smallest)
+        return right & (boxes[..., 3] - boxes[..., 1] >= self.min_height)
 
     def _targets(self, scene: Scene) -> Tensor:
         """``[B, N]`` bool: the objects that this attack hides."""

@@ -20,6 +20,8 @@ from patchattack.errors import InputError
 # What earlier versions took, and what takes its place.
 RENAMED = {
     "attack=one_pixel": "the command patchattack one-pixel",
+    "attack.cls": "attack.target",
+    "attack.smallest": "attack.min_height",
 }
 
 

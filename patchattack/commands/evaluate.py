@@ -56,7 +56,7 @@ def run(parts: dict[str, Any]) -> None:
         kept, left_out = bench.fitting(sweep.points, benches)
         for reason in left_out:
             print(f"left out: {reason}", file=sys.stderr)
-        table = measure.Table(benches, kept)
+        table = measure.ViewTable(benches, kept)
         stem = None if parts["run"] is None else Path(str(parts["run"])) / "evaluation"
         folder = folders.new_folder(parts["output"], "evaluation", stem)
         asked = study.settings_of(command, FREE_TO_CHANGE) | {"versions": pipeline.versions()}
@@ -67,7 +67,7 @@ def run(parts: dict[str, Any]) -> None:
         found = summary.summarise(folder / "views.csv", table, parts["margin"])
         answer = summary.headline(found, benches[0].attack)
         summary.write(folder, found, answer, left_out)
-        origin = summary.Origin(type(source).__name__, command, pipeline.versions())
+        origin = summary.SweepOrigin(type(source).__name__, command, pipeline.versions())
         write_evidence(folder, summary.evidence(table, parts["axes"], found, answer, left_out, origin))
     if parts["format"] == "parquet":
         summary.to_parquet(folder / "views.csv", table)

@@ -28,7 +28,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.rehearsal import rehearse
     from patchattack.rehearsal.unknown import Unknown
     from patchattack.webcam.camera_victim import camera_victims, select_victims
-    from patchattack.webcam.summary import Origin
+    from patchattack.webcam.summary import SessionOrigin
 
     if type(parts["printer"]) is not int or parts["printer"] < 0:
         raise InputError(f"printer: expected an integer >= 0, got {parts['printer']}")
@@ -43,7 +43,7 @@ def run(parts: dict[str, Any]) -> None:
         **{key: parts[key] for key in ("size", "fps", "keep", "independent")},
     )
     output = folders.new_folder(parts["output"], "rehearse")
-    origin = Origin(
+    origin = SessionOrigin(
         title=f"Rehearsal of {folder.name} without hardware",
         setup=[
             ("Patch", f"{folder}, {patch.size_mm[0]:g} × {patch.size_mm[1]:g} mm"),

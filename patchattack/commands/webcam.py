@@ -44,9 +44,9 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.webcam.camera_victim import camera_victims, select_victims
     from patchattack.webcam.capture import open_source
     from patchattack.webcam.evaluator import evaluate
-    from patchattack.webcam.screen import Nowhere, Window
+    from patchattack.webcam.screen import NoScreen, Window
     from patchattack.webcam.session import Setup
-    from patchattack.webcam.summary import Origin
+    from patchattack.webcam.summary import SessionOrigin
 
     if parts["source"] is None or parts["run"] is None:
         raise InputError(
@@ -69,7 +69,7 @@ def run(parts: dict[str, Any]) -> None:
         independent=parts["independent"],
     )
     output = folders.new_folder(parts["output"], "webcam")
-    screen = Window() if parts["show"] else Nowhere()
+    screen = Window() if parts["show"] else NoScreen()
     capture = open_source(
         parts["source"],
         setup.trials[0].frames,
@@ -78,7 +78,7 @@ def run(parts: dict[str, Any]) -> None:
         parts["resolution"],
         parts["mirrored"],
     )
-    origin = Origin(
+    origin = SessionOrigin(
         title=f"The printed patch of {folder.name} before the camera",
         setup=[
             ("Patch", f"{folder}, {patch.size_mm[0]:g} × {patch.size_mm[1]:g} mm"),

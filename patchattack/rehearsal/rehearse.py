@@ -24,9 +24,9 @@ from patchattack.webcam.capture import open_source
 from patchattack.webcam.evaluator import evaluate
 from patchattack.webcam.pose import Lens
 from patchattack.webcam.records import read
-from patchattack.webcam.screen import Nowhere
+from patchattack.webcam.screen import NoScreen
 from patchattack.webcam.session import Setup
-from patchattack.webcam.summary import Origin
+from patchattack.webcam.summary import SessionOrigin
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -147,7 +147,7 @@ def printed(path: Path, printer: Sheet, sheet: Layout, patch: Patch, unknown: Un
 
 
 def rehearse(
-    plan: Plan, parts: dict[str, Lab | DriveBy], folder: Path, origin: Origin, progress: Progress = iter
+    plan: Plan, parts: dict[str, Lab | DriveBy], folder: Path, origin: SessionOrigin, progress: Progress = iter
 ) -> dict[str, Any]:
     """Film each part, give the video to the evaluator, and compare what it measures with the truth.
 
@@ -181,7 +181,7 @@ def rehearse(
         capture = open_source(str(video), frames)
         facts = [*origin.setup, ("Video", f"{video}, made by the rehearsal"), ("World", world(plan.street))]
         about = replace(origin, title=f"{origin.title}: {name.replace('_', '-')}", setup=facts)
-        outcome = evaluate(plan.setup, capture, Nowhere(), own, about, progress)
+        outcome = evaluate(plan.setup, capture, NoScreen(), own, about, progress)
         if outcome.interrupted:  # Ctrl-C ends a measurement, as it should before a camera
             raise KeyboardInterrupt
         records = read(own / "frames.csv")

@@ -35,7 +35,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Table:
+class AblationTable:
     """All that the page shows.
 
     Attributes:
@@ -66,7 +66,7 @@ def probability(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def write_table(path: Path, table: Table) -> None:
+def write_table(path: Path, table: AblationTable) -> None:
     """Write ``table`` as one HTML file that asks nothing of any server and runs no script.
 
     Raises:
@@ -84,7 +84,7 @@ def write_table(path: Path, table: Table) -> None:
         )
 
 
-def _draw(table: Table, medium: str) -> str:
+def _draw(table: AblationTable, medium: str) -> str:
     """Every line's mean and interval in one medium, on the scale of all; a rule where the whole set-up is."""
     entries = [
         (textwrap.fill(line.name, 26, break_long_words=False), _COLOURS[line.role], line.cells[medium])

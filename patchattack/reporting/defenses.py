@@ -12,7 +12,7 @@ from patchattack.reporting.transfer import Matrix, heat_map
 
 
 @dataclass(frozen=True)
-class Table:
+class DefenseTable:
     """All that the page shows.
 
     Attributes:
@@ -40,7 +40,7 @@ class Table:
     versions: dict[str, str]
 
 
-def write_table(path: Path, table: Table) -> None:
+def write_table(path: Path, table: DefenseTable) -> None:
     """Write ``table`` as one HTML file that asks nothing of any server and runs no script.
 
     Raises:

@@ -17,12 +17,12 @@ from patchattack import assembly, evaluation, files, pipeline, statistics
 from patchattack.assembly import Parts
 from patchattack.attacks.attack import Textures
 from patchattack.controls import CONDITIONS, always, controls
-from patchattack.data.memory import Memory
+from patchattack.data.cached import CachedSource
 from patchattack.errors import InputError, nearest
 from patchattack.evaluation import Row
 from patchattack.job import TEST, VALIDATION, Job
 from patchattack.patch import Patch
-from patchattack.reporting.ablation import MEDIA, Line, Table, probability, write_table
+from patchattack.reporting.ablation import MEDIA, AblationTable, Line, probability, write_table
 from patchattack.statistics import FEWEST
 from patchattack.studies.study import check_settings, markdown, settings_of, train, write_csv
 
@@ -100,7 +100,7 @@ def variants(study: AblationStudy) -> tuple[dict[str, Variant], list[str]]:
         raise InputError(f"trainer.devices: expected 1, got {settings.devices}; patches are trained in one process")
     seed = study.config["seed"] + 1
     shared = dict(study.shared)
-    shared["source"] = Memory(shared["source"], settings.memory_gb * 1e9)  # rendered once for all
+    shared["source"] = CachedSource(shared["source"], settings.memory_gb * 1e9)  # rendered once for all
     found: dict[str, Variant] = {}
     left_out = []
     for name, sets in {WHOLE: {}, AGAIN: {"seed": seed, "patch.seed": seed}, **study.ablations}.items():
@@ -161,7 +161,7 @@ def _changed(name: str, config: Config, sets: Sets) -> Config:
     return result
 
 
-def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path, fabric: Any) -> Table:
+def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path, fabric: Any) -> AblationTable:
     """Train what ``folder`` does not hold yet, and measure all patches and controls on the same held-out scenes.
 
     Each is measured under the same draws of the whole set-up's own EoT (``digital``), and of ``study.printed``.
@@ -239,7 +239,7 @@ def _rows(job: Job, values: Mapping[str, np.ndarray]) -> dict[str, Row]:
 
 def _table(
     study: AblationStudy, variants: Mapping[str, Variant], patches: Mapping[str, Patch], rows: Sequence[Row], job: Job
-) -> Table:
+) -> AblationTable:
     """All that the report shows."""
     settings, metric = job.settings, job.attack.metrics_known[job.attack.headline[0]]
     cells = {(row["patch"], row["medium"]): row for row in rows}
@@ -250,7 +250,7 @@ def _table(
         shown = CONDITIONS.get(name, name.replace("_", " ").replace("set up", "set-up"))
         lines.append(Line(shown, told, role, {medium: cells[name, medium] for medium in MEDIA}))
     scenes = f"{len(settings.parts(len(job.source))[2])} held-out scenes × {settings.test_draws} draws"
-    return Table(
+    return AblationTable(
         title=f"Ablations of a {job.attack.task} patch against {job.victim.name}",
         verdict=verdict(lines),
         metric=metric.label,
@@ -309,7 +309,7 @@ def verdict(lines: Sequence[Line]) -> str:
     return " ".join(sentences)
 
 
-def publish(table: Table, folder: Path) -> str:
+def publish(table: AblationTable, folder: Path) -> str:
     """Write ``ablations.json``, ``ablations.csv`` and ``report.html``, and return the table in Markdown."""
     rows = [line.cells[medium] for medium in MEDIA for line in table.lines]
     files.write_json(folder / "ablations.json", rows)
@@ -318,7 +318,7 @@ def publish(table: Table, folder: Path) -> str:
     return _markdown(table)
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: AblationTable) -> str:
     """The table for a README: means, and differences to the whole set-up."""
     heads = [head for words in MEDIA.values() for head in (words, "difference")]
     lines = []

@@ -27,7 +27,7 @@ from patchattack.statistics import FEWEST
 from patchattack.studies.study import check_settings, markdown, write_csv
 from patchattack.webcam.camera_victim import camera_victims, select_victims
 from patchattack.webcam.records import read
-from patchattack.webcam.summary import Origin, by_stretch, percent
+from patchattack.webcam.summary import SessionOrigin, by_stretch, percent
 
 # Keys that may change between two calls that share a folder: no patch and no video depends on them.
 _FREE = ("tracker", "experiment", "resume")
@@ -133,7 +133,7 @@ def measure(
             place = own / name / "rehearsal"
             if (place / "rehearsal.json").is_file():  # the last of its files
                 continue
-            origin = Origin(
+            origin = SessionOrigin(
                 title=f"Rehearsal of seed {seed}, {words}",
                 setup=[("Printer and camera", f"simulated, number {plan.unknown.seed}")],
                 command=study.command,

@@ -23,7 +23,7 @@ from patchattack.errors import InputError
 from patchattack.evaluation import Row
 from patchattack.job import TEST, Job, Settings
 from patchattack.patch import Patch
-from patchattack.reporting.defenses import Table, write_table
+from patchattack.reporting.defenses import DefenseTable, write_table
 from patchattack.runs import all_held_out
 from patchattack.scene import Source, View
 from patchattack.studies.study import check_settings, markdown, settings_of, train, write_csv
@@ -177,7 +177,7 @@ def publish(study: DefenseStudy, rows: list[Row], folder: Path) -> str:
     columns = {"clean": ("clean", quality[0]), **{patch: (patch, headline[0]) for patch in PATCHES}}
     if any(row["condition"] == "certified" for row in rows):
         columns["certified"] = ("certified", "accuracy")
-    table = Table(
+    table = DefenseTable(
         title=f"Defences against {attack.task} patches",
         verdict=_verdict(rows),
         quality=attack.metrics_known[quality[0]].label,
@@ -212,7 +212,7 @@ def _verdict(rows: list[Row]) -> str:
     )
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: DefenseTable) -> str:
     """The table for a README: means and, for the patches, intervals."""
     heads = ["victim", "defence", *({"clean": table.quality}.get(name, name) for name in table.columns)]
     lines = [

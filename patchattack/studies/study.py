@@ -17,7 +17,7 @@ from patchattack.assembly import Parts
 from patchattack.errors import DivergedError, InputError, VictimError
 from patchattack.job import Job
 from patchattack.patch import Patch
-from patchattack.tracking import Nothing
+from patchattack.tracking import NullTracker
 
 SETTINGS = "settings.json"
 
@@ -69,7 +69,7 @@ def train(parts: Parts, folder: Path, name: str, fabric: Any) -> Job:
         job.journal.open(folder)
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
     try:
-        training.train(job, folder, Nothing(folder, {}), progress)
+        training.train(job, folder, NullTracker(folder, {}), progress)
     except DivergedError as stop:
         raise DivergedError(f"{stop.when} of {name}") from stop
     except VictimError as stop:

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchattack import files, seeding, statistics
-from patchattack.data.memory import Memory
+from patchattack.data.cached import CachedSource
 from patchattack.errors import InputError
 from patchattack.job import Fabric, Settings, asking
 from patchattack.pipeline import versions
@@ -189,7 +189,7 @@ def _learned(study: SubstituteStudy, fabric: Fabric, folder: Path, journal: Jour
     """See :func:`learn`."""
     victim, recipe, device = study.victim, study.recipe, fabric.device
     victim.to(device)
-    source = Memory(study.source, study.settings.memory_gb * 1e9)
+    source = CachedSource(study.source, study.settings.memory_gb * 1e9)
     training, _, test = study.settings.parts(len(source))
     asks = asking(victim, fabric)
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from patchattack import evaluation, files, statistics
 from patchattack.attacks.attack import Attack, Textures
 from patchattack.controls import always, controls
-from patchattack.data.memory import Memory
+from patchattack.data.cached import CachedSource
 from patchattack.eot.renderer import Renderer
 from patchattack.evaluation import Evaluator, References, Row
 from patchattack.job import TEST, VALIDATION, Fabric, Settings, bind_victim, check_tasks
@@ -58,7 +58,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
     Raises:
         InputError: a victim is for another task than the attack, or no scene is held out.
     """
-    source = Memory(study.source, study.settings.memory_gb * 1e9)
+    source = CachedSource(study.source, study.settings.memory_gb * 1e9)
     rows = []
     check_tasks(study.attack, study.victims)
     for name, victim in study.victims.items():

@@ -45,7 +45,7 @@ BOXES = 100  # of an image: the best are kept, and empty ones fill up, so that e
 Ask = Callable[..., Any]
 
 
-class Memory:
+class AnswerCache:
     """A file of answers by what was asked, written as they come: whatever ends a run, they are there the next time.
 
     Args:
@@ -90,7 +90,7 @@ class Answers(nn.Module):
         name: str,
         classes: Sequence[str] | None,
         batch: int | None = None,
-        memory: Memory | None = None,
+        memory: AnswerCache | None = None,
     ) -> None:
         super().__init__()
         self.ask, self.about, self.task, self.kind, self.name, self.classes = ask, about, task, kind, name, classes
@@ -240,7 +240,7 @@ def answering(
     about: str,
     around: Callable[[nn.Module], nn.Module] = lambda answers: answers,
     batch: int | None = None,
-    memory: Memory | None = None,
+    memory: AnswerCache | None = None,
 ) -> Victim:
     """A victim of what ``ask`` says. It is asked once, about a grey image, so that what does not fit shows at once.
 

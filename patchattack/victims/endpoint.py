@@ -39,7 +39,7 @@ from torch import Tensor
 
 from patchattack.errors import InputError, VictimError
 from patchattack.redaction import quoted, redacted
-from patchattack.victims.answers import KINDS, Memory, answering, as_bytes
+from patchattack.victims.answers import KINDS, AnswerCache, answering, as_bytes
 from patchattack.victims.own import Output, said
 from patchattack.victims.victim import Victim
 
@@ -115,7 +115,7 @@ def build_endpoint(
         )
     kind = KINDS[task][0] if answer is None else answer
     service = _Service(parts.hostname, url, kind, retries, timeout, _key(key_variable), key_header)
-    memory = None if cache is None else Memory(Path(cache).expanduser())
+    memory = None if cache is None else AnswerCache(Path(cache).expanduser())
     pace = _Pace(rate)
 
     def ask(*given: Tensor) -> list[Any]:

@@ -12,7 +12,7 @@ from patchattack.webcam.capture import Capture
 from patchattack.webcam.digital import Prediction, predict
 from patchattack.webcam.screen import Screen
 from patchattack.webcam.session import Session, Setup
-from patchattack.webcam.summary import Origin, Outcome, note, note_predicted, publish
+from patchattack.webcam.summary import Outcome, SessionOrigin, note, note_predicted, publish
 
 
 def evaluate(
@@ -20,7 +20,7 @@ def evaluate(
     capture: Capture,
     screen: Screen,
     folder: Path,
-    origin: Origin,
+    origin: SessionOrigin,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Outcome:
     """Measure until the source ends or the user quits, then predict and write the report.

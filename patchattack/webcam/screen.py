@@ -35,7 +35,7 @@ class Screen(Protocol):
         """Show nothing any more."""
 
 
-class Nowhere:
+class NoScreen:
     """No window, no keys."""
 
     visible = False

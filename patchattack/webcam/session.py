@@ -73,7 +73,7 @@ class Setup:
 
 
 @dataclass
-class Controls:
+class Switches:
     """What the keys have set.
 
     Attributes:
@@ -192,7 +192,7 @@ class Session:
 
     def __init__(self, setup: Setup, capture: Capture, screen: Screen, folder: Path) -> None:
         self.setup, self.capture, self.screen, self.folder = setup, capture, screen, folder
-        self.controls = Controls(recording=setup.record)
+        self.switches = Switches(recording=setup.record)
         self.tally = Tally()
         self.interrupted = False
         self.failure: InputError | VictimError | None = None
@@ -211,7 +211,7 @@ class Session:
     @property
     def trial(self) -> CameraVictim:
         """The one whose victim is asked now."""
-        return self.setup.trials[self.controls.victim % len(self.setup.trials)]
+        return self.setup.trials[self.switches.victim % len(self.setup.trials)]
 
     def run(self) -> list[Kept]:
         """Measure all shots; Ctrl-C ends it as quitting does, and a victim or a file that fails ends it too.
@@ -226,9 +226,9 @@ class Session:
                 log.write(step.record)
                 self.tally.add(step.record)
                 self._keep(shot, step)
-                if self.screen.visible or self.controls.recording:
+                if self.screen.visible or self.switches.recording:
                     self._present(shot, step)
-                if self.controls.quitting:
+                if self.switches.quitting:
                     break
         except KeyboardInterrupt:
             self.interrupted = True
@@ -294,7 +294,7 @@ class Session:
         sheet = self._sheet(sightings[0])
         newest, sighting = shot.images[-1], sightings[-1]
         here = pose(sighting, sheet, self.setup.lens, (newest.shape[0], newest.shape[1]))
-        kind = "drawn" if self.controls.drawing else "patch" if sheet is self.setup.sheets[0] else "control"
+        kind = "drawn" if self.switches.drawing else "patch" if sheet is self.setup.sheets[0] else "control"
         record = Record(
             frame=shot.number,
             time=shot.time,
@@ -339,7 +339,7 @@ class Session:
 
     def _picture(self, shot: Shot, seen: _Seen, outputs: Any) -> np.ndarray:
         """The live picture of a shot that shows the sheet."""
-        record, version = seen.record, self.controls.version
+        record, version = seen.record, self.switches.version
         frames = [seen.versions[row].float() / 255 for row in (2, version)]
         rows = [outputs[row : row + 1] for row in (2, version)]  # the first sets the scale
         picture = self.trial.attack.pictures(rows, frames)[1]
@@ -375,13 +375,13 @@ class Session:
         """With what is asked, what is shown, what runs, and the keys."""
         trials = self.setup.trials
         about = [
-            f"victim {_ascii(self.trial.name)} ({self.controls.victim % len(trials) + 1} of {len(trials)})",
-            f"shown {VERSIONS[self.controls.version]}",
-            *(name for name in ("paused", "recording", "drawing") if getattr(self.controls, name)),
+            f"victim {_ascii(self.trial.name)} ({self.switches.victim % len(trials) + 1} of {len(trials)})",
+            f"shown {VERSIONS[self.switches.version]}",
+            *(name for name in ("paused", "recording", "drawing") if getattr(self.switches, name)),
             f"{self.capture.dropped} frames dropped",
         ]
         legend, _ = self.trial.attack.legend()
-        text = replace(text, lines=[*text.lines, ", ".join(about)], keys=self.controls.keys)
+        text = replace(text, lines=[*text.lines, ", ".join(about)], keys=self.switches.keys)
         return overlay.compose(frame, corners, picture, legend, text)
 
     def _present(self, shot: Shot, step: Step) -> None:
@@ -389,7 +389,7 @@ class Session:
         picture = step.draw()
         self._film(picture, shot.time)
         key = self._hear(picture)
-        while self.controls.paused and not self.controls.quitting:
+        while self.switches.paused and not self.switches.quitting:
             if key:
                 picture = self.step(shot).draw()
             time.sleep(_WAIT)
@@ -398,16 +398,16 @@ class Session:
     def _hear(self, picture: np.ndarray) -> str:
         """Show the picture; the key that was pressed, after it has been obeyed."""
         key = self.screen.show(picture)
-        self.controls.press(key)
-        if self.controls.screenshot:
-            self.controls.screenshot = False
+        self.switches.press(key)
+        if self.switches.screenshot:
+            self.switches.screenshot = False
             self._screenshots += 1
             path = self.folder / f"screenshot_{self._screenshots}.png"
             files.write(path, cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
         return key
 
     def _film(self, picture: np.ndarray, moment: float) -> None:
-        if not self.controls.recording:
+        if not self.switches.recording:
             self._stop_recording()
             return
         if self._recorder is None:

@@ -33,7 +33,7 @@ PHOTOS = 6  # frames shown that worked, and that did not
 
 
 @dataclass(frozen=True)
-class Origin:
+class SessionOrigin:
     """Where the measurement comes from.
 
     Attributes:
@@ -207,7 +207,9 @@ class Outcome:
     interrupted: bool = False
 
 
-def note(folder: Path, origin: Origin, setup: Setup, source: Mapping[str, int] | None, faults: Sequence[str]) -> None:
+def note(
+    folder: Path, origin: SessionOrigin, setup: Setup, source: Mapping[str, int] | None, faults: Sequence[str]
+) -> None:
     """Write ``session.json``: what a report needs to know beside what was measured.
 
     Args:

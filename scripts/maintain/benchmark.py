@@ -142,9 +142,9 @@ def host(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
     """
     looks = (Contrast, Brightness, Hue, WhiteBalance, Illumination, Shadow, Calibrated, PrintNoise)
     cameras = (Defocus, MotionBlur, Gamma, SensorNoise, Jpeg)
-    every = [{each.__name__: each() for each in group} for group in (looks, cameras)]
+    appearance, camera = ({each.__name__: each() for each in group} for group in (looks, cameras))
     rows = []
-    for transforms, renderer in (("default", None), ("all", Renderer(Uniform(area=0.09), *every))):
+    for transforms, renderer in (("default", None), ("all", Renderer(Uniform(area=0.09), appearance, camera))):
         for batch in (8, 16, 64):
             shape = (batch, 2, 128, 256)
             step = Step(nn.Identity(), lambda hit, *_: hit.mean(dim=(1, 2, 3, 4)), shape, device, renderer)
@@ -206,12 +206,12 @@ def main() -> None:
     flow = Step(Raft("small", weights="random"), attack.loss, (2, 2, 256, 512), device)
     print(f"{where}, torch {torch.__version__}, medians over {pairs} interleaved pairs\n")
     print("| | ratio | quartiles | medians |\n| --- | --- | --- | --- |")
-    for row in (
+    for what, whole, floor in (
         ("step over victim, ResNet-18, 224×224, batch 16", logits.whole, logits.floor),
         ("step over victim, RAFT-small, 256×512, batch 2", flow.whole, flow.floor),
         ("cached over recomputed clean flow, RAFT-small", flow.whole, lambda: flow.whole(recompute=True)),
     ):
-        print(compare(*row, pairs, device), flush=True)
+        print(compare(what, whole, floor, pairs, device), flush=True)
 
 
 if __name__ == "__main__":

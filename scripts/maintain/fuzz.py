@@ -53,7 +53,7 @@ from patchattack.regularizers.nps import load_palette
 from patchattack.reporting.compare import load_runs, write_comparison
 from patchattack.scene import Source
 from patchattack.tracking import MetricsCsv
-from patchattack.victims.answers import KINDS, Memory
+from patchattack.victims.answers import KINDS, AnswerCache
 from patchattack.victims.endpoint import build_endpoint
 from patchattack.victims.journal import Journal, of_run
 from patchattack.victims.own import read_classes
@@ -462,7 +462,7 @@ def _save_answers(folder: Path) -> None:
     journal.note(_GREY, _mean)
     journal.remember(b"q", b"a")
     journal.close()
-    memory = Memory(folder / "cache.sqlite")
+    memory = AnswerCache(folder / "cache.sqlite")
     memory.remember(b"q", b"a")
     memory.file.close()
 
@@ -477,7 +477,7 @@ def _answers(folder: Path) -> None:
         journal.checkpoint()
     finally:
         journal.close()
-    memory = Memory(folder / "cache.sqlite")
+    memory = AnswerCache(folder / "cache.sqlite")
     try:
         memory.recall(b"q")
         memory.remember(b"r", b"a")

@@ -133,7 +133,7 @@ def test_without_a_candidate_there_is_nothing_to_gain(goal: str) -> None:
     away = candidates(((60, 50, 70, 60), (0.9, 0.9, 0.9)), ((5, 5, 5, 5), (1, 1, 1)))
     there = candidates((LEFT, (0, 0, 0.5)), ((60, 50, 70, 60), (0, 0, 0.5)))
     hit = torch.cat([away, there]).requires_grad_()
-    loss = bound(goal=goal, cls="car").loss(hit, hit, scene([(*LEFT, 0)], [(*LEFT, 0)]), view(2))
+    loss = bound(goal=goal, target="car").loss(hit, hit, scene([(*LEFT, 0)], [(*LEFT, 0)]), view(2))
     assert loss.tolist() == pytest.approx([0, math.log(2)])
     (gradient,) = torch.autograd.grad(loss.sum(), hit)
     assert gradient.isfinite().all()
@@ -145,7 +145,7 @@ def test_scores_of_zero_and_one_have_finite_gradients() -> None:
     for goal in GOALS:
         for score in (0.0, 1.0):
             hit = candidates((LEFT, (0, 0, score))).requires_grad_()
-            loss = bound(goal=goal, cls="car").loss(hit, hit, scene([(*LEFT, 0)]), view())
+            loss = bound(goal=goal, target="car").loss(hit, hit, scene([(*LEFT, 0)]), view())
             (gradient,) = torch.autograd.grad(loss.sum(), hit)
             assert loss.isfinite().all()
             assert gradient.isfinite().all()
@@ -159,11 +159,11 @@ def test_a_class_is_hidden_in_all_of_its_objects() -> None:
     small = (10.0, 42.0, 40.0, 62.0)
     boxes = [(*LEFT, 0), (*RIGHT, 0), (*small, 0), NAN, (*RIGHT, 1), (*RIGHT, 2)]
     hit = candidates((LEFT, (0, 0, 0.2)), (RIGHT, (0.5, 0.9, 0.6)), (small, (0, 0, 0.7)))
-    attack = bound(goal="hide_class", cls="car")
+    attack = bound(goal="hide_class", target="car")
     loss = attack.loss(hit, hit, scene(boxes), view())
     assert loss.item() == pytest.approx((loss_of(0.2) + loss_of(0.6)) / 2, rel=1e-5)
-    assert bound(cls="car").loss(hit, hit, scene(boxes), view()).item() == pytest.approx(loss_of(0.2), rel=1e-5)
-    of_light = bound(goal="hide_class", cls="Traffic-Light", source=Toy([(*LEFT, 1)])).loss(
+    assert bound(target="car").loss(hit, hit, scene(boxes), view()).item() == pytest.approx(loss_of(0.2), rel=1e-5)
+    of_light = bound(goal="hide_class", target="Traffic-Light", source=Toy([(*LEFT, 1)])).loss(
         hit, hit, scene(boxes), view()
     )
     assert of_light.item() == pytest.approx(loss_of(0.9), rel=1e-5)
@@ -177,7 +177,7 @@ def test_making_one_appear_lifts_the_best_candidate_on_the_patch() -> None:
         ((15, 15, 95, 63), (0, 0, 0.8)),  # centre (55, 39)
         ((35, 35, 43, 43), (0, 0, 0.1)),
     ).requires_grad_()
-    attack = bound(goal="appear", cls="car")
+    attack = bound(goal="appear", target="car")
     loss = attack.loss(hit, hit, scene([NAN]), view())
     assert loss.item() == pytest.approx(-math.log(0.2))
     (gradient,) = torch.autograd.grad(loss.sum(), hit)
@@ -187,7 +187,7 @@ def test_making_one_appear_lifts_the_best_candidate_on_the_patch() -> None:
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_the_gradient_is_the_slope(goal: str) -> None:
-    attack = bound(goal=goal, cls="car")
+    attack = bound(goal=goal, target="car")
     where = scene([(*LEFT, 0), (*RIGHT, 0)], [(*RIGHT, 0)])
     hit = random(0, torch.float64).requires_grad_()
     direction = random(1, torch.float64)
@@ -289,7 +289,7 @@ def test_what_is_measured_of_one_scene() -> None:
     hit = candidates(
         (LEFT, (0.3, 0, 0.35)), (RIGHT, (0, 0, 0.6)), ((50, 10, 90, 34), (0, 0, 0.5)), (patch, (0, 0.7, 0))
     )
-    together = bound(goal="hide_class", cls="car").metrics(hit, clean, scene(boxes), view())
+    together = bound(goal="hide_class", target="car").metrics(hit, clean, scene(boxes), view())
     assert {name: value.item() for (name, _), value in together.items()} == pytest.approx(
         {
             "recall": 0.5,
@@ -329,7 +329,7 @@ def test_success_of_making_one_appear() -> None:
     elsewhere = candidates((RIGHT, (0, 0, 0.9)))
     hit = torch.cat([low, high, high, elsewhere])
     clean = torch.cat([empty, low, high, elsewhere])
-    metrics = bound(goal="appear", cls="car").metrics(hit, clean, scene(*[[NAN]] * 4), view(4))
+    metrics = bound(goal="appear", target="car").metrics(hit, clean, scene(*[[NAN]] * 4), view(4))
     success = metrics["success", "all"]
     assert success[[0, 1, 3]].tolist() == [0, 1, 0]
     assert success[2].isnan()  # there was one already
@@ -338,7 +338,7 @@ def test_success_of_making_one_appear() -> None:
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_scenes_of_a_batch_are_measured_apart(goal: str) -> None:
-    attack = bound(goal=goal, cls="car")
+    attack = bound(goal=goal, target="car")
     hit, clean = random(0).requires_grad_(), random(1)
     where = scene([(*LEFT, 0), (*RIGHT, 0)], [(*RIGHT, 0)])
     together = attack.metrics(hit, clean, where, view(2)) | {("loss", "all"): attack.loss(hit, clean, where, view(2))}
@@ -358,9 +358,9 @@ def test_scenes_of_a_batch_are_measured_apart(goal: str) -> None:
 # Names, and where objects come from.
 
 
-@pytest.mark.parametrize("cls", ["traffic light", "Traffic_Light", "traffic-light", 1])
-def test_names_agree_whatever_their_spelling(cls: str | int) -> None:
-    attack = bound(Toy([(*LEFT, 1)]), cls=cls)
+@pytest.mark.parametrize("target", ["traffic light", "Traffic_Light", "traffic-light", 1])
+def test_names_agree_whatever_their_spelling(target: str | int) -> None:
+    attack = bound(Toy([(*LEFT, 1)]), target=target)
     hit = candidates((LEFT, (0, 0.6, 0.9)))
     assert attack.loss(hit, hit, scene([(*LEFT, 1)]), view()).item() == pytest.approx(loss_of(0.6), rel=1e-5)
     assert attack.loss(hit, hit, scene([(*LEFT, 0)]), view()).item() == 0  # a car
@@ -381,10 +381,10 @@ def test_labels_make_the_scenes() -> None:
     assert len(objects) == 3
     assert objects.classes == source.classes
     assert [objects[i].boxes[0, 0, 4].item() for i in range(3)] == [0, 1, 0]
-    assert len(bound(source, cls="car").scenes(source, pytest.fail)) == 2
-    assert len(bound(source, goal="hide_class", cls="car").scenes(source, pytest.fail)) == 2
-    assert len(bound(source, cls="car", smallest=31).scenes(source, pytest.fail)) == 1
-    assert bound(source, goal="appear", cls="person").scenes(source, pytest.fail) is source
+    assert len(bound(source, target="car").scenes(source, pytest.fail)) == 2
+    assert len(bound(source, goal="hide_class", target="car").scenes(source, pytest.fail)) == 2
+    assert len(bound(source, target="car", min_height=31).scenes(source, pytest.fail)) == 1
+    assert bound(source, goal="appear", target="person").scenes(source, pytest.fail) is source
 
 
 @pytest.mark.parametrize(("labels", "boxes"), [(None, "auto"), ([(*LEFT, 0)], "victim")])
@@ -428,7 +428,7 @@ def test_pictures_show_what_is_found() -> None:
     frame = torch.full((1, 3, *SIZE), 0.5)
     found = candidates((RIGHT, (0, 0, 0.9)), ((5, 5, 30, 60), (0.8, 0, 0)), (LEFT, (0, 0, 0.3)))
     nothing = candidates((LEFT, (0, 0, 0.3)))
-    attack = bound(cls="car")
+    attack = bound(target="car")
     shown, empty = attack.pictures([found, nothing], [frame, frame])
     larger = empty.shape[-1] // SIZE[1]  # a small frame is shown enlarged
     assert shown.shape == empty.shape == (3, larger * SIZE[0], larger * SIZE[1])
@@ -453,7 +453,7 @@ def test_changes_tell_what_is_lost_from_what_is_kept_and_what_is_new() -> None:
     clean = candidates((RIGHT, (0, 0, 0.9)), (LEFT, (0, 0, 0.8)))
     kept = candidates((twice, (0, 0, 0.5)), (LEFT, (0, 0, 0.3)), ((5, 5, 30, 60), (0.8, 0, 0)))
     frame = torch.full((1, 3, *SIZE), 0.5)
-    (same, changed) = bound(cls="car").changes([clean, kept], clean, [frame] * 2)
+    (same, changed) = bound(target="car").changes([clean, kept], clean, [frame] * 2)
 
     def share(picture: Tensor, colour: tuple[int, int, int]) -> float:
         found = ((picture * 255).round() == torch.tensor(colour).view(3, 1, 1)).all(dim=0)
@@ -477,7 +477,7 @@ def test_changes_tell_what_is_lost_from_what_is_kept_and_what_is_new() -> None:
     ],
 )
 def test_a_verdict_speaks_of_the_goal(goal: str, words: str) -> None:
-    size = bound(goal=goal, cls=CAR).size
+    size = bound(goal=goal, target=CAR).size
     assert size is not None
     assert (size.metric, size.words) == (("success", "all"), words)
 
@@ -495,7 +495,7 @@ def test_a_verdict_speaks_of_the_goal(goal: str, words: str) -> None:
         ({"confidence": 0}, r"attack\.confidence: expected a number between 0 and 1, got 0"),
         ({"iou": 1.5}, r"attack\.iou: expected a number between 0 and 1, got 1\.5"),
         ({"overlap": -0.1}, r"attack\.overlap: expected a number between 0 and 1, got -0\.1"),
-        ({"smallest": -1}, r"attack\.smallest: expected pixels of 0 or more, got -1"),
+        ({"min_height": -1}, r"attack\.min_height: expected pixels of 0 or more, got -1"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:
@@ -507,16 +507,16 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "source", "message"),
     [
-        ({"cls": "trafic lite"}, Toy(None), r"got trafic lite; the nearest names are traffic light"),
+        ({"target": "trafic lite"}, Toy(None), r"got trafic lite; the nearest names are traffic light"),
         (
-            {"cls": "xyz"},
+            {"target": "xyz"},
             Toy(None),
             r"expected a class of victim toy, by name or as 0 to 2, got xyz; the nearest names are ",
         ),
-        ({"cls": 3}, Toy(None), r"attack\.cls: expected a class of victim toy, by name or as 0 to 2, got 3"),
-        ({"cls": -1}, Toy(None), r"attack\.cls: expected a class of victim toy, by name or as 0 to 2, got -1"),
+        ({"target": 3}, Toy(None), r"attack\.target: expected a class of victim toy, by name or as 0 to 2, got 3"),
+        ({"target": -1}, Toy(None), r"attack\.target: expected a class of victim toy, by name or as 0 to 2, got -1"),
         ({"boxes": "labels"}, Toy(None), r"attack\.boxes=labels: expected data with boxes, got none"),
-        ({"cls": "person"}, Toy([]), r"victim toy: expected boxes of person, got data with Car, traffic_light, tree"),
+        ({"target": "person"}, Toy([]), r"expected boxes of person, got data with Car, traffic_light, tree"),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_work(options: dict, source: Source, message: str) -> None:
@@ -535,9 +535,9 @@ def test_data_of_unknown_classes_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cls": "car", "smallest": 50}, r"data: expected car, labelled and at least 50 px high, got none in 1 scenes"),
-        ({"smallest": 50}, r"data: expected an object of a class that the victim knows, labelled and at least 50 px"),
-        ({"boxes": "victim", "cls": "car"}, r"expected car, detected by the victim at 0\.4 or more and at least 24 px"),
+        ({"target": "car", "min_height": 50}, r"expected car, labelled and at least 50 px high, got none in 1 scenes"),
+        ({"min_height": 50}, r"data: expected an object of a class that the victim knows, labelled and at least 50 px"),
+        ({"boxes": "victim", "target": "car"}, r"expected car, detected by the victim at 0\.4 or more and at least 24"),
     ],
 )
 def test_data_without_an_object_is_refused(options: dict, message: str) -> None:

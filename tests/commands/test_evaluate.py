@@ -79,9 +79,9 @@ def test_the_bytes_are_the_same_whatever_the_batch_and_the_processes(
 def test_after_ctrl_c_the_same_command_goes_on(
     trained: Path, first: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row, asked = measure.Table.__getitem__, []
+    row, asked = measure.ViewTable.__getitem__, []
 
-    def interrupted(table: measure.Table, index: int) -> str:
+    def interrupted(table: measure.ViewTable, index: int) -> str:
         asked.append(index)
         if len(asked) == 8:
             raise KeyboardInterrupt
@@ -89,7 +89,7 @@ def test_after_ctrl_c_the_same_command_goes_on(
 
     arguments = (f"run={trained}", *AXES, "batch=2", "workers=1")
     with monkeypatch.context() as patches:
-        patches.setattr(measure.Table, "__getitem__", interrupted)
+        patches.setattr(measure.ViewTable, "__getitem__", interrupted)
         outcome = command(*arguments, f"output={tmp_path / 'other'}", entry="evaluate")
     assert outcome.status == 130
     assert "interrupted. Resume with: patchattack evaluate attack=flow " in outcome.out

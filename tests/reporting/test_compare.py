@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {
     "attack": {"_target_": "patchattack.attacks.flow.FlowAttack", "target": None},
     "seed": 0,
     "output": "x",
-    "tracker": {"_target_": "patchattack.tracking.Nothing"},
+    "tracker": {"_target_": "patchattack.tracking.NullTracker"},
     "placement": {"area": 0.09},
     "renderer": {"placement": {"area": 0.09}, "whole_frame": False},
     "data": {"scenes": 40},

@@ -22,7 +22,7 @@ from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.studies import study
 from patchattack.studies.ablation import AblationStudy, Line, variants, verdict
-from patchattack.tracking import Nothing
+from patchattack.tracking import NullTracker
 
 PROJECT = Path(__file__).parents[1]
 MEDIA = ("digital", "printed")
@@ -134,7 +134,7 @@ def test_an_interrupted_training_goes_on_to_the_bit(
     base: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Stops(Nothing):
+    class Stops(NullTracker):
         def log(self, step: int, scalars: dict[str, float], images: Any = None) -> None:
             if step == 1 and self.folder.name == "without_camera":
                 signal.raise_signal(signal.SIGINT)
@@ -145,7 +145,7 @@ def test_an_interrupted_training_goes_on_to_the_bit(
 
     given = (*base, "only=[without_camera]", f"output={tmp_path}")
     with monkeypatch.context() as patches:
-        patches.setattr(study, "Nothing", Stops)
+        patches.setattr(study, "NullTracker", Stops)
         outcome = command(*given, entry="ablate")
     assert outcome.status == 130, outcome.err
     assert "\ninterrupted after step 1 of 4. Resume with: patchattack ablate attack=flow" in outcome.out

@@ -231,12 +231,12 @@ def sweep(axes: Mapping[str, Axis] | None = None, scenes: int = 3, draws: int = 
     return bench.Sweep(**(known | options))
 
 
-def table_of(one: bench.Sweep) -> measure.Table:
+def table_of(one: bench.Sweep) -> measure.ViewTable:
     found = bench.benches(one, Host())
-    return measure.Table(found, bench.fitting(one.points, found)[0])
+    return measure.ViewTable(found, bench.fitting(one.points, found)[0])
 
 
-def views(folder: Path, table: measure.Table, batch: int = 4, workers: int = 1) -> bytes:
+def views(folder: Path, table: measure.ViewTable, batch: int = 4, workers: int = 1) -> bytes:
     check_settings(folder, measure.plan(table))
     measure.begin(folder, table)
     measure.measure(folder, table, 0, batch, workers)
@@ -420,7 +420,7 @@ class Success(FlowAttack):
 
 def written(
     folder: Path, values: Callable[[str, str, int, int], float | str], attack: Any = None, scenes: int = 6
-) -> tuple[Path, measure.Table]:
+) -> tuple[Path, measure.ViewTable]:
     """A table whose headline is ``values(level, condition, place, draw)``."""
     table = table_of(sweep(axes={"side": SIDE}, attack=attack or Success(), scenes=scenes, draws=2))
     name = "/".join(table.benches[0].attack.headline)

@@ -21,11 +21,11 @@ from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import Recorded
 from patchattack.webcam.evaluator import evaluate
 from patchattack.webcam.pose import Lens
-from patchattack.webcam.screen import Nowhere
+from patchattack.webcam.screen import NoScreen
 from patchattack.webcam.session import Setup
-from patchattack.webcam.summary import Origin, Outcome, publish
+from patchattack.webcam.summary import Outcome, SessionOrigin, publish
 
-ORIGIN = Origin("The patch", [("Source", "film.avi")], "patchattack webcam source=film.avi", {"torch": "2"})
+ORIGIN = SessionOrigin("The patch", [("Source", "film.avi")], "patchattack webcam source=film.avi", {"torch": "2"})
 
 
 class Failing:
@@ -53,7 +53,7 @@ def measure(
         trial = CameraVictim("coloured", victim, attack, network, torch.device("cpu"))
         frames = [photo()] * 4 if images is None else images
         capture = Recorded((None if one is None else one[..., ::-1] for one in frames), 1, 10)
-        return evaluate(Setup([trial], patch, [sheet], Lens(60)), capture, Nowhere(), tmp_path, ORIGIN, progress)
+        return evaluate(Setup([trial], patch, [sheet], Lens(60)), capture, NoScreen(), tmp_path, ORIGIN, progress)
 
     return run
 

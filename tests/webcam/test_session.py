@@ -26,7 +26,7 @@ from patchattack.webcam.capture import Capture, Recorded, Shot
 from patchattack.webcam.digital import predict
 from patchattack.webcam.pose import Lens
 from patchattack.webcam.records import read
-from patchattack.webcam.screen import Nowhere
+from patchattack.webcam.screen import NoScreen
 from patchattack.webcam.session import Session, Setup
 
 
@@ -64,7 +64,7 @@ def recorded(images: list[np.ndarray | None], count: int = 1, fps: float = 10) -
 
 
 def measured(setup: Setup, capture: Capture, folder: Path, screen: Any = None) -> tuple[Session, dict[str, np.ndarray]]:
-    session = Session(setup, capture, screen or Nowhere(), folder)
+    session = Session(setup, capture, screen or NoScreen(), folder)
     session.run()
     return session, read(folder / "frames.csv")
 
@@ -163,7 +163,7 @@ def test_keys(setup: Setup, photo: Callable[..., np.ndarray], tmp_path: Path) ->
     assert len(screen.shown) == 9
     assert screen.closed
     assert {path.name for path in tmp_path.glob("screenshot*")} == {"screenshot_1.png", "screenshot_2.png"}
-    assert session.controls.version == 1
+    assert session.switches.version == 1
     video = cv2.VideoCapture(str(tmp_path / "recording_1.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) > 1
     left, right = slice(0, 400), slice(320, 480)
@@ -224,7 +224,7 @@ def test_memory_does_not_grow_with_time(
     found = itertools.cycle([[sighting]] * 9 + [[]])  # looking for the markers holds nothing, and takes longest
     monkeypatch.setattr(fiducials, "find", lambda *_: next(found))
     lasting = replace(setup, trials=setup.trials[:1], keep=10)
-    session = Session(lasting, Recorded(frames(), 1, 10), Nowhere(), tmp_path)
+    session = Session(lasting, Recorded(frames(), 1, 10), NoScreen(), tmp_path)
     tracemalloc.start()
     session.run()
     tracemalloc.stop()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from patchattack import seeding
 from patchattack.attacks.attack import Attack, Textures
 from patchattack.controls import CONDITIONS, always, controls
-from patchattack.data.memory import Memory
+from patchattack.data.cached import CachedSource
 from patchattack.eot.renderer import Draw, Renderer
 from patchattack.errors import InputError
 from patchattack.evaluation import Evaluator, References
@@ -157,7 +157,7 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
         InputError: a victim is for another task, there are fewer than two test scenes, or no scene can be measured.
     """
     check_tasks(sweep.attack, sweep.victims)
-    source = Memory(sweep.source, sweep.settings.memory_gb * 1e9)
+    source = CachedSource(sweep.source, sweep.settings.memory_gb * 1e9)
     result = []
     for name, victim in sweep.victims.items():
         attack, predict, scenes = bind_victim(sweep.attack, victim, source, fabric)

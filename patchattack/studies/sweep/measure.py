@@ -33,7 +33,7 @@ KEYS = ("victim", "patch", "axis", "level", "scene", "draw", "condition")
 CORNERS = tuple(f"{axis}{corner}" for corner in range(4) for axis in "xy")
 
 
-class Table(Dataset[str]):
+class ViewTable(Dataset[str]):
     """All units in their order: by bench, point, scene and draw. An item is a unit's rows as CSV.
 
     Args:
@@ -126,7 +126,7 @@ def _csv(lines: Any) -> str:
     return stream.getvalue()
 
 
-def plan(table: Table) -> dict[str, Any]:
+def plan(table: ViewTable) -> dict[str, Any]:
     """What makes a sweep this one and no other."""
     of_benches = [
         {"victim": bench.victim, "patch": bench.crafted, "conditions": bench.conditions, "scenes": list(bench.numbers)}
@@ -143,7 +143,7 @@ def _hash(values: Tensor) -> str:
     return hashlib.sha256(values.cpu().contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
-def begin(folder: Path, table: Table) -> int:
+def begin(folder: Path, table: ViewTable) -> int:
     """Units whose rows ``views.csv`` of ``folder`` holds already; what was written of the next one is cut off.
 
     Raises:
@@ -166,7 +166,7 @@ def begin(folder: Path, table: Table) -> int:
     return units
 
 
-def measure(folder: Path, table: Table, first: int, batch: int, workers: int) -> None:
+def measure(folder: Path, table: ViewTable, first: int, batch: int, workers: int) -> None:
     """Append the rows of all units from ``first`` on to ``views.csv``.
 
     Args:

@@ -23,7 +23,7 @@ from patchattack.reporting.sweep import Evidence
 from patchattack.statistics import FEWEST, Outcome, too_few
 from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
 from patchattack.studies.sweep.bench import Bench
-from patchattack.studies.sweep.measure import KEYS, Table
+from patchattack.studies.sweep.measure import KEYS, ViewTable
 
 EXAMPLES = 4  # scenes that the report shows
 Pair = tuple[str, str]  # victim and patch
@@ -51,7 +51,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredPoint:
     """One point for one victim and patch.
 
     Attributes:
@@ -82,7 +82,7 @@ class Measured:
         return names | {"axis": self.point.axis, "level": self.point.level}
 
 
-def read(path: Path, table: Table) -> Iterator[Measured]:
+def read(path: Path, table: ViewTable) -> Iterator[MeasuredPoint]:
     """``views.csv``, one point at a time."""
     benches = {(one.victim, one.crafted): (one, known) for one, known in zip(table.benches, table.known, strict=True)}
     points = {(point.axis, point.text): point for point in table.points}
@@ -101,10 +101,10 @@ def read(path: Path, table: Table) -> Iterator[Measured]:
                 columns = numbers.T.reshape(len(table.metrics), -1, bench.draws)
                 pairs = zip(table.metrics, columns, strict=True)
                 values[condition] = {metric: column for metric, column in pairs if metric in known}
-            yield Measured(bench, points[axis, text], values)
+            yield MeasuredPoint(bench, points[axis, text], values)
 
 
-def summarise(path: Path, table: Table, margin: float) -> Summary:
+def summarise(path: Path, table: ViewTable, margin: float) -> Summary:
     """All statistics of a table, point by point.
 
     Args:
@@ -133,7 +133,7 @@ def summarise(path: Path, table: Table, margin: float) -> Summary:
     return summary
 
 
-def _means(measured: Measured, condition: str) -> Iterator[Row]:
+def _means(measured: MeasuredPoint, condition: str) -> Iterator[Row]:
     for name in measured.values[condition]:
         metric, _, region = name.rpartition("/")
         values = measured.per_scene(condition, name)
@@ -142,13 +142,13 @@ def _means(measured: Measured, condition: str) -> Iterator[Row]:
         yield measured.key | row | statistics.estimate(values, rate)
 
 
-def _beyond(measured: Measured, control: str, rate: bool) -> Row:
+def _beyond(measured: MeasuredPoint, control: str, rate: bool) -> Row:
     """What the patch does beyond a control."""
     differences = measured.effects("patch") - measured.effects(control)
     return measured.key | statistics.paired(differences, rate) | {"p": statistics.sign_flip(differences)}
 
 
-def successes(measured: Measured, margin: float) -> np.ndarray:
+def successes(measured: MeasuredPoint, margin: float) -> np.ndarray:
     """``[n, draws]``: 1 where the patch won, 0 where it did not, NaN where there was nothing to win.
 
     Won is a success of one half or more, as :meth:`Attack.success` counts it.
@@ -172,7 +172,7 @@ def _destroyed(before: np.ndarray, now: np.ndarray) -> Row:
 
 
 @dataclass(frozen=True)
-class Origin:
+class SweepOrigin:
     """Where a sweep comes from.
 
     Attributes:
@@ -290,7 +290,7 @@ def check_format(name: str) -> None:
             raise InputError("format=parquet: expected polars, got no such package; pip install polars") from error
 
 
-def to_parquet(path: Path, table: Table) -> Path:
+def to_parquet(path: Path, table: ViewTable) -> Path:
     """``views.parquet`` beside ``views.csv``, a piece at a time."""
     import polars
 
@@ -321,7 +321,12 @@ def write(folder: Path, summary: Summary, answer: Headline, left_out: Sequence[s
 
 
 def evidence(
-    table: Table, axes: Mapping[str, Axis], summary: Summary, answer: Headline, left_out: Sequence[str], origin: Origin
+    table: ViewTable,
+    axes: Mapping[str, Axis],
+    summary: Summary,
+    answer: Headline,
+    left_out: Sequence[str],
+    origin: SweepOrigin,
 ) -> Evidence:
     """All that the report shows.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from patchattack.scene import Scene, Source
 
 
-class Memory(Source):
+class CachedSource(Source):
     """A source that keeps what another source gave, as long as there is room.
 
     Args:
