@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchattack import training
+from patchattack import budget
 from patchattack.attacks.attack import Attack
 from patchattack.attacks.ensemble import EnsembleAttack
 from patchattack.controls import always
@@ -138,7 +138,7 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
     try:
         job.source = attack.scenes(job.source, tried)
         training_part, validation, _ = settings.parts(len(job.source))
-        training.check_budget(job)
+        budget.check_budget(job)
         trial = replace(job.evaluator(TRAINING), victim=tried if isinstance(optimizer, GradientFree) else followed)
         (_, scene, clean, _, view), _ = trial.views({"patch": lambda _: patch().detach()}, training_part[:1], 0)
         contract.check_output(victim, scene.frames, clean)

@@ -182,7 +182,7 @@ class Job:
         seed: of every draw.
         fabric: device and processes.
         queries: views of a frame or a pair that the victim has answered about, in this run, over all processes; on
-            clean scenes not counted. The whole count is :func:`patchattack.training.queries`.
+            clean scenes not counted. The whole count is :func:`patchattack.budget.queries`.
         journal: of the answers of a victim without gradient, started when that was made; None for any other.
     """
 
@@ -240,6 +240,11 @@ class Job:
     def _measured(self, frames: Tensor) -> Any:
         """:meth:`predict` where the answer counts: a verdict on NaN would be one on nothing."""
         return _checked(self.victim, self.predict(frames))
+
+    @property
+    def candidates(self) -> int:
+        """How many patches are optimised side by side now."""
+        return len(self.patch.free) if self.patch.free.ndim == 4 else 1
 
     @property
     def columns(self) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import patchattack
-from patchattack import checkpoint, evaluation, files, seeding, training
+from patchattack import budget, checkpoint, evaluation, files, seeding, training
 from patchattack.assembly import Parts, failure
 from patchattack.attacks.attack import Attack
 from patchattack.checkpoint import Progress
@@ -186,7 +186,7 @@ def _export(
     sheets = [parts.sheet.layout(best.size_mm, parts.sheet.number + extra) for extra in (0, 1)]
     save_layouts(folder / "print" / "layout.json", sheets)
 
-    asked, before = training.queries(job, progress.step), job.queries
+    asked, before = budget.queries(job, progress.step), job.queries
     _, validation, numbers = settings.parts(len(job.source))
     more = [] if progress.hand_drawn is None else [progress.hand_drawn]
     drawn = job.evaluator(VALIDATION).best_drawn(validation, more)

@@ -27,6 +27,8 @@ LAYERS = (
     ("evaluation", "reporting", "printing"),
     ("job",),
     ("checkpoint", "processes", "runs"),
+    ("batches",),
+    ("budget", "update"),
     ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("assembly",),
     ("pipeline",),

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from patchattack import assembly, checkpoint, cli, pipeline, processes, seeding, training
+from patchattack import assembly, batches, budget, checkpoint, cli, pipeline, processes, seeding, training
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.world import World
@@ -170,7 +170,7 @@ def test_every_query_is_counted_and_none_is_asked_twice(
         assert len(victim.asked) == len(set(victim.asked))
     # Clean frames of 4 and 2 scenes; a trial; 2 scenes × 2 draws of a random patch, and of the patch at 0, 2 and 4;
     # 4 steps of 4 losses of 2 scenes × 2 draws.
-    assert len(victim.asked) == 6 + 1 + 4 + 3 * 4 + 4 * 4 * 4 == training.queries(job, 4)
+    assert len(victim.asked) == 6 + 1 + 4 + 3 * 4 + 4 * 4 * 4 == budget.queries(job, 4)
     assert lines.found[0]["queries"] == len(victim.asked) - 4 * 16 - 2 * 4 - 3  # three scenes were not shown yet
     assert lines.found[4]["queries"] == len(victim.asked)
     assert list(lines.found) == [0, 1, 2, 3, 4]  # every step is saved where a victim only answers
@@ -286,7 +286,7 @@ def test_a_budget_stops_the_run_before_the_step_that_would_exceed_it(
         stop = max(step for step in spent if spent[step] + validation <= most)
         assert stop == (1, 1, 3)[number]
         assert max(lines.found) == stop == job.schedule.last_epoch
-        assert len(victim.asked) == training.queries(job, stop) == spent[stop] + validation
+        assert len(victim.asked) == budget.queries(job, stop) == spent[stop] + validation
         assert "validation/patch" in lines.found[stop]
         said = capsys.readouterr().out
         assert f"stopped after step {stop} of 4 and {len(victim.asked)} queries: another step would exceed" in said
@@ -340,7 +340,7 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
     made = cli.build_parts(plain)  # type: ignore[arg-type]
     job = assembly.assemble(made, processes.start(made.settings))
     scene = job.source.__getitems__([0])
-    update = training._Update(job, 0, [training._batch(job, scene, seeding.numbers([(0,)]))])
+    update = training._Update(job, 0, [batches._batch(job, scene, seeding.numbers([(0,)]))])
     update()
     assert job.patch.free.grad is not None
     gradient = job.patch.free.grad.clone()

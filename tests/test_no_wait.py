@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchattack import cli, files, seeding, training
+from patchattack import batches, cli, files, seeding, training
 from patchattack.assembly import Parts
 from patchattack.data.cached import CachedSource
 from patchattack.devices import transfer
@@ -136,7 +136,7 @@ def test_no_step_waits(victim: str) -> None:
         *(whole.schedule(optimizer), CachedSource(whole.source, 1e9), whole.settings, Plan(0, 1, 1), 0, fabric, None),
     )
     with watched():
-        update = training._Update(job, 0, [training._batch(job, scenes(task), NUMBERS)])
+        update = training._Update(job, 0, [batches._batch(job, scenes(task), NUMBERS)])
         job.optimizer.step(update)  # type: ignore[arg-type]
         job.schedule.step()
         patch.project_()

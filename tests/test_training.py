@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchattack import assembly, checkpoint, processes, seeding, training
+from patchattack import assembly, batches, budget, checkpoint, processes, seeding, training, update
 from patchattack.attacks.flow import FlowAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.world import World
@@ -134,14 +134,14 @@ def test_every_update_has_the_gradient_of_its_own_batch(make: Callable[..., Job]
     finish(job, tmp_path)
     assert len(found) == 6
     numbers = job.settings.parts(8)[0]
-    batches = list(training._loader(job, numbers, 0))
+    shown = list(batches._loader(job, numbers, 0))
     for step in (0, 4):
         fresh = make(replace(SETTINGS, draws=3))
         with torch.no_grad():
             fresh.patch.free.copy_(found[step][0])
         keys = [(job.seed, TRAINING, step, place, draw) for place in (0, 1) for draw in range(3)]
-        batch = training._batch(fresh, batches[step], seeding.numbers(keys))
-        losses = training._losses(fresh, batch, seeding.generator(0))
+        batch = batches._batch(fresh, shown[step], seeding.numbers(keys))
+        losses = update.losses_of(fresh, batch, seeding.generator(0))
         assert losses.keys() == {"attack", "tv"}
         sum(losses.values()).backward()  # type: ignore[union-attr]
         assert fresh.patch.free.grad is not None
@@ -276,7 +276,7 @@ def test_lbfgs_asks_several_times_a_step_and_every_query_counts(make: Callable[.
     before = job.patch().detach().clone()
     tracker, _ = finish(job, tmp_path)
     seen = sum(map(len, victim.seen))
-    assert tracker.lines[-1][1]["queries"] == seen == training.queries(job, 2)
+    assert tracker.lines[-1][1]["queries"] == seen == budget.queries(job, 2)
     assert tracker.lines[-1][1]["queries"] - tracker.lines[0][1]["queries"] > 2 * 2 * 2 + 3
     assert not torch.equal(job.patch().detach(), before)
 
@@ -458,22 +458,22 @@ def test_batches_that_grow_show_as_many_scenes_in_all(make: Callable[..., Job], 
 def test_a_cutout_hides_another_rectangle_in_every_view_of_the_training(make: Callable[..., Job]) -> None:
     job = make(replace(SETTINGS, cutout=0.9, draws=3))
     keys = [(0, place, draw) for place in range(2) for draw in range(3)]
-    shown = training._shown(job, seeding.numbers(keys))
+    shown = batches._shown(job, seeding.numbers(keys))
     assert shown is not None
     assert shown.shape == (6, 1, 16, 16)
     assert len({tuple(one.flatten().tolist()) for one in shown}) == 6
-    part = training._shown(job, seeding.numbers(keys[4:]))
+    part = batches._shown(job, seeding.numbers(keys[4:]))
     assert part is not None
     assert torch.equal(part, shown[4:])
     for hidden in 1 - shown[:, 0]:  # one rectangle
         assert torch.equal(hidden, hidden.amax(dim=1, keepdim=True) * hidden.amax(dim=0))
-    batch = training._batch(job, job.source.__getitems__([0, 1]), seeding.numbers(keys))
+    batch = batches._batch(job, job.source.__getitems__([0, 1]), seeding.numbers(keys))
     assert batch.shown is not None
     assert torch.equal(batch.shown, shown)
 
     def gradient(shown: Tensor | None) -> Tensor:
         job.patch.zero_grad()
-        training._losses(job, replace(batch, shown=shown), seeding.generator(0))["attack"].backward()
+        update.losses_of(job, replace(batch, shown=shown), seeding.generator(0))["attack"].backward()
         assert job.patch.free.grad is not None
         return job.patch.free.grad.clone()
 
@@ -611,7 +611,7 @@ def test_an_epoch_takes_every_scene_once_wherever_it_is_entered(make: Callable[.
     numbers = [0, 1, 2, 3, 4]
 
     def order(done: int) -> list[int]:
-        return [number for scene in training._loader(job, numbers, done) for number in scene.index.tolist()]
+        return [number for scene in batches._loader(job, numbers, done) for number in scene.index.tolist()]
 
     whole = order(0)
     assert len(whole) == 24
