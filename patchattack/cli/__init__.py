@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -55,10 +57,10 @@ def command(
 
     # Read when torch is loaded: threads that wait for work leave the cores to others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _compose(name, job, of_run)
+    _compose(name, job, of_run, inspect.getdoc(sys.modules[work.__module__]) or "")
 
 
-def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) -> None:
+def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, example: str) -> None:
     """Hand the composed config to ``work``; errors become one line, and a status."""
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     failures: list[Exception] = []
@@ -87,11 +89,12 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None) 
         check_renamed(typed)
         _find_own_modules(typed)
         of_the_run = stored.overrides_of_the_run(typed, of_run)
-        sys.argv[1:] = _with_several_victims(_with_attack_for_help([*of_the_run, *typed], name))
+        sys.argv[1:] = _with_several_victims(_for_help([*of_the_run, *typed], name, example))
         stored.check_whole(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
     except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):  # what is no file is left alone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if error in failures:
             raise
@@ -222,10 +225,18 @@ def _resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _with_attack_for_help(arguments: list[str], name: str) -> list[str]:
-    """The help of a training run shows a composed config, which there is none of without an attack."""
-    asked = name == "train" and {"-h", "--help"} & set(arguments) and "attack" not in map(key_of, arguments)
-    return [*arguments, "attack=flow"] if asked else arguments
+def _for_help(arguments: list[str], name: str, example: str) -> list[str]:
+    """Where help is asked for: print the command's own, and let Hydra show the config below it, and nothing else.
+
+    A config that leaves the attack open shows that of one: without any there is nothing to compose.
+    """
+    if not {"-h", "--help"} & set(arguments):
+        return arguments
+    print(example)
+    text = (files.shipped("conf") / f"{name}.yaml").read_text(encoding="utf-8")
+    is_open = re.search(r"^  - (train$|attack: \?)", text, re.MULTILINE) and "override attack" not in text
+    attack = ["attack=flow"] if is_open and "attack" not in map(key_of, arguments) else []
+    return [*arguments, *attack, "hydra.help.header=''", "hydra.help.footer=''"]
 
 
 def _with_several_victims(arguments: list[str]) -> list[str]:
