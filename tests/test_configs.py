@@ -36,7 +36,7 @@ REQUIRED = {
 # Values by which an option differs from its target's default: they make it this option, or suit a whole run better.
 ON_PURPOSE = {
     ("attack/classification", "target"): "stop",
-    ("attack/detection", "cls"): "vehicle",
+    ("attack/detection", "target"): "vehicle",
     ("data/road", "camera_height"): [1.5, 1.5],
     ("data/road", "frames"): 1,
     ("data/road", "subject"): "none",
@@ -46,7 +46,7 @@ ON_PURPOSE = {
     ("data/signs", "size"): [64, 64],
     ("data/signs", "subject"): "sign",
     ("data/traffic", "frames"): 1,
-    ("data/traffic", "scenes"): 200,
+    ("data/traffic", "scenes"): 500,
     ("data/traffic", "subject"): "vehicle",
     ("placement/brown", "rotation"): [-22.5, 22.5],
     ("placement/brown", "scale"): [0.1, 1.0],

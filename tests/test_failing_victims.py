@@ -20,7 +20,7 @@ from patchattack.attacks.detection import DetectionAttack
 from patchattack.data.world import World
 from patchattack.eot.placement import OnSurface, Uniform
 from patchattack.eot.renderer import Renderer
-from patchattack.errors import InputError
+from patchattack.errors import InputError, VictimError
 from patchattack.job import Settings
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
@@ -214,7 +214,7 @@ def test_a_victim_that_fails_in_the_middle_leaves_a_run_that_goes_on(
         return trouble(logits)
 
     folder = tmp_path / "a run"
-    with pytest.raises(InputError) as stopped:
+    with pytest.raises(VictimError) as stopped:
         run(parts(Classifier(fail, at=12)), folder)
     said = str(stopped.value)
     assert re.search(message, said)
@@ -222,7 +222,6 @@ def test_a_victim_that_fails_in_the_middle_leaves_a_run_that_goes_on(
     assert ("start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws" in said) is (
         name == "device"
     )
-    assert said.endswith(f"the last checkpoint is kept, go on with: patchattack train resume='{folder}'")
     assert "\n" not in said
     assert (folder / "patch.png").exists()
     if name == "raise":
@@ -241,7 +240,7 @@ def test_a_step_without_room_says_what_needs_less(
     job = assemble(made)
     monkeypatch.setattr(Tensor, "backward", backward)
     with pytest.raises(
-        InputError, match=r"expected room for a step, got 'CUDA out of memory\.'; free .*, after step 0 of 3; al"
+        VictimError, match=r"expected room for a step, got 'CUDA out of memory\.'; free .*, after step 0 of 3$"
     ):
         pipeline.run(made, job, tmp_path, pipeline.Origin({"attack": "classification"}, "patchattack train"), False)
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 0
