@@ -329,8 +329,10 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_patch(
     )
     assert outcome.status == 2
     last = outcome.err.splitlines()[-1]
-    assert last.startswith("patchattack: the loss became NaN or infinite by step 6: expected finite numbers")
-    assert f"the last good patch is {folder / 'patch.png'}" in last
+    assert last == (
+        "patchattack: expected a finite loss, got NaN or infinity by step 6; the last good patch is "
+        f"{folder / 'patch.png'}; try a lower optimizer.lr"
+    )
     assert "Traceback" not in outcome.err
     facts = json.loads((folder / "patch.json").read_text())
     assert facts["step"] in (0, 3)

@@ -196,7 +196,8 @@ def of_safetensors(rng: random.Random, data: bytes) -> bytes:
     fields = json.loads(head)
     state = fields.get("__metadata__", {}).get("state")
     if state is not None and rng.random() < 0.7:
-        fields["__metadata__"]["state"] = of_json(rng, state.encode()).decode(errors="replace")
+        digest, _, text = state.partition(" ")
+        fields["__metadata__"]["state"] = f"{digest} {of_json(rng, text.encode()).decode(errors='replace')}"
         head = json.dumps(fields).encode()
     elif rng.random() < 0.7:
         head = of_json(rng, head)
