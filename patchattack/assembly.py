@@ -93,6 +93,9 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
             f"trainer.devices: expected 1 for {victim.name}, a black-box victim, got {settings.devices}; "
             "a run asks it in one process"
         )
+    made = getattr(parts.tracker, "func", parts.tracker)
+    if check := getattr(made, "check", None):
+        check(**getattr(parts.tracker, "keywords", {}))
     victim.to(fabric.device)
     if settings.channels_last:
         victim.to(memory_format=torch.channels_last)
