@@ -93,6 +93,9 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
             f"trainer.devices: expected 1 for {victim.name}, a black-box victim, got {settings.devices}; "
             "a run asks it in one process"
         )
+    made = getattr(parts.tracker, "func", parts.tracker)
+    if check := getattr(made, "check", None):
+        check(**getattr(parts.tracker, "keywords", {}))
     victim.to(fabric.device)
     if settings.channels_last:
         victim.to(memory_format=torch.channels_last)
@@ -142,6 +145,7 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
         trial = replace(job.evaluator(TRAINING), victim=tried if isinstance(optimizer, GradientFree) else followed)
         (_, scene, clean, _, view), _ = trial.views({"patch": lambda _: patch().detach()}, training_part[:1], 0)
         contract.check_output(victim, scene.frames, clean)
+        _look_for_a_sigmoid(victim, clean)
         _compare_resolution(patch, view)
         _check_winnable(job, validation)
     except (VictimError, MemoryError, RuntimeError) as error:
@@ -158,6 +162,7 @@ def _check_winnable(job: Job, numbers: list[int]) -> None:
     texture = job.patch().detach()
     for number in numbers:  # what they cost is kept for the validation
         *_, (_, scene, clean, _, view) = unasked.views({"patch": always(texture)}, [number], 0)
+        contract.check_output(job.victim, scene.frames, clean)
         metrics = job.attack.metrics(clean, clean, scene, view)
         won = [values for (name, _), values in metrics.items() if name == "success"] or [metrics[job.attack.headline]]
         if any(not values.isnan().all() for values in won):
@@ -166,6 +171,17 @@ def _check_winnable(job: Job, numbers: list[int]) -> None:
         "victim %s: a patch has nothing to win in any of %d validation scenes: %s; check the victim and the data",
         *(job.victim.name, len(numbers), job.attack.nothing_to_win),
     )
+
+
+def _look_for_a_sigmoid(victim: Victim, clean: Any) -> None:
+    """Say it where all that a classifier answers may be shares of their own: no logits, and not refused as such."""
+    for member, found in contract.members(victim, clean):
+        if member.task == "classification" and found.min() >= 0 and found.max() <= 1:
+            _log.warning(
+                "victim %s: expected logits, got numbers from %.3g to %.3g, as after a sigmoid; where the network ends "
+                "in one, take it off",
+                *(member.name, found.min().item(), found.max().item()),
+            )
 
 
 def _compare_resolution(patch: Patch, view: View) -> None:

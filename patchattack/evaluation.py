@@ -278,7 +278,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         return f"{size.words.replace('{}', patch)} ({CONDITIONS.get(control, control)}: {other})."
 
     # A ratio to nearly nothing says little.
-    times = "" if chance <= 0 else f"{factor:.1f} times" if factor < 20 else "far more than"
+    times = "" if not chance > 0 else f"{factor:.1f} times" if factor < 20 else "far more than"
     if scenes < FEWEST:
         outcome, sentence = Outcome.INCONCLUSIVE, statistics.too_few(scenes, "held-out scenes")
     elif unbeaten:

@@ -121,7 +121,11 @@ def _step(line: str, scalars: int) -> int:
 
 
 class Tracker(Protocol):
-    """Whoever else is told about the run. Made with ``folder``, ``config`` and ``run_id``."""
+    """Whoever else is told about the run. Made with ``folder``, ``config`` and ``run_id``.
+
+    A class that can tell sooner that it will not start has a static method ``check``: it gets the options, before the
+    run has a folder, and raises an InputError.
+    """
 
     run_id: str | None
     """Names the run to the tracker; give it back to a tracker that is to continue the run."""
@@ -204,13 +208,7 @@ class Wandb:
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
         run_id: str | None = None,
     ) -> None:
-        source, wanted = "tracker.mode", str(mode)
-        if mode == "auto" and "WANDB_MODE" in os.environ:
-            source, wanted = "WANDB_MODE", os.environ["WANDB_MODE"]
-            wanted = _ALIASES.get(wanted, wanted)
-        if wanted not in ("auto", "online", "offline", "disabled"):
-            raise InputError(f"{source}: expected auto, online, offline or disabled, got {wanted!r}")
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's telemetry, which looks up a host even offline
+        wanted = _wanted(mode)
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")  # else tables wait for upload in the user's home
         self._folder = folder
@@ -225,24 +223,36 @@ class Wandb:
         if not self._run.offline and self._run.url:
             print(f"W&B: {self._run.url}")
 
+    @staticmethod
+    def check(mode: str = "auto", **_: Any) -> None:
+        """Before the run has a folder: a mode that there is, and a key where it is "online".
+
+        Raises:
+            InputError: there is none.
+        """
+        if _wanted(mode) != "online":
+            return
+        import wandb
+
+        try:
+            _log_in()
+        except wandb.Error as error:
+            raise _offline(error) from error
+        finally:
+            wandb.teardown()  # it reads its environment once, and the folder is not known yet
+
     def _start(self, mode: str, about: dict[str, Any]) -> wandb.Run:
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE, finish_timeout=60)
+        settings = _settings()
         if mode in ("auto", "online"):
-            wandb.setup(settings)  # before login, which would otherwise write to the console
             try:
-                # Without this look for a key, init would ask for one.
-                if not wandb.login(prompt=False, verify=False):
-                    raise wandb.errors.AuthenticationError("no API key, run `wandb login` or set WANDB_API_KEY")
+                _log_in()
                 return wandb.init(mode="online", settings=settings, **about)
             except wandb.Error as error:
-                reason = str(error).splitlines()[0]
                 if mode == "online":
-                    raise InputError(
-                        f"tracker.mode=online: expected W&B to accept the run, got '{reason}'; or use tracker.mode=auto"
-                    ) from error
-                print(f"W&B is offline: {reason}")
+                    raise _offline(error) from error
+                print(f"W&B is offline: {str(error).splitlines()[0]}")
                 wandb.teardown()  # it would hold the run's id for the attempt that failed
         return wandb.init(mode="disabled" if mode == "disabled" else "offline", settings=settings, **about)
 
@@ -278,3 +288,43 @@ class Wandb:
         if self._run.offline:
             parts = sorted(self._folder.glob(f"wandb/offline-run-*-{self.run_id}"))  # one for each time it was resumed
             print("W&B is offline, to upload the run: " + shlex.join(["wandb", "sync", *map(str, parts)]))
+
+
+def _wanted(mode: str) -> str:
+    """What ``tracker.mode`` or, where that is "auto", the environment asks for.
+
+    Raises:
+        InputError: there is no such mode.
+    """
+    source, wanted = "tracker.mode", str(mode)
+    if mode == "auto" and os.environ.get("WANDB_MODE"):
+        source, wanted = "WANDB_MODE", os.environ["WANDB_MODE"]
+        wanted = _ALIASES.get(wanted, wanted)
+    if wanted not in ("auto", "online", "offline", "disabled"):
+        raise InputError(f"{source}: expected auto, online, offline or disabled, got {wanted!r}")
+    return wanted
+
+
+def _settings() -> wandb.Settings:
+    import wandb
+
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's telemetry, which looks up a host even offline
+    return wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE, finish_timeout=60)
+
+
+def _log_in() -> None:
+    """Look for a key: without one, W&B's ``init`` would ask for it.
+
+    Raises:
+        wandb.Error: there is none.
+    """
+    import wandb
+
+    wandb.setup(_settings())  # before login, which would otherwise write to the console
+    if not wandb.login(prompt=False, verify=False):
+        raise wandb.errors.AuthenticationError("no API key, run `wandb login` or set WANDB_API_KEY")
+
+
+def _offline(error: Exception) -> InputError:
+    reason = str(error).splitlines()[0]
+    return InputError(f"tracker.mode=online: expected W&B to accept the run, got '{reason}'; or use tracker.mode=auto")

@@ -361,6 +361,7 @@ def test_where_nothing_is_known_nothing_worked() -> None:
     verdict = judge(run(nothing, nothing, nothing), FlowAttack())
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert verdict.sentence == "Inconclusive: 0 held-out scenes are too few (at least 6 are needed)."
+    assert verdict.facts.endswith("(0 held-out scenes, 95 % intervals).")
 
 
 Flow = tuple[float, float, float]  # of a condition: the cosine, its spread over the scenes, and the share that turned

@@ -22,6 +22,7 @@ from patchattack.eot.placement import OnSurface, Uniform
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError, VictimError
 from patchattack.job import Settings
+from patchattack.optimizers.random_search import RandomSearch
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.tracking import NullTracker
@@ -59,20 +60,24 @@ class Classifier(ClassificationVictim):
 
 
 class Detector(DetectionVictim):
-    """One candidate for every 8 × 8 pixels: its box as ``kind`` says, and two scores of at most ``highest``."""
+    """One candidate for every 8 × 8 pixels: its box as ``kind`` says, and two scores of at most ``highest``.
+
+    Its first ``blind`` answers are empty boxes.
+    """
 
     def __init__(self, kind: str, highest: float = 0.9) -> None:
         super().__init__(nn.Conv2d(3, 2, 8, 8), "own", ("vehicle", "sign"), multiple=8)
-        self.kind, self.highest = kind, highest
+        self.kind, self.highest, self.asked, self.blind = kind, highest, 0, 0
 
     def candidates(self, images: Tensor) -> Tensor:
+        self.asked += 1
         scores = self.network(images)
         rows, columns = (torch.arange(n) * 8.0 + 4 for n in scores.shape[-2:])
         middle = torch.stack(torch.meshgrid(columns, rows, indexing="xy")).flatten(1).T.expand(len(images), -1, 2)
         side = torch.full_like(middle, 12)
         boxes = {"centres": (middle, side), "corners": (middle - side / 2, middle + side / 2)}
         scores = scores.sigmoid() * self.highest if self.highest <= 1 else scores * 100
-        return torch.cat([*boxes[self.kind], scores.flatten(2).mT], dim=-1)
+        return torch.cat([*boxes[self.kind], scores.flatten(2).mT], dim=-1) * (self.asked > self.blind)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +164,14 @@ def test_what_no_patch_can_be_optimised_against_is_refused(
     assert "\n" not in str(refused.value)
 
 
+def test_a_sigmoid_is_said(parts: Callable[..., assembly.Parts], caplog: pytest.LogCaptureFixture) -> None:
+    assemble(parts(Classifier(torch.sigmoid)))
+    assert "victim own: expected logits, got numbers from 0." in caplog.text
+    caplog.clear()
+    assemble(parts(Classifier()))
+    assert "sigmoid" not in caplog.text
+
+
 def test_weights_that_thaw_are_refused(parts: Callable[..., assembly.Parts]) -> None:
     victim = Classifier()
     victim.trouble = thaw(victim)
@@ -181,6 +194,23 @@ def test_boxes_that_end_before_they_begin_are_refused(
         assemble(parts(Detector("centres"), **on_it))
     with pytest.raises(InputError, match=r"victim own: got scores .*, expected 0 to 1; put a sigmoid at"):
         assemble(parts(Detector("corners", highest=100), **on_it))
+
+
+def test_boxes_of_a_black_box_are_refused_before_it_is_asked_for_more(
+    parts: Callable[..., assembly.Parts], traffic: World
+) -> None:
+    """One clean scene and one with the patch tell; and where those show none, the scenes of the validation."""
+    victim = Detector("centres")
+    victim.differentiable = False
+    search = functools.partial(RandomSearch, lr=0.5)
+    on_it = {"attack": DetectionAttack(smallest=6), "source": traffic, "renderer": Renderer(OnSurface())}
+    with pytest.raises(InputError, match=r"end before they begin.*; give victim.centres=true"):
+        assemble(parts(victim, optimizer=search, **on_it))
+    assert victim.asked == 2
+    victim.asked, victim.blind = 0, 2
+    with pytest.raises(InputError, match=r"end before they begin.*; give victim.centres=true"):
+        assemble(parts(victim, optimizer=search, **on_it))
+    assert victim.asked == 3
 
 
 def test_a_victim_that_finds_nothing_is_said_before_the_work(
@@ -218,7 +248,7 @@ def test_a_victim_that_fails_in_the_middle_leaves_a_run_that_goes_on(
         run(parts(Classifier(fail, at=12)), folder)
     said = str(stopped.value)
     assert re.search(message, said)
-    assert re.search(r", after step [12] of 3", said)
+    assert re.search(r", after step [12] of 3$", said)
     assert ("start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws" in said) is (
         name == "device"
     )

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,30 @@ def test_wandb_offline_looks_up_no_name_and_connects_to_nobody(
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
     assert any("--no-observability" in command for command in told)
     assert capsys.readouterr().out.startswith("W&B is offline, to upload the run")
+
+
+@pytest.mark.usefixtures("no_account")
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("onlin", "WANDB_MODE: expected auto, online, offline or disabled, got 'onlin'"),
+        ("run", "tracker.mode=online: expected W&B to accept the run, got 'no API key"),
+    ],
+)
+def test_what_wandb_will_refuse_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    tiny: tuple[str, ...],
+    mode: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_MODE", mode)
+    outcome = command("attack=flow", *tiny, "tracker=wandb", f"output={tmp_path / 'run'}")
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_wandb_rejects_an_unknown_mode(tmp_path: Path) -> None:

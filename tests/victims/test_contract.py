@@ -232,6 +232,9 @@ def test_boxes_that_fill_up_an_answer_are_not_counted() -> None:
     contract.check_output(Detector(), frames, answer[:, :0])  # it finds nothing
     with pytest.raises(InputError, match="100% of the boxes end before they begin"):
         contract.check_output(Detector(), frames, answer[:, 2:])
+    answer[0, 3:, :5] = torch.tensor([4, 4, 5, 5, 0.001])  # boxes of nothing, which may be corners as well
+    with pytest.raises(InputError, match="by score 99% of the boxes end before they begin"):
+        contract.check_output(Detector(), frames, answer[:, 2:])
 
 
 def test_weights_that_are_not_frozen_are_found() -> None:
