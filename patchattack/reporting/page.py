@@ -215,18 +215,14 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
 def _apart(wanted: Sequence[float], gap: float, length: float) -> list[float]:
     """The places in [0, length] nearest to ``wanted``, which ascend, that keep ``gap`` between neighbours.
 
-    Less the gaps below it each place is free to be as low as its neighbour's: what remains is isotonic regression,
-    whose solution pools neighbours that are out of order (Ayer et al. 1955). Where there is no room, they stick out
-    above.
+    Less the gaps below it each place is free to be as low as its neighbour's: what remains is isotonic regression.
+    Where there is no room, they stick out above.
     """
-    pools: list[list[float]] = []
-    for rank, place in enumerate(wanted):
-        pools.append([place - rank * gap])
-        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    highest = max(length - (len(wanted) - 1) * gap, 0)
-    levels = [min(max(float(np.mean(pool)), 0), highest) for pool in pools for _ in pool]
-    return [level + rank * gap for rank, level in enumerate(levels)]
+    from scipy.optimize import isotonic_regression
+
+    steps = gap * np.arange(len(wanted))
+    levels = isotonic_regression(np.asarray(wanted) - steps).x.clip(0, max(length - steps[-1], 0))
+    return (levels + steps).tolist()
 
 
 def svg(figure: Figure) -> str:
