@@ -18,6 +18,7 @@ from patchattack.errors import InputError
 MILLIMETRES_PER_INCH = 25.4
 SIDES_MM = (0.1, 1e5)  # that a patch on paper may have
 LONGEST = 4096  # pixels of an image that becomes a texture, a mask or what a texture should look like
+CELLS = (8, 16, 32, 64)  # along the longer side of random patches, in turn
 BLACK_AND_WHITE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -257,13 +258,17 @@ def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, f
 def random_texture(height: int, width: int, number: int) -> Tensor:
     """Control texture ``number``: ``[3, h, w]`` of random colours in cells of one of several sizes.
 
-    Fine noise averages to grey when the patch is small in the frame, so a fair control has coarse cells too: in turn
-    8, 16, 32 and 64 along the longer side.
+    Fine noise averages to grey when the patch is small in the frame, so a fair control has coarse cells too: the sizes
+    of :data:`CELLS` in turn.
     """
-    cells = (8, 16, 32, 64)[number % 4]
+    return noise(height, width, CELLS[number % len(CELLS)], torch.Generator().manual_seed(number))
+
+
+def noise(height: int, width: int, cells: int, generator: torch.Generator) -> Tensor:
+    """``[3, height, width]``: random colours in squares, ``cells`` along the longer side."""
     longer = max(height, width)
     shape = [max(1, math.ceil(min(cells, longer) * side / longer)) for side in (height, width)]
-    colours = torch.rand(3, *shape, generator=torch.Generator().manual_seed(number))
+    colours = torch.rand(3, *shape, generator=generator)
     return nn.functional.interpolate(colours[None], size=(height, width), mode="nearest-exact")[0]
 
 

@@ -15,7 +15,7 @@ from patchattack import hand_drawn
 from patchattack.errors import InputError
 from patchattack.hand_drawn import HandDrawn
 from patchattack.optimizers.gradient_free import GradientFree
-from patchattack.patch import Patch
+from patchattack.patch import Patch, noise
 
 STARTS, CANDIDATES, STAGES = 48, 2, 3  # what null stands for, where the optimiser goes by gradients
 COARSEST = 8  # texels along the longer side in the first stage, at least, where null chooses
@@ -93,14 +93,6 @@ class Starts:
 
     textures: Tensor
     hand_drawn: HandDrawn | None
-
-
-def noise(height: int, width: int, cells: int, generator: torch.Generator) -> Tensor:
-    """``[3, height, width]``: random colours in squares, ``cells`` along the longer side."""
-    longer = max(height, width)
-    shape = [max(1, math.ceil(min(cells, longer) * side / longer)) for side in (height, width)]
-    colours = torch.rand(3, *shape, generator=generator)
-    return torch.nn.functional.interpolate(colours[None], size=(height, width), mode="nearest-exact")[0]
 
 
 def find_starts(
