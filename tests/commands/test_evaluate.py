@@ -15,7 +15,6 @@ from patchattack.patch import Patch, write_png
 from patchattack.reporting import sweep as evidence
 from patchattack.studies.sweep import measure
 
-PROJECT = Path(__file__).parents[1]
 AXES = ("axes=[size,print]", "axes.size.levels=[0.05,0.2]", "scenes=2", "draws=2")
 
 

@@ -14,7 +14,6 @@ from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.reporting.compare import differences, load_run, load_runs, write_comparison
 
-PROJECT = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {
     "attack": {"_target_": "patchattack.attacks.flow.FlowAttack", "target": None},
     "seed": 0,

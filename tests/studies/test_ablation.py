@@ -24,7 +24,6 @@ from patchattack.studies import study
 from patchattack.studies.ablation import AblationStudy, Line, variants, verdict
 from patchattack.tracking import NullTracker
 
-PROJECT = Path(__file__).parents[1]
 MEDIA = ("digital", "printed")
 CONTROLS = ["clean", "grey", "white", "black", "drawn", "random"]
 CONFIG: dict[str, Any] = {

@@ -30,7 +30,6 @@ from patchattack.studies.single_image.baselines_study import BaselinesStudy, Pho
 from patchattack.studies.single_image.subject import Goal
 from patchattack.victims.victim import ClassificationVictim
 
-PROJECT = Path(__file__).parents[2]
 SIZE = (8, 8)
 CLASSES = ("red", "green", "blue")
 

@@ -20,7 +20,6 @@ from patchattack.rehearsal import rehearse
 from patchattack.studies import calibration as gain
 from patchattack.studies.calibration import CalibrationStudy, pair, verdict, won
 
-PROJECT = Path(__file__).parents[1]
 NAMES = ["random", "without", "with", "difference", "lost"]
 SMALL = (
     *(

@@ -13,7 +13,6 @@ import torch
 
 from patchattack.patch import Patch
 
-PROJECT = Path(__file__).parents[1]
 COLUMNS = ("clean", "random", "transferred", "adaptive")
 
 

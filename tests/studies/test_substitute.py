@@ -24,7 +24,6 @@ from patchattack.studies.substitute import Notebook, Recipe, SubstituteStudy, le
 from patchattack.victims.substitute import Substitute
 from patchattack.victims.victim import ClassificationVictim
 
-PROJECT = Path(__file__).parents[1]
 COLOURS = ("red", "green", "blue")
 
 

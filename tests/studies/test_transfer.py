@@ -11,8 +11,6 @@ import cv2
 import numpy as np
 import pytest
 
-PROJECT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any], tiny: tuple[str, ...]) -> list[Path]:
