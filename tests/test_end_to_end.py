@@ -168,6 +168,33 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert other["patch.json"] != expected["patch.json"]
 
 
+def test_every_byte_is_the_same_whatever_the_order_of_sets(
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which Python draws anew for every process."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    members = "victim=[flow_correlation,flow_encoder_decoder]"
+    arguments = ["attack=flow", *tiny[1:], members, "tracker=csv", "camera=[jpeg,defocus]", "output=run"]
+    assert command(*arguments).status == 0
+    result = subprocess.run(
+        [
+            *(sys.executable, "-c", "import sys; from patchattack import commands; commands.main()"),
+            *("train", *arguments),
+        ],
+        cwd=there,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert contents(there / "run").keys() == FILES | {"results.csv"}
+    assert contents(there / "run") == contents(here / "run")
+
+
 def test_workers_that_load_change_nothing(
     undisturbed: Path, tmp_path: Path, process: Callable[..., tuple[int, str]], tiny: tuple[str, ...]
 ) -> None:
