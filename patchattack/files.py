@@ -112,6 +112,19 @@ def read_rows(path: Path, text: Sequence[str] = (), numbers: Sequence[str] = ())
     return [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: it holds none.
+        OSError: it cannot be read.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError("expected an object")
+    return found
+
+
 def read_again(path: Path, read: Callable[[Path], Any] = read_json) -> Any:
     """What an earlier call of the same command has written.
 

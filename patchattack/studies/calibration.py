@@ -30,6 +30,7 @@ from patchattack.webcam.records import read
 from patchattack.webcam.summary import SessionOrigin, by_stretch, percent
 
 # Keys that may change between two calls that share a folder: no patch and no video depends on them.
+MOST_FRAMES = 10**7  # of a video; a damaged number is not to cost all memory
 _FREE = ("tracker", "experiment", "resume")
 
 
@@ -199,12 +200,17 @@ def won(folder: Path, part: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         number of the frame's take.
     """
     places = {name: folder / name / "rehearsal" / part for name in PATCHES}
-    shown = read(places["random"] / "truth.csv", ["frame"])["frame"]
+    truth = places["random"] / "truth.csv"
+    shown = read(truth, ["frame"])["frame"]
+    if not (len(shown) and shown[0] >= 0 and (np.diff(shown) > 0).all() and shown[-1] < MOST_FRAMES):
+        raise InputError(f"{truth}: expected the frames of a video in their order, got others; measure again")
     frames = np.arange(shown[-1] + 1)
     take = np.searchsorted(shown[:-1][np.diff(shown) > 1], frames)  # between two takes there is a black frame
 
     def success(path: Path) -> np.ndarray:
         records = read(path, ["frame", "success"])
+        if not np.isin(records["frame"], frames).all():
+            raise InputError(f"{path}: expected frames of {truth}, got others; measure again")
         values = np.full(len(frames), np.nan)
         values[records["frame"].astype(int)] = records["success"]
         return values

@@ -99,7 +99,24 @@ def _known(study: DefenseStudy, folder: Path) -> list[Row]:
     texture = hashlib.sha256(study.patch().detach().numpy().tobytes()).hexdigest()[:12]
     check_settings(folder, settings_of(study.command, _FREE) | {"patch": texture})
     path = folder / "defenses.json"
-    return files.read_again(path, files.read_rows) if path.is_file() else []
+    return files.read_again(path, _read) if path.is_file() else []
+
+
+def _read(path: Path) -> list[Row]:
+    """What :func:`measure` has written.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    rows = files.read_rows(path, ("victim", "defense", *_row("", "", "")), ("mean", "low", "high", "n"))
+    excesses = [row for row in rows if row["metric"] == "excess"]
+    if any(not isinstance(row.get("p"), int | float) for row in excesses):
+        raise ValueError("expected p of every excess")
+    told = {(row["victim"], row["defense"], row["condition"]) for row in excesses}
+    for victim, defense in {(row["victim"], row["defense"]): None for row in rows}:
+        if any((victim, defense, condition) not in told for condition in ("transferred", "adaptive")):
+            raise ValueError(f"expected the excess of both patches for {victim} and {defense}")
+    return rows
 
 
 def _measured(study: DefenseStudy, victim: Victim, place: Path, fabric: Any) -> list[Row]:

@@ -38,7 +38,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     if not path.is_file():
         files.write_json(path, settings)
         return
-    now, before = json.loads(files.json_text(settings)), files.read_again(path)
+    now, before = json.loads(files.json_text(settings)), files.read_again(path, files.read_object)
     if before != now:
         differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         raise InputError(

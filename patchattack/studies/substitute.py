@@ -111,14 +111,22 @@ class Notebook:
             with safetensors.safe_open(path, "pt") as file:
                 known = {key: file.get_tensor(key) for key in ("points", "answers", "held_out")}
                 note = json.loads(file.metadata()["notebook"])
+            named, number, rows = note["victim"], files.integer(note["round"]), note["rows"]
+            if any(not isinstance(row, dict) for row in rows) or len(rows) < number:
+                raise ValueError(f"expected a row for each round before {number}, got {rows}")
+            points, answers, held_out = (known[key] for key in ("points", "answers", "held_out"))
+            if points.dtype != torch.uint8 or points.ndim != 5 or answers.ndim != 2 or held_out.ndim != 2:
+                raise ValueError("expected points [N, 1, 3, H, W] and answers [n, K]")
+            if len(answers) > len(points) or not (answers.isfinite().all() and held_out.isfinite().all()):
+                raise ValueError("expected finite answers to the points")
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: expected the answers of an earlier run, got '{error}'; remove it") from error
-        if note["victim"] != victim.name or known["answers"].shape[1] != len(victim.classes):
+        if named != victim.name or {answers.shape[1], held_out.shape[1]} != {len(victim.classes)}:
             raise InputError(
                 f"{path}: expected answers of {victim.name} with {len(victim.classes)} classes, got those of "
-                f"{note['victim']} with {known['answers'].shape[1]}; name another folder with output=FOLDER"
+                f"{named} with {answers.shape[1]}; name another folder with output=FOLDER"
             )
-        return cls(path, **note, **known)
+        return cls(path, named, points, answers, held_out, number, rows)
 
     def write(self) -> None:
         """Write all of it."""

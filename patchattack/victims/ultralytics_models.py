@@ -69,6 +69,7 @@ class UltralyticsDetector(DetectionVictim):
         detect.one2one_cv2 = detect.one2one_cv3 = None  # the other branch would be computed for nothing
         detect.xyxy = True
         super().__init__(network, name, names, None if size is None else (size[0], size[1]), multiple)
+        self._strides: list[float] = detect.stride.tolist()  # on a GPU, reading one back waits for it
 
     def candidates(self, images: Tensor) -> Tensor:
         """The boxes and scores of all anchors, decoded as ``Detect`` does, but in the images' precision.
@@ -81,7 +82,7 @@ class UltralyticsDetector(DetectionVictim):
         raw = self.network(images)[1]
         with torch.autocast(images.device.type, enabled=False):
             features = [level.to(images.dtype) for level in raw["feats"]]
-            anchors, strides = (values.T for values in make_anchors(features, detect.stride))
+            anchors, strides = (values.T for values in make_anchors(features, self._strides))
             distances = detect.dfl(raw["boxes"].to(images.dtype))  # [B, 4, A]
             boxes = detect.decode_bboxes(distances, anchors[None]) * strides
             return torch.cat([boxes, raw["scores"].to(images.dtype).sigmoid()], dim=1).mT

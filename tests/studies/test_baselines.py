@@ -299,7 +299,24 @@ def test_rows_that_are_there_are_not_measured_again(tmp_path: Path) -> None:
 
     assert json.dumps(measure(trial(), progress, path)) == whole
     assert left == [("fgsm", "untargeted"), ("fgsm", "targeted"), ("least_likely", "least_likely")]
-    path.write_text("[")
+
+
+DAMAGED: dict[str, Any] = {
+    "no JSON": "[",
+    "no rows": '{"attack": "none"}',
+    "no attack": [{"goal": "untargeted", "n": 3}],
+    "another attack": [{"attack": "fgsn", "goal": "untargeted", "n": 0}],
+    "no such goal": [{"attack": "fgsm", "goal": "least_likely", "n": 0}],
+    "twice": [{"attack": "none", "goal": "untargeted", "n": 0}] * 2,
+    "no count": [{"attack": "none", "goal": "untargeted"}],
+    "no rates": [{"attack": "none", "goal": "untargeted", "n": 3}],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_rows_that_are_damaged_are_refused(tmp_path: Path, name: str) -> None:
+    path, damaged = tmp_path / "results.json", DAMAGED[name]
+    path.write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
     with pytest.raises(InputError, match=r"results\.json: expected what a run has written"):
         measure(trial(), path=path)
 

@@ -201,6 +201,17 @@ def test_frames_are_paired_and_takes_counted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(success["difference"], [0, 1, 0, np.nan, np.nan, 1])
     np.testing.assert_array_equal(success["with"], [1, 1, 0, np.nan, 1, 1])
     assert [len(set(take[rows])) for rows in ([0, 1, 2], [4, 5], [2, 4])] == [1, 1, 2]
+    for file, damaged in (
+        ("with/rehearsal/lab/frames.csv", ("frame,success\n6,1\n", "frame,success\n-1,1\n", "frame,success\nnan,1\n")),
+        (
+            "random/rehearsal/lab/truth.csv",
+            ("frame\n", "frame\n1\n0\n", "frame\n-1\n", "frame\nnan\n", "frame\n1e12\n"),
+        ),
+    ):
+        for content in damaged:
+            (tmp_path / file).write_text(content)
+            with pytest.raises(InputError, match=r"\.csv: expected (the )?frames of "):
+                won(tmp_path, "lab")
 
 
 def rows(lab: tuple[float, float, float, float], drive_by: tuple[float, float, float, float], n: int = 9) -> list[Any]:

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from patchattack import files
+from patchattack.errors import InputError
 from patchattack.patch import Patch
+from patchattack.studies import defenses
 
 COLUMNS = ("clean", "random", "transferred", "adaptive")
 
@@ -82,6 +85,18 @@ def test_the_table_has_every_pair_and_goes_on_where_it_stopped(
     assert "<script" not in page
     assert "https://" not in page
     assert all(f"<th>{one}</th>" in page for one in ("none", "bit_depth", "median"))
+    whole = (folder / "defenses.json").read_text()
+    for damaged in ("[", "7", [{"victim": "a"}], rows[:2], [row | {"mean": "1"} for row in rows]):
+        (folder / "defenses.json").write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+        with pytest.raises(InputError, match=r"defenses\.json: expected what a run has written"):
+            files.read_again(folder / "defenses.json", defenses._read)
+    without_p = [{key: value for key, value in row.items() if key != "p"} for row in rows]
+    (folder / "defenses.json").write_text(json.dumps(without_p))
+    with pytest.raises(InputError, match="expected p of every excess"):
+        files.read_again(folder / "defenses.json", defenses._read)
+    (folder / "defenses.json").write_text(whole)
+    assert len(files.read_again(folder / "defenses.json", defenses._read)) == len(rows)
+
     table = [line for line in second.out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3
     assert table[0] == (

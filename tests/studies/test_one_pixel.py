@@ -211,6 +211,18 @@ def test_a_row_that_is_there_is_not_asked_about_again(tmp_path: Path) -> None:
     assert (tmp_path / "images.csv").read_bytes() == (tmp_path / "whole" / "images.csv").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "pixels", ["", "1 2 3 4", "1 2 3 4 5 6", "1 2 3 4 five", "-1 2 3 4 5", "1 2 3 4 256", f"{10**30} 2 3 4 5", "1 2;"]
+)
+def test_pixels_that_are_damaged_are_refused(tmp_path: Path, pixels: str) -> None:
+    run(small(), Counting(), tmp_path, (0,))
+    path = tmp_path / "images.csv"
+    (one,) = read_results(path)
+    path.write_text(path.read_text().replace(one.pixels, pixels))
+    with pytest.raises(InputError, match=r"images\.csv: expected a table of images"):
+        run(small(), Counting(), tmp_path, (0,))
+
+
 def test_what_is_done_is_kept_when_the_victim_fails(tmp_path: Path) -> None:
     class Failing(Counting):
         def logits(self, images: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ def test_a_folder_keeps_the_settings_that_it_was_made_with(tmp_path: Path) -> No
     check_settings(tmp_path, {"b": [0.5], "a": 1})
     with pytest.raises(InputError, match="expected the settings that it was made with, got other ones: a, c; repeat"):
         check_settings(tmp_path, {"a": 2, "b": [0.5], "c": True})
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(InputError, match=r"settings\.json: expected what a run has written"):
-        check_settings(tmp_path, {"a": 1})
+    for damaged in ("{", "7", "[]", "null", '"a"'):
+        (tmp_path / "settings.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"settings\.json: expected what a run has written"):
+            check_settings(tmp_path, {"a": 1})
 
 
 def test_settings_are_the_overrides_that_are_not_free_to_change() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -166,6 +167,38 @@ def test_a_notebook_is_one_victims(tmp_path: Path) -> None:
     (tmp_path / "answers.safetensors").write_bytes(b"nothing of ours")
     with pytest.raises(InputError, match="expected the answers of an earlier run"):
         taught(Brightest(), tmp_path)
+
+
+NOTED = {"victim": "brightest", "round": 0, "rows": []}
+HELD: dict[str, Tensor] = {
+    "points": torch.zeros(2, 1, 3, 16, 16, dtype=torch.uint8),
+    "answers": torch.zeros(1, 3),
+    "held_out": torch.zeros(1, 3),
+}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"note": 7},
+        {"note": {"round": 0, "rows": []}},
+        *({"note": NOTED | one} for one in ({"round": "0"}, {"round": -1}, {"round": 2}, {"rows": 7}, {"rows": [7]})),
+        *({"points": torch.zeros(*shape)} for shape in ((2, 1, 3, 16, 16), (2, 3))),
+        {"points": HELD["points"][0]},
+        {"answers": torch.zeros(3)},
+        {"answers": torch.zeros(3, 3)},
+        {"answers": torch.zeros(1, 2)},
+        {"held_out": torch.full((1, 3), float("nan"))},
+        {"held_out": torch.zeros(1, 2)},
+    ],
+    ids=lambda one: "-".join(one),
+)
+def test_a_notebook_that_is_damaged_is_refused(tmp_path: Path, damaged: dict[str, Any]) -> None:
+    held = {name: damaged.get(name, value) for name, value in HELD.items()}
+    path = tmp_path / "answers.safetensors"
+    path.write_bytes(safetensors.torch.save(held, {"notebook": json.dumps(damaged.get("note", NOTED))}))
+    with pytest.raises(InputError, match=r"answers\.safetensors: expected (the )?answers of "):
+        Notebook.read(path, Brightest())
 
 
 def test_a_new_point_lies_a_step_up_the_slope(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -313,6 +314,21 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bytes(tmp_path: Path, lost: fl
     assert first == int(len(table) * (1 - lost)) or abs(first - len(table) * (1 - lost)) < 2
     measure.measure(tmp_path, table, first, batch=5, workers=1)
     assert (tmp_path / "views.csv").read_bytes() == whole
+
+
+def test_rows_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    table = table_of(sweep(axes={}, scenes=2, draws=1))
+    lines = views(tmp_path, table).decode().splitlines()
+    known = [place for place, name in enumerate(table.columns) if name not in ("scene", "draw")][: 5 + 1]
+    for place, cell in itertools.product(known, ("stranger", "1,2", "\udcff")):
+        cells = lines[1].split(",")
+        damaged = [lines[0], ",".join([*cells[:place], cell, *cells[place + 1 :]]), *lines[2:], ""]
+        (tmp_path / "views.csv").write_bytes("\n".join(damaged).encode(errors="surrogateescape"))
+        with pytest.raises(InputError, match=r"views\.csv: expected the rows of this evaluation, got"):
+            list(summary.read(tmp_path / "views.csv", table))
+    (tmp_path / "views.csv").write_bytes(b"\xff" * 99)
+    with pytest.raises(InputError, match=r"views\.csv: expected the columns of this evaluation"):
+        measure.begin(tmp_path, table)
 
 
 def test_another_sweep_does_not_go_on_there(tmp_path: Path) -> None:

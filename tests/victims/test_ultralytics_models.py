@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import json
@@ -186,6 +187,14 @@ def test_a_used_victim_can_be_copied(victim: Victim) -> None:
     frames = noise(1, 1, 3, 64, 64).requires_grad_()
     output = victim(frames)
     assert torch.equal(copy.deepcopy(victim)(frames), output)
+
+
+def test_no_stride_is_read_back_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a device without values would refuse."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    victim = UltralyticsDetector("yolov8n", "random")
+    victim(noise(1, 1, 3, 64, 64))  # the package reads them once for every size
+    assert victim.to("meta")(torch.empty(1, 1, 3, 64, 64, device="meta")).shape == (1, 64 + 16 + 4, 84)
 
 
 def test_boxes_stay_exact_under_autocast() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def measure(
         *((name, aimed) for name in study.attacks for aimed in goals if aimed in BASELINES[name].goals),
         *((name, study.goal.goal) for name in PATCHES if study.patch is not None),
     ]
-    rows: list[Row] = [] if path is None or not path.exists() else files.read_again(path, files.read_rows)
+    rows: list[Row] = [] if path is None or not path.exists() else files.read_again(path, partial(_read, wanted=wanted))
     done = {(row["attack"], row["goal"]) for row in rows}
     for name, aimed in progress([one for one in wanted if one not in done]):
         goal = goals[aimed]
@@ -180,6 +181,25 @@ def measure(
         rows.append(row)
         if path is not None:
             files.write_json(path, rows)
+    return rows
+
+
+def _read(path: Path, wanted: list[tuple[str, str]]) -> list[Row]:
+    """What :func:`measure` has written of what is ``wanted``.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    rows = files.read_rows(path, ("attack", "goal"))
+    left = list(wanted)
+    for row in rows:
+        left.remove((row["attack"], row["goal"]))
+        numbers = [name + end for name in RATES for end in ("", "_low", "_high")] + ["l2", "linf"]
+        counts = [f"{name}_n" for name in RATES]
+        for name in ["n", *counts] if files.integer(row.get("n")) else []:
+            files.integer(row.get(name))
+        if row["n"] and any(not isinstance(row.get(name), int | float) for name in numbers):
+            raise ValueError(f"expected numbers, got {row}")
     return rows
 
 

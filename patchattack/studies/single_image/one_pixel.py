@@ -336,6 +336,18 @@ def _written(found: Found) -> str:
     return "; ".join(" ".join(map(str, pixel)) for pixel in found.pixels.tolist())
 
 
+def pixels_of(written: str) -> Tensor:
+    """``[P, 5]``: x, y and the colour of each pixel that :attr:`Result.pixels` tells.
+
+    Raises:
+        ValueError: it tells none.
+    """
+    pixels = [[int(value) for value in pixel.split()] for pixel in written.split(";")]
+    if any(len(one) != 5 or min(one) < 0 or max(one[:2]) >= 2**31 or max(one[2:]) > 255 for one in pixels):
+        raise ValueError(f"expected x, y and a colour of each pixel, got {written!r}")
+    return torch.tensor(pixels)
+
+
 def _table(results: Iterable[Result]) -> str:
     """The CSV file of ``results``, by their numbers."""
     text = io.StringIO()
@@ -365,9 +377,12 @@ def read_results(path: Path) -> list[Result]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))
-        return [
+        results = [
             Result(**{field.name: read[str(field.type)](row[field.name]) for field in fields(Result)}) for row in rows
         ]
+        for pixels in (one.pixels for one in results if one.counted):
+            pixels_of(pixels)
+        return results
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: expected a table of images as this attack writes it, got {error!r}; name another output"

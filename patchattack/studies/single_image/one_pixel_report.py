@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from patchattack import files, statistics
+from patchattack.errors import InputError
 from patchattack.evaluation import Verdict
 from patchattack.reporting.single_image import Cell, Dot, Page, Picture, Table, write_per_image
 from patchattack.scene import Source
 from patchattack.statistics import Outcome
 from patchattack.studies.single_image.before_after import Side, before_after
-from patchattack.studies.single_image.one_pixel import OnePixel, Result, with_pixels
+from patchattack.studies.single_image.one_pixel import OnePixel, Result, pixels_of, with_pixels
 from patchattack.victims.victim import Victim
 
 CONDITIONS = {
@@ -177,7 +178,9 @@ def _encoded(picture: Tensor) -> bytes:
 def _picture(result: Result, source: Source) -> Tensor:
     """Before and after, from a row and its image alone: nothing is asked."""
     frames = source[result.number].to("cpu").frames
-    pixels = torch.tensor([[int(value) for value in pixel.split()] for pixel in result.pixels.split(";")])
+    pixels = pixels_of(result.pixels)
+    if (pixels[:, :2] >= torch.tensor(frames.shape[-2:]).flip(0)).any():
+        raise InputError(f"images.csv: expected pixels of image {result.number}, got {result.pixels}; remove its row")
     places = [(x, y) for x, y, *_ in pixels.tolist()]
     return before_after(
         Side(frames[0, 0], f"{result.clean} {result.clean_confidence:.0%}", places),

@@ -154,7 +154,7 @@ def begin(folder: Path, table: ViewTable) -> int:
         files.write(path, table.header())
         return 0
     with path.open("r+b") as views:
-        if views.readline().decode() != table.header():
+        if views.readline() != table.header().encode():
             raise InputError(f"{path}: expected the columns of this evaluation, got others; name another output=FOLDER")
         units, whole = 0, views.tell()
         for unit in range(len(table)):

@@ -83,25 +83,38 @@ class MeasuredPoint:
 
 
 def read(path: Path, table: ViewTable) -> Iterator[MeasuredPoint]:
-    """``views.csv``, one point at a time."""
+    """``views.csv``, one point at a time.
+
+    Raises:
+        InputError: it does not hold the numbers of every view.
+    """
     benches = {(one.victim, one.crafted): (one, known) for one, known in zip(table.benches, table.known, strict=True)}
     points = {(point.axis, point.text): point for point in table.points}
     first = len(KEYS)
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
-        next(rows)
-        for (victim, crafted, axis, text), group in itertools.groupby(rows, key=lambda row: tuple(row[:4])):
-            bench, known = benches[victim, crafted]
-            cells: dict[str, list[list[str]]] = {}
-            for row in group:
-                cells.setdefault(row[first - 1], []).append(row[first : first + len(table.metrics)])
-            values = {}
-            for condition, lines in cells.items():
-                numbers = np.array([[float(cell or "nan") for cell in line] for line in lines])
-                columns = numbers.T.reshape(len(table.metrics), -1, bench.draws)
-                pairs = zip(table.metrics, columns, strict=True)
-                values[condition] = {metric: column for metric, column in pairs if metric in known}
-            yield MeasuredPoint(bench, points[axis, text], values)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            next(rows)
+            for (victim, crafted, axis, text), group in itertools.groupby(rows, key=lambda row: tuple(row[:4])):
+                bench, known = benches[victim, crafted]
+                cells: dict[str, list[list[str]]] = {}
+                for row in group:
+                    if len(row) != len(table.columns):
+                        raise ValueError(f"{len(row)} cells in a row instead of {len(table.columns)}")
+                    cells.setdefault(row[first - 1], []).append(row[first : first + len(table.metrics)])
+                values = {}
+                if cells.keys() != set(bench.conditions):
+                    raise ValueError(f"rows of {', '.join(cells)}")
+                for condition, lines in cells.items():
+                    numbers = np.array([[float(cell or "nan") for cell in line] for line in lines])
+                    columns = numbers.T.reshape(len(table.metrics), len(bench.numbers), bench.draws)
+                    pairs = zip(table.metrics, columns, strict=True)
+                    values[condition] = {metric: column for metric, column in pairs if metric in known}
+                yield MeasuredPoint(bench, points[axis, text], values)
+    except (ValueError, LookupError, csv.Error) as error:
+        raise InputError(
+            f"{path}: expected the rows of this evaluation, got {error!r}; name another output=FOLDER"
+        ) from error
 
 
 def summarise(path: Path, table: ViewTable, margin: float) -> Summary:
