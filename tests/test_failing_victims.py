@@ -188,7 +188,7 @@ def traffic() -> World:
 def test_boxes_that_end_before_they_begin_are_refused(
     parts: Callable[..., assembly.Parts], traffic: World, boxes: str
 ) -> None:
-    attack = DetectionAttack(boxes=boxes, smallest=6)
+    attack = DetectionAttack(boxes=boxes, min_height=6)
     on_it = {"attack": attack, "source": traffic, "renderer": Renderer(OnSurface())}
     with pytest.raises(InputError, match=r"% of the boxes end before they begin.*; boxes are .*give victim.centres=tr"):
         assemble(parts(Detector("centres"), **on_it))
@@ -203,7 +203,7 @@ def test_boxes_of_a_black_box_are_refused_before_it_is_asked_for_more(
     victim = Detector("centres")
     victim.differentiable = False
     search = functools.partial(RandomSearch, lr=0.5)
-    on_it = {"attack": DetectionAttack(smallest=6), "source": traffic, "renderer": Renderer(OnSurface())}
+    on_it = {"attack": DetectionAttack(min_height=6), "source": traffic, "renderer": Renderer(OnSurface())}
     with pytest.raises(InputError, match=r"end before they begin.*; give victim.centres=true"):
         assemble(parts(victim, optimizer=search, **on_it))
     assert victim.asked == 2
@@ -216,7 +216,7 @@ def test_boxes_of_a_black_box_are_refused_before_it_is_asked_for_more(
 def test_a_victim_that_finds_nothing_is_said_before_the_work(
     parts: Callable[..., assembly.Parts], traffic: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    on_it = {"attack": DetectionAttack(smallest=6), "source": traffic, "renderer": Renderer(OnSurface())}
+    on_it = {"attack": DetectionAttack(min_height=6), "source": traffic, "renderer": Renderer(OnSurface())}
     assemble(parts(Detector("corners", highest=0.1), **on_it))
     assert "in any of 2 validation scenes: it finds none of the objects without a patch" in caplog.text
 
