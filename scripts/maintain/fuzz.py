@@ -196,7 +196,9 @@ def of_safetensors(rng: random.Random, data: bytes) -> bytes:
     fields = json.loads(head)
     state = fields.get("__metadata__", {}).get("state")
     if state is not None and rng.random() < 0.7:
-        fields["__metadata__"]["state"] = of_json(rng, state.encode()).decode(errors="replace")
+        text = of_json(rng, state.partition(" ")[2].encode()).decode(errors="replace")
+        # With the digest that fits, so that what reads it sees it.
+        fields["__metadata__"]["state"] = f"{checkpoint.digest(text, safetensors.torch.load(data))} {text}"
         head = json.dumps(fields).encode()
     elif rng.random() < 0.7:
         head = of_json(rng, head)
