@@ -29,8 +29,8 @@ from patchattack.webcam.camera_victim import camera_victims, select_victims
 from patchattack.webcam.records import read
 from patchattack.webcam.summary import SessionOrigin, by_stretch, percent
 
-# Keys that may change between two calls that share a folder: no patch and no video depends on them.
 MOST_FRAMES = 10**7  # of a video; a damaged number is not to cost all memory
+# Keys that may change between two calls that share a folder: no patch and no video depends on them.
 _FREE = ("tracker", "experiment", "resume")
 
 

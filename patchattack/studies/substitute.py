@@ -11,6 +11,7 @@ takes its step, and the victim is asked about what comes of it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -112,10 +113,13 @@ class Notebook:
                 known = {key: file.get_tensor(key) for key in ("points", "answers", "held_out")}
                 note = json.loads(file.metadata()["notebook"])
             named, number, rows = note["victim"], files.integer(note["round"]), note["rows"]
-            if any(not isinstance(row, dict) for row in rows) or len(rows) < number:
-                raise ValueError(f"expected a row for each round before {number}, got {rows}")
+            if len(rows) < number:
+                raise ValueError(f"expected a row for each of {number} rounds, got {len(rows)}")
+            for row, key in itertools.product(rows, ("round", "queries", "agreement", "low", "high", "n")):
+                files.number(row[key])
             points, answers, held_out = (known[key] for key in ("points", "answers", "held_out"))
-            if points.dtype != torch.uint8 or points.ndim != 5 or answers.ndim != 2 or held_out.ndim != 2:
+            fits = points.ndim == 5 and points.shape[1:3] == (1, 3) and answers.ndim == held_out.ndim == 2
+            if not fits or points.dtype != torch.uint8:
                 raise ValueError("expected points [N, 1, 3, H, W] and answers [n, K]")
             if len(answers) > len(points) or not (answers.isfinite().all() and held_out.isfinite().all()):
                 raise ValueError("expected finite answers to the points")
@@ -210,6 +214,11 @@ def _learned(study: SubstituteStudy, fabric: Fabric, folder: Path, journal: Jour
 
     held_out = source.__getitems__(test).frames
     notebook = _opened(folder / ANSWERS, study, source, training)
+    if len(notebook.held_out) > len(held_out):
+        raise InputError(
+            f"{notebook.path}: expected answers about {len(held_out)} test scenes at most, got "
+            f"{len(notebook.held_out)}; name another folder with output=FOLDER"
+        )
     notebook.fill("held_out", held_out, ask, recipe.batch)
     network = untaught(victim.classes).to(device)
     size = (recipe.size[0], recipe.size[1])

@@ -147,7 +147,8 @@ class Answers(nn.Module):
         try:
             if found is None or len(found) == 0:
                 raise self._unlike(f"answers to {len(first)} image(s)", "nothing")
-            values = getattr(self, f"_{self.kind}")(found, list(first.shape[-2:]))
+            with np.errstate(over="ignore"):  # what is infinite is refused as that
+                values = getattr(self, f"_{self.kind}")(found, list(first.shape[-2:]))
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise self._unlike(self.kind, said(error)) from error
         if len(values) != len(first):
@@ -161,8 +162,7 @@ class Answers(nn.Module):
 
     def _array(self, found: Any, shape: str, *fits: Sequence[int | None]) -> np.ndarray:
         """``found`` as float32 of one of the shapes; None stands for any number."""
-        with np.errstate(over="ignore"):  # what is infinite is refused as that
-            values = np.ascontiguousarray(found, dtype=np.float32)
+        values = np.ascontiguousarray(found, dtype=np.float32)
         for one in fits:
             if len(one) == values.ndim and all(n in (None, m) for n, m in zip(one, values.shape, strict=True)):
                 return values

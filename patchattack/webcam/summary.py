@@ -149,7 +149,7 @@ def _interval(values: tuple[float, float, float]) -> dict[str, float]:
 def _curves(x: np.ndarray, series: Mapping[str, Series]) -> dict[str, list[dict[str, float]]]:
     """Success in bins of ``x [n]`` with about as many stretches each, the same for all conditions."""
     some = next(iter(series.values()), None)
-    known = ~np.isnan(x)
+    known = np.isfinite(x)
     if some is None or not known.any():
         return {}
     count = int(np.clip(len(np.unique(some.stretch[known])) // IN_BIN, 1, BINS))

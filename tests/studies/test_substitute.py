@@ -182,7 +182,10 @@ HELD: dict[str, Tensor] = {
     [
         {"note": 7},
         {"note": {"round": 0, "rows": []}},
-        *({"note": NOTED | one} for one in ({"round": "0"}, {"round": -1}, {"round": 2}, {"rows": 7}, {"rows": [7]})),
+        *(
+            {"note": NOTED | one}
+            for one in ({"round": "0"}, {"round": -1}, {"round": 2}, {"rows": 7}, {"rows": [7]}, {"rows": [{}]})
+        ),
         *({"points": torch.zeros(*shape)} for shape in ((2, 1, 3, 16, 16), (2, 3))),
         {"points": HELD["points"][0]},
         {"answers": torch.zeros(3)},
@@ -199,6 +202,13 @@ def test_a_notebook_that_is_damaged_is_refused(tmp_path: Path, damaged: dict[str
     path.write_bytes(safetensors.torch.save(held, {"notebook": json.dumps(damaged.get("note", NOTED))}))
     with pytest.raises(InputError, match=r"answers\.safetensors: expected (the )?answers of "):
         Notebook.read(path, Brightest())
+
+
+def test_answers_about_more_scenes_than_there_are_are_refused(tmp_path: Path) -> None:
+    held = HELD | {"held_out": torch.zeros(9, 3)}
+    (tmp_path / "answers.safetensors").write_bytes(safetensors.torch.save(held, {"notebook": json.dumps(NOTED)}))
+    with pytest.raises(InputError, match="expected answers about 5 test scenes at most, got 9"):
+        taught(Brightest(), tmp_path)
 
 
 def test_a_new_point_lies_a_step_up_the_slope(monkeypatch: pytest.MonkeyPatch) -> None:

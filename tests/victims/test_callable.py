@@ -250,6 +250,15 @@ def test_an_answer_that_is_none_is_one_line_in_the_middle_of_the_work(
     assert "\n" not in str(caught.value)
 
 
+def test_a_box_beyond_float32_is_refused_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    build("classification", "means")
+    monkeypatch.setattr(mine(), "INSTEAD", [[[]]])
+    victim = build("detection", "wrong", classes=COLOURS)
+    monkeypatch.setattr(mine(), "INSTEAD", [[[[0, 0, 1e300, 4, 0.5, 0]]]])
+    with pytest.raises(VictimError, match="NaN or infinite ones for 1 of 1 image"):
+        victim(torch.zeros(1, 1, 3, 4, 4))
+
+
 def test_a_function_that_fails_is_one_line_in_the_middle_of_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     victim = build("classification", "moody")
     monkeypatch.setattr(mine(), "FAILS", True)

@@ -92,7 +92,7 @@ def candidates(*rows: tuple[list[float], float]) -> Tensor:
 
 def test_the_object_is_the_one_that_carries_the_patch() -> None:
     carrier, other = [6.0, 0, 22, 15], [24.0, 0, 31, 15]
-    attack = DetectionAttack("hide", smallest=4)
+    attack = DetectionAttack("hide", min_height=4)
     lost = torch.stack(
         [
             candidates((carrier, 0.1), (other, 0.9)),
@@ -111,7 +111,7 @@ def test_the_object_is_the_one_that_carries_the_patch() -> None:
 
 
 def test_objects_are_looked_for_in_every_frame_anew() -> None:
-    attack = DetectionAttack("hide", smallest=4)
+    attack = DetectionAttack("hide", min_height=4)
     seen = torch.stack([candidates(([6.0, 0, 22, 15], score)) for score in (0.1, 0.8, 0.9)])
     victim = Scripted("detection", classes=("car",), outputs=seen)
     trial = CameraVictim("scripted", victim, attack, victim, torch.device("cpu"))

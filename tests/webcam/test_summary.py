@@ -167,13 +167,15 @@ def test_everything_is_written(tmp_path: Path) -> None:
 
 
 def test_json_has_neither_nan_nor_infinity(tmp_path: Path) -> None:
-    records(tmp_path, [{"success": 0.0, "patch": float("inf")}] * 8)
+    endless = {"success": 0.0, "patch": float("inf"), "distance_m": float("inf")}
+    records(tmp_path, [endless] * 8 + [endless | {"distance_m": 2.0}] * 8)
     note_predicted(tmp_path, {0: Prediction(0.0, 0.0)})
     publish(tmp_path)
     text = (tmp_path / "summary.json").read_text()
     found = json.loads(text, parse_constant=pytest.fail)["victims"]["v"]
     assert found["destroyed"]["mean"] is None
     assert row(found, "patch")["value"] is None
+    assert [point["x"] for point in found["curves"]["distance_m"]["patch"]] == [2]
     assert "promised no success" in (tmp_path / "report.html").read_text()
 
 
