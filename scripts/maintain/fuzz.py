@@ -196,10 +196,6 @@ def of_safetensors(rng: random.Random, data: bytes) -> bytes:
     fields = json.loads(head)
     state = fields.get("__metadata__", {}).get("state")
     if state is not None and rng.random() < 0.7:
-<<<<<<< HEAD
-        digest, _, text = state.partition(" ")
-        fields["__metadata__"]["state"] = f"{digest} {of_json(rng, text.encode()).decode(errors='replace')}"
-=======
         # With the digest that fits, so that what reads it sees it; it alone guards what torch takes as it is.
         whole = json.loads(state.partition(" ")[2])
         kept = {key: whole.pop(key) for key in ("optimizer", "optimizer_state", "schedule")}
@@ -207,7 +203,6 @@ def of_safetensors(rng: random.Random, data: bytes) -> bytes:
         if text.startswith("{"):
             text = json.dumps(json.loads(text) | kept)
         fields["__metadata__"]["state"] = f"{checkpoint.digest(text, safetensors.torch.load(data))} {text}"
->>>>>>> last
         head = json.dumps(fields).encode()
     elif rng.random() < 0.7:
         head = of_json(rng, head)
