@@ -37,6 +37,7 @@ from patchattack.printing.sheet import Sheet
 from patchattack.regularizers.tv import TotalVariation
 from patchattack.scene import Scene, Source
 from patchattack.tracking import MetricsCsv, NullTracker
+from patchattack.update import Update
 from patchattack.victims.victim import ClassificationVictim
 
 SETTINGS = Settings(
@@ -337,14 +338,14 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
     made = cli.build_parts(plain)  # type: ignore[arg-type]
     job = assembly.assemble(made, processes.start(made.settings))
     scene = job.source.__getitems__([0])
-    update = training._Update(job, 0, [batches._batch(job, scene, seeding.numbers([(0,)]))])
-    update()
+    closure = Update(job, 0, [batches._batch(job, scene, seeding.numbers([(0,)]))])
+    closure()
     assert job.patch.free.grad is not None
     gradient = job.patch.free.grad.clone()
     nes = job.optimizer = NES(job.patch.parameters(), lr=0.1, population=200)
     nes.draw(seeding.generator(1))
     before = job.queries
-    estimate, _ = nes.estimate(update)
+    estimate, _ = nes.estimate(closure)
     assert job.queries - before == 200
     exact = nes.basis._rows.T @ gradient @ nes.basis._columns
     assert torch.cosine_similarity(estimate.flatten(), exact.flatten(), dim=0) > 0.3

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from patchattack import checkpoint, evaluation, pipeline, training
+from patchattack import checkpoint, evaluation, pipeline, update
 from patchattack.attacks.flow import FlowAttack
 from patchattack.commands import train
 from patchattack.controls import CONDITIONS, SAME_PATCH, controls
@@ -70,9 +70,9 @@ def strike(moment: str, number: int) -> None:
         setattr(place, name, struck)
 
     if moment == "update":
-        before(training, "_losses")
+        before(update, "losses_of")
     elif moment == "interrupt":
-        before(training, "_losses", signal.SIGINT)
+        before(update, "losses_of", signal.SIGINT)
     elif moment == "write":
         before(os, "fsync")
     elif moment == "measurement":
@@ -258,7 +258,7 @@ def test_an_interrupt_while_the_last_checkpoint_is_written_is_heard(
 def test_a_folder_that_is_deleted_during_the_work_is_made_again(
     tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, losses = tmp_path / "run", training._losses
+    folder, losses = tmp_path / "run", update.losses_of
     updates = 0
 
     def deleting(*given: Any) -> Any:
@@ -268,7 +268,7 @@ def test_a_folder_that_is_deleted_during_the_work_is_made_again(
             shutil.rmtree(folder)
         return losses(*given)
 
-    monkeypatch.setattr(training, "_losses", deleting)
+    monkeypatch.setattr(update, "losses_of", deleting)
     outcome = command("attack=flow", *tiny, f"output={folder}")
     assert outcome.status == 0, outcome.err
     assert contents(folder).keys() == FILES

@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patchattack import batches, cli, files, seeding, training
+from patchattack import batches, cli, files, seeding
 from patchattack.assembly import Parts
 from patchattack.data.cached import CachedSource
 from patchattack.devices import transfer
@@ -35,6 +35,7 @@ from patchattack.eot.renderer import Renderer
 from patchattack.job import Job
 from patchattack.scene import Scene
 from patchattack.search import Plan
+from patchattack.update import Update
 
 CONF = files.shipped("conf").resolve()
 DEVICE = torch.device("meta")
@@ -136,7 +137,7 @@ def test_no_step_waits(victim: str) -> None:
         *(whole.schedule(optimizer), CachedSource(whole.source, 1e9), whole.settings, Plan(0, 1, 1), 0, fabric, None),
     )
     with watched():
-        update = training._Update(job, 0, [batches._batch(job, scenes(task), NUMBERS)])
+        update = Update(job, 0, [batches._batch(job, scenes(task), NUMBERS)])
         job.optimizer.step(update)  # type: ignore[arg-type]
         job.schedule.step()
         patch.project_()
