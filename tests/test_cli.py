@@ -260,12 +260,14 @@ def start(folder: Path) -> None:
 
 
 def test_the_folder_of_an_unfinished_start_is_as_good_as_new(
-    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     monkeypatch.setenv("WANDB_MODE", "on")
     outcome = command(FLOW, *tiny, "tracker=wandb", f"output={folder}")
     assert (outcome.status, outcome.err.splitlines()[-1][:30]) == (2, "patchattack: WANDB_MODE: expec")
+    assert not folder.exists()
+    shutil.copytree(finished, folder)
     (folder / "checkpoint.safetensors").unlink()  # as if it had failed before the first one
     refused = command(f"resume={folder}", "tracker=none")
     assert "got none: it stopped before the first one; start it again with its command and output=" in refused.err

@@ -75,8 +75,9 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
             if of_the_run:
                 stored.check_trusted(config, of_the_run, typed)
             work(config)
-        except BrokenPipeError:
-            raise
+        except BrokenPipeError:  # whoever read the output has seen enough
+            with contextlib.suppress(OSError):  # what is no file is left alone
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except Exception as error:  # of one job of a sweep: the others go on
             failures.append(error)
             _say(error, explain(error), full_error)
@@ -92,9 +93,6 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
         sys.argv[1:] = _with_several_victims(_for_help([*of_the_run, *typed], name, example))
         stored.check_whole(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
-    except BrokenPipeError:  # whoever read the output has seen enough
-        with contextlib.suppress(OSError):  # what is no file is left alone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if error in failures:
             raise
@@ -236,7 +234,7 @@ def _for_help(arguments: list[str], name: str, example: str) -> list[str]:
     text = (files.shipped("conf") / f"{name}.yaml").read_text(encoding="utf-8")
     is_open = re.search(r"^  - (train$|attack: \?)", text, re.MULTILINE) and "override attack" not in text
     attack = ["attack=flow"] if is_open and "attack" not in map(key_of, arguments) else []
-    return [*arguments, *attack, "hydra.help.header=''", "hydra.help.footer=''"]
+    return ["hydra.help.header=''", "hydra.help.footer=''", *attack, *arguments]
 
 
 def _with_several_victims(arguments: list[str]) -> list[str]:
