@@ -75,9 +75,8 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
             if of_the_run:
                 stored.check_trusted(config, of_the_run, typed)
             work(config)
-        except BrokenPipeError:  # whoever read the output has seen enough
-            with contextlib.suppress(OSError):  # what is no file is left alone
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:
+            _silence()
         except Exception as error:  # of one job of a sweep: the others go on
             failures.append(error)
             _say(error, explain(error), full_error)
@@ -93,6 +92,8 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
         sys.argv[1:] = _with_several_victims(_for_help([*of_the_run, *typed], name, example))
         stored.check_whole(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
+    except BrokenPipeError:  # of Hydra's own output
+        _silence()
     except Exception as error:
         if error in failures:
             raise
@@ -117,6 +118,12 @@ def _find_own_modules(typed: Sequence[str]) -> None:
     for folder in (Path.cwd(), *map(Path, given)):
         if str(folder.resolve()) not in sys.path:
             sys.path.append(str(folder.resolve()))
+
+
+def _silence() -> None:
+    """Whoever read the output has seen enough: what is left of it goes nowhere."""
+    with contextlib.suppress(OSError):  # what is no file is left alone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(error: Exception, line: str | None, full_error: str) -> None:
