@@ -14,7 +14,7 @@ from torch import Tensor
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
 
-Textures = Callable[[int], Tensor]  # a number, another one for every scene and draw, to a texture [3, h, w]
+Textures = Callable[[int], Tensor]  # an index, new for every scene and draw, to a texture [3, h, w]
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class DetectionAttack(Attack):
         self._numbers = torch.tensor([*numbers, -1])  # the last for rows of NaN
 
     def scenes(self, source: Source, predict: Callable[[Tensor], Any]) -> Source:
-        """One scene for every object; to make one appear, the scenes as they are.
+        """A scene per object to attack; for ``goal=appear``, the scenes unchanged.
 
         Raises:
             InputError: no scene shows an object that can be attacked.
