@@ -283,10 +283,10 @@ def test_a_texture_that_no_patch_has_is_refused(stranger: Path, job: Any, name: 
         text = file.metadata()["state"].partition(" ")[2]
     tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
     write(stranger, text, tensors | {name: texture})
-    before = job.patch.free.detach().clone()
+    before = job.patch.parameter.detach().clone()
     with pytest.raises(InputError, match="expected the checkpoint of a run"):
         checkpoint.resume(job, stranger)
-    assert torch.equal(job.patch.free, before)
+    assert torch.equal(job.patch.parameter, before)
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,8 @@ class DetectionAttack(Attack):
     """
 
     task = "detection"
-    quality = ("ap50", "all")
-    metrics_known: Mapping[str, Metric] = {
+    clean_metric = ("ap50", "all")
+    metric_info: Mapping[str, Metric] = {
         "recall": Metric("share of the attacked objects that are detected", "lower", rate=True),
         "success": Metric("success rate (an object lost, or one that appeared)", "higher", rate=True),
         "score": Metric("highest score of an attacked object's candidates", "lower"),
@@ -100,7 +100,7 @@ class DetectionAttack(Attack):
             raise InputError(f"attack.min_height: expected pixels of 0 or more, got {min_height}")
         self.goal, self.target, self.boxes, self.min_height = goal, target, boxes, min_height
         self.confidence, self.iou, self.overlap = confidence, iou, overlap
-        self.headline = ("success" if goal == "appear" else "recall", "all")
+        self.primary_metric = ("success" if goal == "appear" else "recall", "all")
         lost = "sees one without a patch already" if goal == "appear" else "finds none of the objects without a patch"
         self.nothing_to_win = f"it {lost}"
 
@@ -158,7 +158,7 @@ class DetectionAttack(Attack):
             return torch.cat([found.boxes, found.classes.unsqueeze(1)], dim=1)
 
         together = self.goal == "hide_class"
-        objects = Objects(source, self._attacked, self._of_boxes, together, find if self._from_victim else None)
+        objects = Objects(source, self._is_attacked, self._of_boxes, together, find if self._from_victim else None)
         if not len(objects):
             what = "an object of a class that the victim knows" if self._cls is None else self._names[self._cls]
             found = f"detected by the victim at {self.confidence:g} or more" if self._from_victim else "labelled"
@@ -168,7 +168,7 @@ class DetectionAttack(Attack):
             )
         return objects
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
+    def loss(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: a smooth maximum over an object's candidates, and its mean over the attacked objects.
 
         It is ``log(1 + Σ s / (1 - s))`` of their scores ``s``: ``-log(1 - s)`` of a single one, never less than that of
@@ -179,14 +179,14 @@ class DetectionAttack(Attack):
         patch. Zero, with no gradient, where there is no candidate. Where candidates lie is not part of the gradient.
         """
         if self.goal == "appear":
-            best, some = self._lure(hit, view)
+            best, some = self._lure(output, view)
             return torch.where(some, -best.clamp(min=1e-12).log(), 0)
-        scores = self._scores(hit, scene)
+        scores = self._scores(output, scene)
         odds = scores / (1 - scores).clamp(min=1e-6)
         return odds.sum(dim=2).log1p().sum(dim=1) / self._targets(scene).sum(dim=1).clamp(min=1)
 
     @torch.no_grad()
-    def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+    def metrics(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
         """What is known of the scenes as a whole; detections and objects are matched image by image.
 
         A detection is the best of its like: candidates of at least ``confidence``, after suppression within each
@@ -200,7 +200,7 @@ class DetectionAttack(Attack):
         frame has one there already. ``lure`` is that score.
         """
         if self.goal == "appear":
-            lure, already = self._lure(hit, view)[0], self._lure(clean, view)[0]
+            lure, already = self._lure(output, view)[0], self._lure(clean, view)[0]
             success = torch.where(already >= self.confidence, torch.nan, (lure >= self.confidence).to(lure.dtype))
             return {("success", "all"): success, ("lure", "all"): lure}
         assert scene.boxes is not None
@@ -208,15 +208,20 @@ class DetectionAttack(Attack):
         boxes, classes, targets = (values.cpu() for values in truth)
         columns: dict[str, list[Tensor]] = {"recall": [], "success": [], "false": [], "ap50": []}
         for now, before, box, number, target in zip(
-            detections(hit, self.confidence), detections(clean, self.confidence), boxes, classes, targets, strict=True
+            detections(output, self.confidence),
+            detections(clean, self.confidence),
+            boxes,
+            classes,
+            targets,
+            strict=True,
         ):
-            seen, was_seen = (_seen(found, box, number, self.iou) for found in (now, before))
+            seen, was_seen = (_is_detected(found, box, number, self.iou) for found in (now, before))
             columns["recall"].append(seen[target].float().mean())
             columns["success"].append((~seen[target & was_seen]).float().mean())
             columns["false"].append((_iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
             columns["ap50"].append(average_precision(now, box, number))
-        score = self._scores(hit, scene).amax(dim=2).sum(dim=1) / self._targets(scene).sum(dim=1)
-        measured = {(name, "all"): torch.stack(values).to(hit) for name, values in columns.items()}
+        score = self._scores(output, scene).amax(dim=2).sum(dim=1) / self._targets(scene).sum(dim=1)
+        measured = {(name, "all"): torch.stack(values).to(output) for name, values in columns.items()}
         return measured | {("score", "all"): score}
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
@@ -262,7 +267,7 @@ class DetectionAttack(Attack):
                     image.box(box, NEW, f"new {self._names[number]}")
             for box, number, kept in zip(before.boxes, before.classes.tolist(), same.any(dim=0).tolist(), strict=True):
                 image.box(box, KEPT if kept else LOST, "" if kept else f"lost {self._names[number]}", not kept)
-            drawn.append(image.finished())
+            drawn.append(image.render())
         return drawn
 
     def changes_legend(self) -> tuple[None, str]:
@@ -274,7 +279,7 @@ class DetectionAttack(Attack):
         """``[...]`` the victim's class for rows ``[..., 5]`` of boxes, -1 where there is none."""
         return transfer(self._numbers, boxes.device)[boxes[..., 4].nan_to_num(-1).long()]
 
-    def _attacked(self, boxes: Tensor) -> Tensor:
+    def _is_attacked(self, boxes: Tensor) -> Tensor:
         """``[...]`` bool: rows ``[..., 5]`` of boxes that are high enough and of the class."""
         classes = self._classes(boxes)
         right = classes >= 0 if self._cls is None else classes == self._cls
@@ -283,7 +288,7 @@ class DetectionAttack(Attack):
     def _targets(self, scene: Scene) -> Tensor:
         """``[B, N]`` bool: the objects that this attack hides."""
         assert scene.boxes is not None
-        targets = self._attacked(scene.boxes)
+        targets = self._is_attacked(scene.boxes)
         if self.goal == "hide":
             targets[:, 1:] = False
         return targets
@@ -339,7 +344,7 @@ class _Drawing:
                 self.image, name, (x + 4, y - 5), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA
             )
 
-    def finished(self) -> Tensor:
+    def render(self) -> Tensor:
         """``[3, h, w]`` in [0, 1]."""
         return torch.from_numpy(self.image).permute(2, 0, 1).float() / 255
 
@@ -361,7 +366,7 @@ def detections(candidates: Tensor, confidence: float) -> list[Detections]:
     return found
 
 
-def matched(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> list[int | None]:
+def match(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> list[int | None]:
     """The object that each detection finds: none is found twice, and the highest score chooses first.
 
     Args:
@@ -383,7 +388,7 @@ def average_precision(found: Detections, boxes: Tensor, classes: Tensor) -> Tens
 
     As in PASCAL VOC from 2010 on. NaN without objects; arguments as in :func:`matched`.
     """
-    right = torch.tensor([one is not None for one in matched(found, boxes, classes, 0.5)], dtype=torch.bool)
+    right = torch.tensor([one is not None for one in match(found, boxes, classes, 0.5)], dtype=torch.bool)
     areas = []
     for number in classes[classes >= 0].unique():
         hits = right[found.classes == number]
@@ -393,9 +398,9 @@ def average_precision(found: Detections, boxes: Tensor, classes: Tensor) -> Tens
     return torch.stack(areas).mean() if areas else torch.tensor(torch.nan)
 
 
-def _seen(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> Tensor:
+def _is_detected(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> Tensor:
     """``[N]`` bool: which objects any detection finds; arguments as in :func:`matched`."""
-    objects = matched(found, boxes, classes, least)
+    objects = match(found, boxes, classes, least)
     return torch.tensor([number in objects for number in range(len(boxes))], dtype=torch.bool)
 
 

@@ -18,7 +18,7 @@ from patchattack import files, pictures
 from patchattack.eot.calibrated import Calibration, look_up
 from patchattack.errors import InputError
 from patchattack.printing import chart
-from patchattack.printing.colour import delta_e, encoded, lab, linear
+from patchattack.printing.colour import delta_e, encode, lab, linear
 
 SIDE = 9  # colours along each side of the fitted table
 INNER = 0.5  # share of a cell's side that is averaged: the rest is for blur and for paper that is not quite flat
@@ -102,7 +102,10 @@ def fit(paths: Sequence[Path]) -> Fit:
     )
     own, changes = palette(calibration)
     seen_lab = lab(seen)
-    errors, left_out_errors = delta_e(lab(calibration.seen(_printed())), seen_lab), delta_e(lab(left_out), seen_lab)
+    errors, left_out_errors = (
+        delta_e(lab(calibration.predict(_chart_colours())), seen_lab),
+        delta_e(lab(left_out), seen_lab),
+    )
     faults = [f"{reading.fault} ({path.name})" for path, reading in zip(paths, readings, strict=True) if reading.fault]
     if not faults and left_out_errors.mean() > GOOD:
         faults = [
@@ -132,8 +135,8 @@ def palette(calibration: Calibration, most: int = 48) -> tuple[Tensor, Tensor]:
     """
     step = torch.linspace(0, 1, 2 * SIDE - 1)
     told = torch.cartesian_prod(step, step, step).flip(0)
-    paper = linear(calibration.seen(torch.ones(1, 3))).clamp(min=1e-3)
-    changes = delta_e(lab(told), lab(encoded(linear(calibration.seen(told)) / paper).clamp(0, 1))).float()
+    paper = linear(calibration.predict(torch.ones(1, 3))).clamp(min=1e-3)
+    changes = delta_e(lab(told), lab(encode(linear(calibration.predict(told)) / paper).clamp(0, 1))).float()
     limit = max(KEPT, float(changes.sort().values[FEWEST]))
     told, changes = told[changes <= limit], changes[changes <= limit]
     colours = lab(told)
@@ -179,7 +182,7 @@ def _find(pixels: np.ndarray, path: Path) -> np.ndarray:
             f"{path}: retake: too dark: expected paper at 30 % of full scale or more, "
             f"got {np.percentile(grey, 98) / 255:.0%} as the lightest; use more light"
         )
-    found = _detected(grey, chart.dictionary())
+    found = _detect_fiducials(grey, chart.dictionary())
     known = {number: corners for number, corners in found.items() if number in chart.fiducials()}
     if len(known) < 2:
         if len(found) - len(known) >= 2:
@@ -188,7 +191,7 @@ def _find(pixels: np.ndarray, path: Path) -> np.ndarray:
                 f"{path}: wrong chart: expected the colour chart of version {chart.VERSION}, got version {version}; "
                 "print the one that patchattack calibrate chart writes"
             )
-        sheet = len(_detected(grey, cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_1000))) >= 3
+        sheet = len(_detect_fiducials(grey, cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_4X4_1000))) >= 3
         got = "the fiducials of a print sheet" if sheet else f"{len(known) or 'none'} of its {chart.MARKERS} fiducials"
         raise InputError(
             f"{path}: wrong chart or out of focus: expected a photograph of the colour chart, got {got}; "
@@ -224,7 +227,7 @@ def _find(pixels: np.ndarray, path: Path) -> np.ndarray:
     return to_photo
 
 
-def _detected(grey: np.ndarray, dictionary: Any) -> dict[int, np.ndarray]:
+def _detect_fiducials(grey: np.ndarray, dictionary: Any) -> dict[int, np.ndarray]:
     """The corners ``[4, 2]`` of each fiducial, by id; what is seen more than once is left out."""
     import cv2
 
@@ -264,7 +267,7 @@ def _even_light(cells: np.ndarray, to_photo: np.ndarray, size: tuple[int, ...]) 
     Vignetting and lamps make a smooth factor of linear light, per channel the exponential of a cubic in the place on
     the page. It is measured by the repeated greys, whose own levels are unknown; greys in a reflection count little.
     """
-    greys, colours = chart.repeated(), np.round(chart.colours() * 255)
+    greys, colours = chart.is_repeated(), np.round(chart.colours() * 255)
     levels = (colours[greys, :1] == chart.REPEATED).astype(np.float64)  # [56, 3]
     light = np.empty_like(cells)
     height, width = size[:2]
@@ -279,7 +282,7 @@ def _even_light(cells: np.ndarray, to_photo: np.ndarray, size: tuple[int, ...]) 
             found = np.linalg.lstsq(design * weight[:, None], value * weight, rcond=None)[0]
             weight = 1 / np.sqrt(1 + ((value - design @ found) / 0.05) ** 2)
         light[:, channel] = np.exp((places - middle) @ found[levels.shape[1] :])
-    seen = encoded(linear(torch.from_numpy(cells)) / torch.from_numpy(light))
+    seen = encode(linear(torch.from_numpy(cells)) / torch.from_numpy(light))
     return seen.float().clamp(0, 1), light
 
 
@@ -373,7 +376,7 @@ def _smoother() -> tuple[Tensor, Tensor]:
     """``[9³, 280]`` from the cells' values to the table, and ``[280, 280]`` to the fit at the cells, float64."""
     count = SIDE**3
     units = torch.eye(count, dtype=torch.float64).view(SIDE, SIDE, SIDE, count)
-    cells = _printed().double()
+    cells = _chart_colours().double()
     # look_up is linear in its table: three columns of the identity at a time.
     columns = [look_up(units[None, ..., i : i + 3], cells[None])[0] for i in range(0, count, 3)]
     design = torch.cat(columns, dim=1)
@@ -395,11 +398,11 @@ def _table(seen: Tensor) -> tuple[Tensor, Tensor]:
 def _together(seen: list[Tensor]) -> Tensor:
     """The mean of several readings ``[280, 3]``, each first brought to the mean exposure by its greys."""
     light = torch.stack([linear(one) for one in seen])
-    level = light[:, chart.repeated()].mean(dim=1, keepdim=True)
-    return encoded((light * level.mean(dim=0) / level).mean(dim=0)).clamp(0, 1)
+    level = light[:, chart.is_repeated()].mean(dim=1, keepdim=True)
+    return encode((light * level.mean(dim=0) / level).mean(dim=0)).clamp(0, 1)
 
 
-def _printed() -> Tensor:
+def _chart_colours() -> Tensor:
     """The chart's colours, ``[280, 3]`` float32."""
     return torch.from_numpy(chart.colours()).float()
 
@@ -437,7 +440,7 @@ def write_picture(path: Path, fit: Fit) -> None:
     photo, cells, errors, right = figure.subplots(1, 4, width_ratios=(1, 1, 1.15, 1.3))
     photo.imshow(fit.rectified)
     photo.set_title("as photographed", fontsize=10)
-    fitted = fit.calibration.seen(_printed())
+    fitted = fit.calibration.predict(_chart_colours())
     both = torch.stack([fit.seen, fitted], dim=1).view(chart.ROWS, 2 * chart.COLUMNS, 3)
     cells.imshow(both.numpy(), aspect="auto", interpolation="nearest")
     for column in range(1, chart.COLUMNS):
@@ -453,7 +456,7 @@ def write_picture(path: Path, fit: Fit) -> None:
         axes.set_yticks([])
     greys = torch.linspace(0, 1, 65)[:, None].expand(-1, 3)
     for channel, name in enumerate(("red", "green", "blue")):
-        right.plot(greys[:, 0], fit.calibration.seen(greys)[:, channel], color=name, label=name)
+        right.plot(greys[:, 0], fit.calibration.predict(greys)[:, channel], color=name, label=name)
     right.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     right.set(xlabel="grey, as printed", ylabel="as seen", title="tones, and the palette", xlim=(0, 1), ylim=(0, 1.12))
     right.title.set_fontsize(10)

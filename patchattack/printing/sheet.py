@@ -154,8 +154,8 @@ class Sheet:
         pdf.setSubject(note)
         pdf.setCreator("patchattack")
         pdf.setViewerPreference("PrintScaling", "None")  # the print dialogue opens with "actual size"
-        colours = _embedded(pdf, self.profile)
-        pixels, outlines = self._drawn_patch(texture, mask, size_mm)
+        colours = _embed(pdf, self.profile)
+        pixels, outlines = self._draw_patch(texture, mask, size_mm)
         picture = None if pixels is None else ImageReader(Image.fromarray(pixels))
         for page in range(plan.pages):
             # By this name, all device colours of the page are of the profile (ISO 32000-1, 8.6.5.6).
@@ -189,7 +189,7 @@ class Sheet:
         canvas = np.full((math.ceil((bottom - top) * scale), math.ceil((right - left) * scale), 3), 255, np.uint8)
         width, height = (round(side * scale) for side in size_mm)
         x, y = round(-left * scale), round(-top * scale)
-        picture, outlines = self._drawn_patch(texture, mask, size_mm)
+        picture, outlines = self._draw_patch(texture, mask, size_mm)
         if picture is not None:
             smaller = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
             canvas[y : y + height, x : x + width] = smaller
@@ -242,7 +242,7 @@ class Sheet:
             counts.append(1 if fits else math.ceil((extent - _OVERLAP) / max(free - _OVERLAP, 1e-3)))
         return _Plan(paper, layout, bounds, (counts[0], counts[1]), foot)
 
-    def _drawn_patch(
+    def _draw_patch(
         self, texture: Tensor | None, mask: Tensor, size_mm: tuple[float, float]
     ) -> tuple[np.ndarray | None, list[np.ndarray]]:
         """The patch on white, ``[H, W, 3]`` uint8, and its outlines, ``[n, 2]`` mm each: of a mask with a shape, and of
@@ -254,7 +254,7 @@ class Sheet:
         width, height = size_mm
         fine = [round(side / MILLIMETRES_PER_INCH * self.dpi) for side in (height, width)]
         shape = [max(texels, pixels) for texels, pixels in zip(mask.shape[1:], fine, strict=True)]
-        shown = _enlarged(mask, shape)[0] > 0.5
+        shown = _enlarge(mask, shape)[0] > 0.5
         outlines = []
         if not shown.all():
             curves, _ = cv2.findContours(shown.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
@@ -264,7 +264,7 @@ class Sheet:
             outlines = [np.array([(0, 0), (width, 0), (width, height), (0, height)])]
         if texture is None:
             return None, outlines
-        paper = _enlarged(texture * mask + (1 - mask), shape)
+        paper = _enlarge(texture * mask + (1 - mask), shape)
         return np.ascontiguousarray((paper * 255).round().astype(np.uint8).transpose(1, 2, 0)), outlines
 
     def _draw_cut_out(self, pdf: Any, plan: _Plan, page: int, picture: Any, outlines: Sequence[np.ndarray]) -> None:
@@ -469,7 +469,7 @@ def _blacken(canvas: np.ndarray, left: float, top: float, right: float, bottom: 
     cv2.subtract(part, np.repeat(cover[..., None], 3, axis=2), dst=part)
 
 
-def _enlarged(image: Tensor, shape: list[int]) -> np.ndarray:
+def _enlarge(image: Tensor, shape: list[int]) -> np.ndarray:
     """``image [C, h, w]`` in [0, 1] as ``[C, *shape]``, bilinear between its pixels' centres."""
     larger = F.interpolate(image.detach()[None].cpu(), shape, mode="bilinear", align_corners=False)
     return larger[0].clamp(0, 1).numpy()
@@ -499,7 +499,7 @@ def _icc_profile(path: str | None) -> bytes:
     return content
 
 
-def _embedded(pdf: Any, profile: bytes) -> str:
+def _embed(pdf: Any, profile: bytes) -> str:
     """Add a colour space of an RGB profile to the document; its name there."""
     from reportlab.pdfbase.pdfdoc import PDFArray, PDFDictionary, PDFName, PDFStream
 

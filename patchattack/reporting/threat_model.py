@@ -59,11 +59,11 @@ def threat_model(config: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
         config: composed, plain containers.
         facts: the rest.
     """
-    name, region = facts.attack.headline
-    metric = facts.attack.metrics_known[name]
+    name, region = facts.attack.primary_metric
+    metric = facts.attack.metric_info[name]
     defences = list(config["defense"])
     training, validation, test = facts.scenes
-    mine = [row for row in facts.rows if (row["metric"], row["region"]) == facts.attack.headline]
+    mine = [row for row in facts.rows if (row["metric"], row["region"]) == facts.attack.primary_metric]
     return {
         "verdict": {"outcome": facts.outcome, "sentence": facts.sentence},
         "attacker": {

@@ -50,7 +50,7 @@ class TransferStudy:
 
 
 def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
-    """The headline metric of every patch and control on every victim.
+    """The primary metric of every patch and control on every victim.
 
     Returns:
         Rows of patch, victim, metric, region, mean, low, high and n (scenes).
@@ -73,7 +73,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
             shared = {one: texture for one, texture in controls(patch).items() if one not in ("mean", "shuffled")}
             others: dict[str, Textures] = {}
             if place == 0:
-                validation = study.settings.parts(len(scenes))[1]
+                validation = study.settings.split_indices(len(scenes))[1]
                 drawn = replace(evaluator, key=(study.seed, VALIDATION)).best_drawn(validation)
                 others = {
                     **shared,
@@ -87,10 +87,10 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
                 study.settings.test_draws,
                 progress=partial(tqdm, desc=f"{crafted} on {name}", dynamic_ncols=True),
             )
-            metric, region = attack.headline
-            known = attack.metrics_known[metric]
+            metric, region = attack.primary_metric
+            known = attack.metric_info[metric]
             for condition in (*(["clean"] if place == 0 else []), *textures):
-                values = evaluation.per_scene(measured, condition, attack.headline)
+                values = evaluation.per_scene(measured, condition, attack.primary_metric)
                 cell: Row = {"metric": metric, "region": region, **statistics.estimate(values, known.rate)}
                 rows.append({"patch": condition, "victim": name} | cell)
         victim.cpu()
@@ -105,7 +105,7 @@ def _beats(patch: Row, random: Row, stronger: str) -> bool:
 def publish(study: TransferStudy, rows: list[Row], folder: Path, command: str) -> str:
     """Write ``transfer.json`` and ``transfer.html`` and return the table as text."""
     attack = study.attack.bound(next(iter(study.victims.values())), study.source)
-    metric = attack.metrics_known[attack.headline[0]]
+    metric = attack.metric_info[attack.primary_metric[0]]
     patches, victims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("patch", "victim"))
     cells = {(row["patch"], row["victim"]): row for row in rows}
     files.write_json(folder / "transfer.json", rows)
