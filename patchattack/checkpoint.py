@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -136,21 +137,49 @@ def resume(job: Job, folder: Path) -> Progress:
         if known != digest(text, tensors):
             raise ValueError("a damaged one, or one of an earlier version")
         state = _unflatten(json.loads(text), tensors)
-        values = {int(row): value for row, value in state["optimizer_state"].items()}
         numbers: dict[str, Any] = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}
         numbers |= {name: _score(state[name]) for name in ("best_score", "best_loss", "random_score")}
         hand_drawn = None if state["hand_drawn"] is None else HandDrawn.read(state["hand_drawn"])
         parameter, best = tensors["parameter"], tensors["best"]
         _check_textures(parameter, best, *job.patch.mask.shape[1:])
-        job.patch.hold(parameter)
-        job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
-        job.schedule.load_state_dict(state["schedule"])
-    except Exception as error:  # of torch, whose optimisers and schedules take what they are given as it is
+        _load(job, parameter, copy.deepcopy(state))
+        _try_step(job)
+        _load(job, parameter, state)
+    except Exception as error:  # torch's optimisers and schedules raise anything
         raise InputError(
             f"{path}: expected the checkpoint of a run, got {error!r}; start a new run (drop resume=)"
         ) from error
     job.queries = numbers.pop("queries")
     return Progress(best=best, hand_drawn=hand_drawn, **numbers)
+
+
+def _load(job: Job, parameter: Tensor, state: dict[str, Any]) -> None:
+    """Give the patch, the optimiser and the schedule of ``job`` what a checkpoint holds."""
+    job.patch.hold(parameter)
+    memories = {int(row): value for row, value in state["optimizer_state"].items()}
+    job.optimizer.load_state_dict({"state": memories, "param_groups": state["optimizer"]})
+    job.schedule.load_state_dict(state["schedule"])
+
+
+def _try_step(job: Job) -> None:
+    """Let the optimiser and the schedule take a step: they accept any state, and fail where they use it.
+
+    Raises:
+        Exception: whatever a state leads to that no optimiser or schedule has left.
+        ValueError: the step leads to NaN or infinity.
+    """
+    parameter = job.patch.parameter
+
+    def slope() -> Tensor:
+        parameter.grad = torch.ones_like(parameter)
+        return torch.zeros((), device=parameter.device)
+
+    slope()
+    job.optimizer.step(slope)  # type: ignore[arg-type]  # torch's closures return tensors too
+    job.schedule.step()
+    parameter.grad = None
+    if not parameter.isfinite().all():
+        raise ValueError("an optimiser's state that leads to NaN")
 
 
 def _check_textures(parameter: Tensor, best: Tensor, height: int, width: int) -> None:

@@ -167,7 +167,7 @@ def test_the_print_changes_colours_and_keeps_places() -> None:
     assert (np.diff(greys, axis=0) > 0).all()
     assert greys[0].max() < 0.1  # black ink
     assert (greys[25] < (greys[0] + greys[-1]) / 2).all()  # dot gain
-    assert np.abs(shown - Unknown.draw(1).printed(image)).mean() > 0.01
+    assert np.abs(shown - Unknown.draw(1).print_image(image)).mean() > 0.01
 
 
 def test_the_camera_darkens_corners_and_blurs_in_place() -> None:
@@ -318,7 +318,7 @@ def test_one_command_rehearses_all_of_it(start: Callable[..., Any], tmp_path: Pa
     colours = np.random.default_rng(0).integers(0, 256, (1, 200, 3)).astype(np.uint8)
     unknown = Unknown.draw(0)
     seen = unknown.print_image(colours)[0] * (0.95 * unknown.balance) ** (1 / 2.2)
-    fitted = Calibration.load(out / "calibration.json").seen(torch.from_numpy(colours[0] / 255).float()).numpy()
+    fitted = Calibration.load(out / "calibration.json").predict(torch.from_numpy(colours[0] / 255).float()).numpy()
     assert np.abs(fitted - seen).mean() < 0.01
     assert np.abs(colours[0] / 255 - seen).mean() > 0.04
 

@@ -21,7 +21,7 @@ from patchattack.scene import Scene, Source, View
 
 GOALS = ("hide", "hide_class", "appear")
 BOXES = ("labels", "victim", "auto")
-SUPPRESSION = 0.7  # IoU above which the lower of two detections of a class is dropped
+NMS_IOU = 0.7  # IoU above which the lower of two detections of a class is dropped
 PICTURE = 320  # pixels that a picture is high at least
 ATTACKED, OTHER = "#c2410c", "#2f6690"  # boxes in the pictures
 LOST, KEPT, NEW = (209, 36, 47), (63, 111, 78), (194, 65, 12)  # boxes in the pictures of changes, RGB
@@ -70,9 +70,9 @@ class DetectionAttack(Attack):
         "recall": Metric("share of the attacked objects that are detected", "lower", rate=True),
         "success": Metric("success rate (an object lost, or one that appeared)", "higher", rate=True),
         "score": Metric("highest score of an attacked object's candidates", "lower"),
-        "false": Metric("detections where there is no object", "higher"),
+        "false_positives": Metric("detections where there is no object", "higher"),
         "ap50": Metric("average precision at IoU 0.5, scene by scene", "lower"),
-        "lure": Metric("highest score of the class on the patch", "higher"),
+        "appear_score": Metric("highest score of the class on the patch", "higher"),
     }
 
     def __init__(
@@ -114,8 +114,10 @@ class DetectionAttack(Attack):
             InputError: there is no such class, no labels where labels are asked for, or none that the victim knows.
         """
         self._names = tuple(victim.classes)
-        self._cls = None if self.target is None else number_of("attack.target", self.target, self._names, victim.name)
-        called = "" if self._cls is None else self._names[self._cls]
+        self._target = (
+            None if self.target is None else number_of("attack.target", self.target, self._names, victim.name)
+        )
+        called = "" if self._target is None else self._names[self._target]
         words = {
             "hide": "hides {} of the objects that are found without it",
             "hide_class": f"hides {{}} of all objects of class {called} that are found without it",
@@ -134,9 +136,11 @@ class DetectionAttack(Attack):
         self._of_boxes = self._names if self._from_victim else source.classes
         known = by_name(self._names)
         numbers = [known.get(plain(name), [-1])[0] for name in self._of_boxes]
-        usable = max(numbers, default=-1) >= 0 if self._cls is None else self._cls in numbers
+        usable = max(numbers, default=-1) >= 0 if self._target is None else self._target in numbers
         if not usable:
-            wanted = "boxes of a class that it knows" if self._cls is None else f"boxes of {self._names[self._cls]}"
+            wanted = (
+                "boxes of a class that it knows" if self._target is None else f"boxes of {self._names[self._target]}"
+            )
             raise InputError(
                 f"victim {victim.name}: expected {wanted}, got data with {few(self._of_boxes) or 'no class'}; use "
                 "attack.boxes=victim for what the victim itself detects, or set attack.target"
@@ -160,7 +164,7 @@ class DetectionAttack(Attack):
         together = self.goal == "hide_class"
         objects = Objects(source, self._is_attacked, self._of_boxes, together, find if self._from_victim else None)
         if not len(objects):
-            what = "an object of a class that the victim knows" if self._cls is None else self._names[self._cls]
+            what = "an object of a class that the victim knows" if self._target is None else self._names[self._target]
             found = f"detected by the victim at {self.confidence:g} or more" if self._from_victim else "labelled"
             raise InputError(
                 f"data: expected {what}, {found} and at least {self.min_height:g} px high, got none in {len(source)} "
@@ -179,7 +183,7 @@ class DetectionAttack(Attack):
         patch. Zero, with no gradient, where there is no candidate. Where candidates lie is not part of the gradient.
         """
         if self.goal == "appear":
-            best, some = self._lure(output, view)
+            best, some = self._appear_score(output, view)
             return torch.where(some, -best.clamp(min=1e-12).log(), 0)
         scores = self._scores(output, scene)
         odds = scores / (1 - scores).clamp(min=1e-6)
@@ -192,21 +196,21 @@ class DetectionAttack(Attack):
         A detection is the best of its like: candidates of at least ``confidence``, after suppression within each
         class. ``recall`` is the share of the attacked objects that a detection of their class finds. ``success`` is
         the share of those found on the clean frame that are not found now. ``score`` is the mean over the attacked
-        objects, ``false`` counts the detections that overlap no object, whatever its class. ``ap50`` is the average
+        objects, ``false_positives`` counts the detections that overlap no object of any class. ``ap50`` is the average
         precision over all of this one scene's objects, at IoU 0.5, mean over their classes: detections below
         ``confidence`` do not enter, and scenes are not pooled, so it is no benchmark's mAP.
 
         To make one appear, ``success`` is a score of at least ``confidence`` on the patch; unknown where the clean
-        frame has one there already. ``lure`` is that score.
+        frame has one there already. ``appear_score`` is that score.
         """
         if self.goal == "appear":
-            lure, already = self._lure(output, view)[0], self._lure(clean, view)[0]
-            success = torch.where(already >= self.confidence, torch.nan, (lure >= self.confidence).to(lure.dtype))
-            return {("success", "all"): success, ("lure", "all"): lure}
+            score, already = self._appear_score(output, view)[0], self._appear_score(clean, view)[0]
+            success = torch.where(already >= self.confidence, torch.nan, (score >= self.confidence).to(score.dtype))
+            return {("success", "all"): success, ("appear_score", "all"): score}
         assert scene.boxes is not None
         truth = scene.boxes[..., :4], self._classes(scene.boxes), self._targets(scene)
         boxes, classes, targets = (values.cpu() for values in truth)
-        columns: dict[str, list[Tensor]] = {"recall": [], "success": [], "false": [], "ap50": []}
+        columns: dict[str, list[Tensor]] = {"recall": [], "success": [], "false_positives": [], "ap50": []}
         for now, before, box, number, target in zip(
             detections(output, self.confidence),
             detections(clean, self.confidence),
@@ -218,7 +222,7 @@ class DetectionAttack(Attack):
             seen, was_seen = (_is_detected(found, box, number, self.iou) for found in (now, before))
             columns["recall"].append(seen[target].float().mean())
             columns["success"].append((~seen[target & was_seen]).float().mean())
-            columns["false"].append((_iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
+            columns["false_positives"].append((_iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
             columns["ap50"].append(average_precision(now, box, number))
         score = self._scores(output, scene).amax(dim=2).sum(dim=1) / self._targets(scene).sum(dim=1)
         measured = {(name, "all"): torch.stack(values).to(output) for name, values in columns.items()}
@@ -242,7 +246,7 @@ class DetectionAttack(Attack):
                     picture,
                     (larger * (found.boxes + 0.5) - 0.5).round().flip(0),  # the best on top
                     [f"{self._names[c]} {score:.2f}" for c, score in zip(classes, scores, strict=True)][::-1],
-                    [ATTACKED if self._cls in (None, c) else OTHER for c in classes][::-1],
+                    [ATTACKED if self._target in (None, c) else OTHER for c in classes][::-1],
                     label_colors="white",
                     fill_labels=True,
                 )
@@ -252,7 +256,7 @@ class DetectionAttack(Attack):
     def legend(self) -> tuple[None, str]:
         """No picture, the boxes carry their names."""
         text = f"Boxes are detections of at least {self.confidence:g} with class and score"
-        return None, f"{text}." if self._cls is None else f"{text}; those of {self._names[self._cls]} are orange."
+        return None, f"{text}." if self._target is None else f"{text}; those of {self._names[self._target]} are orange."
 
     def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
         """The frames in grey with what was detected without the patch, kept or lost, and what is new."""
@@ -282,7 +286,7 @@ class DetectionAttack(Attack):
     def _is_attacked(self, boxes: Tensor) -> Tensor:
         """``[...]`` bool: rows ``[..., 5]`` of boxes that are high enough and of the class."""
         classes = self._classes(boxes)
-        right = classes >= 0 if self._cls is None else classes == self._cls
+        right = classes >= 0 if self._target is None else classes == self._target
         return right & (boxes[..., 3] - boxes[..., 1] >= self.min_height)
 
     def _targets(self, scene: Scene) -> Tensor:
@@ -301,15 +305,15 @@ class DetectionAttack(Attack):
         scores = candidates[..., 4:].mT.gather(1, classes.unsqueeze(-1).expand(-1, -1, candidates.shape[1]))
         return torch.where(overlaps & self._targets(scene).unsqueeze(-1), scores, 0)
 
-    def _lure(self, candidates: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    def _appear_score(self, candidates: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """``[B]`` highest score of the class among the candidates whose centre is on the patch, and whether any is."""
         corners = transfer(view.corners[:, :1], candidates.device).to(candidates.dtype)  # [B, 1, 4, 2]
         low, high = corners.amin(dim=2), corners.amax(dim=2)
         boxes = candidates[..., :4].detach()
         centres = (boxes[..., :2] + boxes[..., 2:]) / 2
         counts = ((centres >= low) & (centres <= high)).all(dim=-1)
-        assert self._cls is not None
-        return torch.where(counts, candidates[..., 4 + self._cls], 0).amax(dim=1), counts.any(dim=1)
+        assert self._target is not None
+        return torch.where(counts, candidates[..., 4 + self._target], 0).amax(dim=1), counts.any(dim=1)
 
 
 class _Drawing:
@@ -361,7 +365,7 @@ def detections(candidates: Tensor, confidence: float) -> list[Detections]:
         drawn = (image[:, 2:4] >= image[:, :2]).all(dim=1, keepdim=True)  # a box that ends before it begins is none
         rows, classes = ((image[:, 4:] >= confidence) & drawn).nonzero(as_tuple=True)
         boxes, scores = image[rows, :4], image[rows, 4 + classes]
-        kept = batched_nms(boxes, scores, classes, SUPPRESSION)
+        kept = batched_nms(boxes, scores, classes, NMS_IOU)
         found.append(Detections(boxes[kept].cpu(), scores[kept].cpu(), classes[kept].cpu()))
     return found
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from patchattack.controls import CONDITIONS
 from patchattack.files import write
+from patchattack.reporting import latex
 from patchattack.reporting.page import (
     ARROWS,
     DAY,
@@ -504,45 +505,7 @@ def _excess_cells(numbers: _Numbers, point: tuple[Any, ...]) -> list[str]:
     return [" ".join(_cell(row)), _probability(row["p_adjusted"]), str(row["n"])] if row else ["–"] * 3
 
 
-def _tex(numbers: _Numbers, words: int, header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]]) -> str:
-    """A table for booktabs, a rule between its blocks; the first ``words`` columns hold words, the others numbers."""
-    line = r"{} \\".format
-    rows = [[line(" & ".join(map(_escape, cells))) for cells in block] for block in blocks]
-    return "\n".join(
-        [
-            f"% {_sentence(numbers.evidence.labels[numbers.evidence.primary_metric[0]])}, means and 95 % intervals.",
-            f"% {numbers.evidence.command}",
-            r"% Needs \usepackage{booktabs}.",
-            rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}",
-            r"\toprule",
-            line(" & ".join(map(_escape, header))),
-            r"\midrule",
-            "\n\\midrule\n".join("\n".join(block) for block in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-TEX = {
-    **{one: f"\\{one}" for one in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "−": "$-$",
-    "–": "--",
-    "°": r"$^\circ$",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "µ": r"$\mu$",
-    "σ": r"$\sigma$",
-    "[": "{[}",  # after a line's end it would be an option of \\
-}
-
-
-def _escape(text: str) -> str:
-    """``text`` as LaTeX prints it, with any engine."""
-    return "".join(TEX.get(one, one) for one in text)
+def _tex(numbers: _Numbers, words: int, heads: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]]) -> str:
+    evidence = numbers.evidence
+    about = f"{_sentence(evidence.labels[evidence.primary_metric[0]])}, means and 95 % intervals."
+    return latex.table(heads, blocks, words, [about, evidence.command])

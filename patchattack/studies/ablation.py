@@ -24,7 +24,7 @@ from patchattack.job import TEST, VALIDATION, Job
 from patchattack.patch import Patch
 from patchattack.reporting.ablation import MEDIA, AblationTable, Line, probability, write_table
 from patchattack.statistics import FEWEST
-from patchattack.studies.study import check_settings, markdown, settings_of, train, write_csv
+from patchattack.studies.study import check_settings, publish_table, settings_of, train, write_csv
 
 WHOLE, AGAIN = "whole_set_up", "another_seed"  # trained beside the ablations
 CONTROLS = ("grey", "white", "black", "drawn", "random")
@@ -312,16 +312,16 @@ def verdict(lines: Sequence[Line]) -> str:
 
 
 def publish(table: AblationTable, folder: Path) -> str:
-    """Write ``ablations.json``, ``ablations.csv`` and ``report.html``, and return the table in Markdown."""
+    """Write ``ablations.json`` and ``.csv``, ``report.html`` and ``table.tex``; return the table in Markdown."""
     rows = [line.cells[medium] for medium in MEDIA for line in table.lines]
     files.write_json(folder / "ablations.json", rows)
     write_csv(folder / "ablations.csv", rows)
     write_table(folder / "report.html", table)
-    return _markdown(table)
+    return _publish_table(folder, table)
 
 
-def _markdown(table: AblationTable) -> str:
-    """The table for a README: means, and differences to the whole set-up."""
+def _publish_table(folder: Path, table: AblationTable) -> str:
+    """Means, and differences to the whole set-up."""
     heads = [head for words in MEDIA.values() for head in (words, "difference")]
     lines = []
     for line in table.lines:
@@ -338,4 +338,4 @@ def _markdown(table: AblationTable) -> str:
         f"{table.metric[0].upper()}{table.metric[1:]}; means and 95 % intervals. Differences to the whole set-up, "
         "paired by scene, are positive for the stronger patch; p of the sign-flip test after Holm's correction."
     )
-    return "\n".join([table.verdict, "", *markdown(["patch", *heads], lines), "", note])
+    return publish_table(folder, ["patch", *heads], lines, 1, table.verdict, note)

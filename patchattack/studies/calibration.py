@@ -24,7 +24,7 @@ from patchattack.rehearsal.street import DriveBy, Lab
 from patchattack.rehearsal.unknown import Unknown
 from patchattack.reporting.calibration import CHANGES, PARTS, PATCHES, Gain, write_gain
 from patchattack.statistics import FEWEST
-from patchattack.studies.study import check_settings, markdown, write_csv
+from patchattack.studies.study import check_settings, publish_table, write_csv
 from patchattack.webcam.camera_victim import camera_victims, select_victims
 from patchattack.webcam.records import read
 from patchattack.webcam.summary import SessionOrigin, by_stretch, percent
@@ -246,7 +246,7 @@ def publish(
     patches: Mapping[tuple[int, str], Patch],
     folder: Path,
 ) -> str:
-    """Write ``results.json``, ``results.csv`` and ``report.html``, and return the table in Markdown."""
+    """Write ``results.json``, ``results.csv``, ``report.html`` and ``table.tex``, and return the table in Markdown."""
     files.write_json(folder / "results.json", rows)
     write_csv(folder / "results.csv", rows)
     first = next(iter(plans.values()))
@@ -276,7 +276,7 @@ def publish(
         versions=pipeline.versions(),
     )
     write_gain(folder / "report.html", gain)
-    return _markdown(gain)
+    return _publish_table(folder, gain)
 
 
 def _print_comparison(patch: Patch, unknown: Unknown) -> Tensor:
@@ -287,8 +287,7 @@ def _print_comparison(patch: Patch, unknown: Unknown) -> Tensor:
     return torch.cat([torch.cat([told, shown], dim=2), patch.mask.cpu().repeat(1, 1, 2)])
 
 
-def _markdown(gain: Gain) -> str:
-    """The table for a README."""
+def _publish_table(folder: Path, gain: Gain) -> str:
     heads = ["seed", "part", *PATCHES.values(), *CHANGES.values()]
     lines = [
         [
@@ -299,4 +298,4 @@ def _markdown(gain: Gain) -> str:
         for (seed, part), cells in gain.cells().items()
     ]
     note = f"Success: mean and 95 % interval over takes. {gain.rule}."
-    return "\n".join([gain.verdict, "", *markdown(heads, lines, words=2), "", note])
+    return publish_table(folder, heads, lines, 2, gain.verdict, note)

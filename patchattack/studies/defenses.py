@@ -26,7 +26,7 @@ from patchattack.patch import Patch
 from patchattack.reporting.defenses import DefenseTable, write_table
 from patchattack.runs import all_held_out
 from patchattack.scene import Source, View
-from patchattack.studies.study import check_settings, markdown, settings_of, train, write_csv
+from patchattack.studies.study import check_settings, publish_table, settings_of, train, write_csv
 from patchattack.victims.defended import Defended, defend
 from patchattack.victims.victim import Victim
 
@@ -187,7 +187,7 @@ def _certified_rate(job: Job, numbers: list[int]) -> np.ndarray | None:
 
 
 def publish(study: DefenseStudy, rows: list[Row], folder: Path) -> str:
-    """Write ``defenses.json``, ``defenses.csv`` and ``report.html``, and return the table in Markdown."""
+    """Write ``defenses.json`` and ``.csv``, ``report.html`` and ``table.tex``, and return the table in Markdown."""
     attack = study.parts.attack.bound(next(iter(study.victims.values())), study.parts.source)
     primary_metric, clean_metric = attack.primary_metric, attack.clean_metric
     cells = {(row["victim"], row["defense"], row["condition"], row["metric"]): row for row in rows}
@@ -212,7 +212,7 @@ def publish(study: DefenseStudy, rows: list[Row], folder: Path) -> str:
     )
     write_csv(folder / "defenses.csv", rows)
     write_table(folder / "report.html", table)
-    return _markdown(table)
+    return _publish_table(folder, table)
 
 
 def _verdict(rows: list[Row]) -> str:
@@ -230,12 +230,12 @@ def _verdict(rows: list[Row]) -> str:
     )
 
 
-def _markdown(table: DefenseTable) -> str:
-    """The table for a README: means and, for the patches, intervals."""
+def _publish_table(folder: Path, table: DefenseTable) -> str:
+    """Means and, for the patches, intervals."""
     heads = ["victim", "defence", *({"clean": table.clean_metric}.get(name, name) for name in table.columns)]
     lines = [
         [victim, defense, *("–" if cell is None else statistics.with_interval(cell) for cell in cells.values())]
         for victim, defense, cells in table.rows
     ]
     note = f"Patches: {table.metric}; means and 95 % intervals."
-    return "\n".join([table.verdict, "", *markdown(heads, lines, words=2), "", note])
+    return publish_table(folder, heads, lines, 2, table.verdict, note)

@@ -21,6 +21,7 @@ from patchattack.pipeline import versions
 from patchattack.reporting.transfer import Matrix, write_matrix
 from patchattack.runs import all_held_out
 from patchattack.scene import Source
+from patchattack.studies.study import publish_table
 from patchattack.victims.victim import Victim
 
 
@@ -103,7 +104,7 @@ def _beats(patch: Row, random: Row, stronger: str) -> bool:
 
 
 def publish(study: TransferStudy, rows: list[Row], folder: Path, command: str) -> str:
-    """Write ``transfer.json`` and ``transfer.html`` and return the table as text."""
+    """Write ``transfer.json``, ``transfer.html`` and ``table.tex``, and return the table in Markdown."""
     attack = study.attack.bound(next(iter(study.victims.values())), study.source)
     metric = attack.metric_info[attack.primary_metric[0]]
     patches, victims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("patch", "victim"))
@@ -111,12 +112,15 @@ def publish(study: TransferStudy, rows: list[Row], folder: Path, command: str) -
     files.write_json(folder / "transfer.json", rows)
     foreign = [(patch, victim) for patch in study.patches for victim in victims if patch != victim]
     beats = [pair for pair in foreign if _beats(cells[pair], cells["random", pair[1]], metric.stronger)]
+    verdict = (
+        f"On victims that they were not crafted on, {len(beats)} of {len(foreign)} patches beat the random patch with "
+        "intervals apart."
+    )
     write_matrix(
         folder / "transfer.html",
         Matrix(
             title=f"Transfer of {attack.task} patches",
-            verdict=f"On victims that they were not crafted on, {len(beats)} of {len(foreign)} patches beat the random "
-            "patch with intervals apart.",
+            verdict=verdict,
             label=metric.label,
             stronger=metric.stronger,
             patches=patches,
@@ -126,12 +130,6 @@ def publish(study: TransferStudy, rows: list[Row], folder: Path, command: str) -
             versions=versions(),
         ),
     )
-    width = max(map(len, patches))
-    columns = [max(len(victim), 22) for victim in victims]
-    lines = [" " * width + "".join(f"  {victim:>{w}}" for victim, w in zip(victims, columns, strict=True))]
-    for patch in patches:
-        shown = (
-            statistics.with_interval(cells[patch, victim]).rjust(w) for victim, w in zip(victims, columns, strict=True)
-        )
-        lines.append(f"{patch:{width}}" + "".join(f"  {cell}" for cell in shown))
-    return "\n".join(lines)
+    lines = [[patch, *(statistics.with_interval(cells[patch, victim]) for victim in victims)] for patch in patches]
+    note = f"{metric.label[0].upper()}{metric.label[1:]}: means and 95 % intervals."
+    return publish_table(folder, ["patch", *victims], lines, 1, verdict, note)

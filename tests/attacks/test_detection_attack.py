@@ -276,7 +276,7 @@ def test_boxes_of_images_are_matched_in_their_image() -> None:
     where = scene([(*LEFT, 0)], [(*RIGHT, 0)])
     right = attack.metrics(torch.cat([here, there]), torch.cat([here, there]), where, view(2))
     swapped = attack.metrics(torch.cat([there, here]), torch.cat([here, there]), where, view(2))
-    for name, values in {"recall": (1, 0), "success": (0, 1), "false": (0, 1), "ap50": (1, 0)}.items():
+    for name, values in {"recall": (1, 0), "success": (0, 1), "false_positives": (0, 1), "ap50": (1, 0)}.items():
         assert right[name, "all"].tolist() == [values[0]] * 2, name
         assert swapped[name, "all"].tolist() == [values[1]] * 2, name
     assert right["score", "all"].tolist() == pytest.approx([0.9, 0.9])
@@ -297,7 +297,7 @@ def test_what_is_measured_of_one_scene() -> None:
             "recall": 0.5,
             "success": 0.5,
             "score": (0.35 + 0.6) / 2,
-            "false": 1,
+            "false_positives": 1,
             "ap50": 0.25,  # half of the cars, at full precision; the light is not found
         }
     )
@@ -321,7 +321,7 @@ def test_a_found_neighbour_is_not_the_object() -> None:
 def test_nothing_found_and_nothing_to_find() -> None:
     none = candidates((LEFT, (0, 0, 0.0)))
     metrics = bound().metrics(none, none, scene([NAN]), view())
-    assert {name: value.item() for (name, _), value in metrics.items() if not value.isnan()} == {"false": 0}
+    assert {name: value.item() for (name, _), value in metrics.items() if not value.isnan()} == {"false_positives": 0}
     lost = bound().metrics(none, candidates((LEFT, (0, 0, 0.5))), scene([(*LEFT, 0)]), view())
     assert [lost[name, "all"].item() for name in ("recall", "success", "ap50")] == [0, 1, 0]
 
@@ -335,7 +335,7 @@ def test_success_of_making_one_appear() -> None:
     success = metrics["success", "all"]
     assert success[[0, 1, 3]].tolist() == [0, 1, 0]
     assert success[2].isnan()  # there was one already
-    assert metrics["lure", "all"].tolist() == pytest.approx([0.3, 0.5, 0.5, 0])
+    assert metrics["appear_score", "all"].tolist() == pytest.approx([0.3, 0.5, 0.5, 0])
 
 
 @pytest.mark.parametrize("goal", GOALS)

@@ -126,7 +126,7 @@ def test_a_printer_with_a_narrow_gamut_is_found_in_a_coarse_compressed_photograp
     offset = Calibrated().calibration
 
     def colours(printed: np.ndarray) -> np.ndarray:
-        return 0.03 + 0.85 * offset.seen(torch.from_numpy(printed).float()).numpy()
+        return 0.03 + 0.85 * offset.predict(torch.from_numpy(printed).float()).numpy()
 
     path = tmp_path / "photo.jpg"
     image = photographed(printed(colours), vignetting=0.5, noise=0.02)

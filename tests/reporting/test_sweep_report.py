@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from patchattack.controls import CONDITIONS
-from patchattack.reporting import page
+from patchattack.reporting import latex, page
 from patchattack.reporting import sweep as module
 from patchattack.reporting.report import Example, Panel
 from patchattack.reporting.sweep import Axis, Evidence, write_evidence
@@ -200,7 +200,7 @@ def test_tables_for_latex_have_the_numbers(folder: Path) -> None:
 
 
 def test_what_latex_would_read_is_escaped() -> None:
-    assert module._escaped(r"5 % & a_b [x] \n") == r"5 \% \& a\_b {[}x] \textbackslash{}n"
+    assert latex.escape(r"5 % & a_b [x] \n") == r"5 \% \& a\_b {[}x] \textbackslash{}n"
 
 
 def test_the_same_evidence_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_it_is_published_as_files_and_as_text(tmp_path: Path) -> None:
     rows = measure(shown, path=tmp_path / "results.json")
     text = publish(shown, rows, tmp_path, "patchattack baselines", {"torch": "2"})
     assert "| FGSM, to blue (Goodfellow et al. 2015) |" in text
-    assert len(text.splitlines()) == 2 + len(rows)
+    assert len(text.splitlines()) == 2 + 2 + len(rows) + 2
     assert json.dumps(files.read_rows(tmp_path / "results.json")) == json.dumps(rows)
     assert (tmp_path / "results.csv").read_text().count("\n") == 1 + len(rows)
     page = (tmp_path / "report.html").read_text()
