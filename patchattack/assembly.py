@@ -140,7 +140,7 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
 
     try:
         job.source = attack.scenes(job.source, tried)
-        training_part, validation, _ = settings.parts(len(job.source))
+        training_part, validation, _ = settings.split_indices(len(job.source))
         budget.check_budget(job)
         trial = replace(job.evaluator(TRAINING), victim=tried if isinstance(optimizer, GradientFree) else followed)
         (_, scene, clean, _, view), _ = trial.views({"patch": lambda _: patch().detach()}, training_part[:1], 0)
@@ -164,7 +164,9 @@ def _check_winnable(job: Job, numbers: list[int]) -> None:
         *_, (_, scene, clean, _, view) = unasked.views({"patch": always(texture)}, [number], 0)
         contract.check_output(job.victim, scene.frames, clean)
         metrics = job.attack.metrics(clean, clean, scene, view)
-        won = [values for (name, _), values in metrics.items() if name == "success"] or [metrics[job.attack.headline]]
+        won = [values for (name, _), values in metrics.items() if name == "success"] or [
+            metrics[job.attack.primary_metric]
+        ]
         if any(not values.isnan().all() for values in won):
             return
     _log.warning(

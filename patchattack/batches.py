@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from patchattack import seeding
 from patchattack.devices import transfer
 from patchattack.eot.renderer import Draw
-from patchattack.eot.zoom import zoomed
+from patchattack.eot.zoom import zoom_in
 from patchattack.job import ORDER, TRAINING, Job
 from patchattack.scene import Scene
 from patchattack.seeding import Numbers
@@ -38,13 +38,13 @@ class Batch:
             return self
         rows = torch.arange(len(self.scene)).repeat(times)
         shown = None if self.shown is None else self.shown.repeat(times, 1, 1, 1)
-        return Batch(self.scene.select(rows), _selected(self.clean, rows), self.draw.repeat(times), shown)
+        return Batch(self.scene.select(rows), _select(self.clean, rows), self.draw.repeat(times), shown)
 
 
-def _selected(output: Any, rows: Tensor) -> Any:
+def _select(output: Any, rows: Tensor) -> Any:
     """Rows of an output: a tensor, or an ensemble's tuple."""
     if isinstance(output, tuple):
-        return tuple(_selected(one, rows) for one in output)
+        return tuple(_select(one, rows) for one in output)
     return output[transfer(rows, output.device)]
 
 
@@ -77,16 +77,16 @@ def _batch(job: Job, scene: Scene, numbers: Numbers) -> Batch:
     settings, device = job.settings, job.fabric.device
     rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
     if settings.zoom > 1:
-        scene = zoomed(scene.select(rows), settings.zoom, numbers, device)
+        scene = zoom_in(scene.select(rows), settings.zoom, numbers, device)
         clean = job.clean(scene.frames)
     else:
         scene = scene.to(device).select(rows)
         clean = job.references(scene)
     draw = job.renderer.draw(scene, job.patch, numbers)
-    return Batch(scene, clean, draw, _shown(job, numbers)).repeat(job.candidates)
+    return Batch(scene, clean, draw, _visible_texels(job, numbers)).repeat(job.candidates)
 
 
-def _shown(job: Job, numbers: Numbers) -> Tensor | None:
+def _visible_texels(job: Job, numbers: Numbers) -> Tensor | None:
     """The texels that each view shows, ``[n, 1, h, w]``: all but a rectangle of its own; None where all show all."""
     if not job.settings.cutout:
         return None

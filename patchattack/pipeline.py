@@ -155,11 +155,12 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
     facts = {
         "attack": origin.config["attack"],
         "task": job.attack.task,
-        "headline": list(job.attack.headline),
+        "primary_metric": list(job.attack.primary_metric),
         "victims": parts.victim.names,
         "step": progress.best_step,
         "seed": parts.seed,
-        "seen": 1 + job.source.original(job.settings.parts(len(job.source))[1][-1]),  # scenes, from the data's first
+        "seen": 1
+        + job.source.original(job.settings.split_indices(len(job.source))[1][-1]),  # scenes, from the data's first
         "config": origin.digest,
         "versions": versions(),
     }
@@ -187,7 +188,7 @@ def _export(
     save_layouts(folder / "print" / "layout.json", sheets)
 
     asked, before = budget.queries(job, progress.step), job.queries
-    _, validation, numbers = settings.parts(len(job.source))
+    _, validation, numbers = settings.split_indices(len(job.source))
     more = [] if progress.hand_drawn is None else [progress.hand_drawn]
     drawn = job.evaluator(VALIDATION).best_drawn(validation, more)
     texture = progress.best
@@ -205,7 +206,7 @@ def _export(
         settings.test_draws,
         progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
     )
-    measured += evaluator.photographed(texture, numbers, settings.test_draws)
+    measured += evaluator.photograph(texture, numbers, settings.test_draws)
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write_json(folder / "results.json", rows)
@@ -226,9 +227,9 @@ def _export(
         outcome=verdict.outcome,
         rule=verdict.rule,
         rows=rows,
-        labels={name: metric.label for name, metric in attack.metrics_known.items()} | {"loss": "attack loss"},
-        arrows={name: metric.stronger for name, metric in attack.metrics_known.items()} | {"loss": "lower"},
-        headline=attack.headline,
+        labels={name: metric.label for name, metric in attack.metric_info.items()} | {"loss": "attack loss"},
+        arrows={name: metric.stronger for name, metric in attack.metric_info.items()} | {"loss": "lower"},
+        primary_metric=attack.primary_metric,
         over=over,
         history=[
             {name: value for name, value in row.items() if name == over or name not in _NO_LOSSES} for row in history
@@ -262,7 +263,7 @@ def _export(
 
 def _without_gradient(job: Job, texture: Tensor) -> float:
     """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
-    numbers = job.settings.parts(len(job.source))[0][: job.settings.batch]
+    numbers = job.settings.split_indices(len(job.source))[0][: job.settings.batch]
     scene = job.source.__getitems__(numbers)
     keys = [(job.seed, TRAINING, 0, number) for number in numbers]
     draw = job.renderer.draw(scene, job.patch, seeding.numbers(keys))
@@ -276,7 +277,7 @@ def _without_gradient(job: Job, texture: Tensor) -> float:
 
 def _example(attack: Attack, views: Any) -> Example:
     """One scene without a patch, with a random one and with the optimised one."""
-    shown = {condition: (view.frames[0].cpu(), hit) for condition, _, _, hit, view in views}
+    shown = {condition: (view.frames[0].cpu(), output) for condition, _, _, output, view in views}
     order = [name for name in ("clean", "random", "patch") if name in shown]
     return example(attack, order, *([shown[name][part] for name in order] for part in range(2)))
 

@@ -75,7 +75,7 @@ def _is_image(path: Path) -> bool:
 
 def all_held_out(source: Source, settings: Settings) -> list[int]:
     """Numbers of the test scenes, where no run has to be asked what it has seen."""
-    return settings.parts(len(source))[2]
+    return settings.split_indices(len(source))[2]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class HeldOut:
         for path in (Path(one).expanduser() for one in given):
             folder = path.parent if _is_image(path) else path
             if (folder / "config.yaml").is_file():
-                self.seen.append(_seen(folder, data, source, build))
+                self.seen.append(_scenes_seen(folder, data, source, build))
             elif folder == path:
                 _log.warning("%s: which scenes it has seen cannot be told, it has no config.yaml", folder)
 
@@ -137,7 +137,7 @@ class HeldOut:
         Raises:
             InputError: every one of the test part was seen.
         """
-        left = replace(settings, test_scenes=len(source)).parts(len(source))[2]
+        left = replace(settings, test_scenes=len(source)).split_indices(len(source))[2]
         whole = len(left)
         for seen in self.seen:
             known = [number for number in left if seen(source, number)]
@@ -167,7 +167,9 @@ class HeldOut:
                 )
 
 
-def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable[[Mapping[str, Any]], Source]) -> _Seen:
+def _scenes_seen(
+    folder: Path, data: Mapping[str, Any], source: Source, build: Callable[[Mapping[str, Any]], Source]
+) -> _Seen:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         own, split = dict(config["data"]), config["trainer"]["split"]

@@ -290,7 +290,7 @@ def test_a_folder_that_another_process_works_in_is_left_alone(
 ) -> None:
     (tmp_path / "run").mkdir()
     for folder, given in ((tmp_path / "run", (FLOW, *tiny, "output=")), (finished, ("resume=",))):
-        with files.claimed(folder):
+        with files.claim(folder):
             line = one_line(command(*given[:-1], f"{given[-1]}{folder}"))
             assert f"{folder}: expected a folder that nothing else writes into" in line
 

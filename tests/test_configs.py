@@ -17,7 +17,7 @@ from omegaconf.errors import MissingMandatoryValue
 from patchattack import cli, files
 from patchattack.cli.checks import check_types
 
-CONF = files.shipped("conf").resolve()
+CONF = files.package_folder("conf").resolve()
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
 STACKED = ("appearance", "axes", "camera", "defense", "regularizers")
 REQUIRED = {

@@ -127,8 +127,8 @@ def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}
     names = {row["metric"] for row in found}
-    assert names == {*FlowAttack.metrics_known, "loss"}
-    expected = {(metric, region) for metric in FlowAttack.metrics_known for region in ("all", "outside", "patch")}
+    assert names == {*FlowAttack.metric_info, "loss"}
+    expected = {(metric, region) for metric in FlowAttack.metric_info for region in ("all", "outside", "patch")}
     for condition in conditions:
         mine = [row for row in found if row["condition"] == condition]
         assert sorted((row["metric"], row["region"]) for row in mine) == sorted(expected | {("loss", "all")})
@@ -322,8 +322,8 @@ class BreakingAttack(FlowAttack):
 
     updates = 0
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Any, view: Any) -> Tensor:
-        loss = super().loss(hit, clean, scene, view)
+    def loss(self, output: Tensor, clean: Tensor, scene: Any, view: Any) -> Tensor:
+        loss = super().loss(output, clean, scene, view)
         if loss.requires_grad:
             self.updates += 1
         return loss * math.nan if self.updates > 5 else loss
@@ -383,7 +383,13 @@ def test_two_processes_train_the_patch_of_one(
     "choice",
     [
         ("placement.motion=static", "optimizer=sign", "patch.shape=circle", "renderer.whole_frame=true"),
-        ("placement.motion=random", "optimizer=adam", "schedule=onecycle", "patch.variable=tanh", "placement.tilt=20"),
+        (
+            "placement.motion=random",
+            "optimizer=adam",
+            "schedule=onecycle",
+            "patch.parameterisation=tanh",
+            "placement.tilt=20",
+        ),
         ("placement.motion=scene", "optimizer=sgd", "schedule=step", "patch.shape=circle", "renderer.whole_frame=true"),
     ],
     ids=["static", "random", "scene"],
@@ -413,7 +419,7 @@ def test_everything_at_once(
     assert {"attack", "content", "nps", "tv"} <= lines[-1].keys()
     assert all(math.isfinite(value) for line in lines for value in line.values())
     start = Patch.create(resolution=16, size_mm=60).free.detach()
-    assert "variable=tanh" in "".join(choice) or (texture(folder) - start).abs().max() > 1e-4
+    assert "parameterisation=tanh" in "".join(choice) or (texture(folder) - start).abs().max() > 1e-4
     shown = Patch.load(folder / "patch.png")
     assert (shown.mask.mean() < 0.9) == ("patch.shape=circle" in choice)
 

@@ -283,5 +283,5 @@ def test_distance_to_edge_does_not_count_edges_of_the_frame() -> None:
 def test_the_highest_around_a_pixel_is_opencvs_dilation(side: int) -> None:
     values = random(2, 1, 12, 17).float().where(random(2, 1, 12, 17, seed=1) > 0.9, 0)
     kernel = np.ones((side, side), np.uint8)
-    expected = [cv2.dilate(one.numpy(), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0.0) for one in values[:, 0]]
+    expected = [cv2.dilate(one.numpy(), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) for one in values[:, 0]]
     assert np.array_equal(geometry.highest(values, side)[:, 0].numpy(), np.stack(expected))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
-from patchattack.defenses.defense import Preprocessing, checked_odd, checked_share, straight_through
+from patchattack.defenses.defense import Preprocessing, check_odd, check_share, straight_through
 from patchattack.errors import InputError
 
 
@@ -34,11 +34,11 @@ class GradientSmoothing(Preprocessing):
         if strength <= 0:
             raise InputError(f"defense.gradient_smoothing.strength: expected a number above 0, got {strength}")
         self.strength = strength
-        self.threshold = checked_share("defense.gradient_smoothing.threshold", threshold)
-        self.side = checked_odd("defense.gradient_smoothing.side", side)
+        self.threshold = check_share("defense.gradient_smoothing.threshold", threshold)
+        self.side = check_odd("defense.gradient_smoothing.side", side)
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        """See :meth:`Preprocessing.cleaned`."""
+    def clean(self, images: Tensor) -> Tensor:
+        """See :meth:`Preprocessing.clean`."""
         steep = steepness(images)
         low, high = (end.detach() for end in (steep.amin((1, 2, 3), True), steep.amax((1, 2, 3), True)))
         steep = (steep - low) / (high - low).clamp(min=1e-6)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack.eot.jpeg import jpeg
-from patchattack.eot.transform import Transform, checked_range, per_image
+from patchattack.eot.transform import Transform, check_range, per_image
 from patchattack.errors import InputError
 from patchattack.seeding import Numbers
 
@@ -18,7 +18,7 @@ class Defocus(Transform):
     """Gaussian blur with a standard deviation in ``range`` pixels."""
 
     def __init__(self, range: Sequence[float] = (0.1, 1.2)) -> None:
-        self.range = checked_range("camera.defocus.range", range, 0.05)
+        self.range = check_range("camera.defocus.range", range, 0.05)
         self.margin = int(3 * self.range[1] + 0.5)
 
     def draw(self, numbers: Numbers) -> Tensor:
@@ -29,7 +29,7 @@ class Defocus(Transform):
         """See :meth:`Transform.apply`."""
         places = torch.arange(-self.margin, self.margin + 1, device=image.device)
         line = (places / parameters).square().mul(-0.5).softmax(dim=-1)
-        return _filtered(_filtered(image, line[:, None, :]), line[:, :, None])
+        return _filter(_filter(image, line[:, None, :]), line[:, :, None])
 
 
 class MotionBlur(Transform):
@@ -53,7 +53,7 @@ class MotionBlur(Transform):
         # A line of pixels, turned to the nearest ones.
         along, across = right * places - up * places[:, None], up * places + right * places[:, None]
         line = ((along.round().abs() <= self.margin) & (across.round() == 0)).to(image.dtype)
-        blurred = _filtered(image, line / line.sum(dim=(1, 2), keepdim=True))
+        blurred = _filter(image, line / line.sum(dim=(1, 2), keepdim=True))
         return torch.lerp(image, blurred, per_image(parameters[:, 1]))
 
 
@@ -61,7 +61,7 @@ class Gamma(Transform):
     """Another tone curve: the exponent is in ``range`` (1 leaves the image)."""
 
     def __init__(self, range: Sequence[float] = (0.8, 1.25)) -> None:
-        self.range = checked_range("camera.gamma.range", range, 0.01)
+        self.range = check_range("camera.gamma.range", range, 0.01)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """The exponent, ``[N, 1]``."""
@@ -82,7 +82,7 @@ class SensorNoise(Transform):
     per_frame = True
 
     def __init__(self, range: Sequence[float] = (0.0, 0.02)) -> None:
-        self.range = checked_range("camera.sensor_noise.range", range, 0)
+        self.range = check_range("camera.sensor_noise.range", range, 0)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """A tile of noise, ``[N, 3, 64, 64]``, that repeats over the frame."""
@@ -104,7 +104,7 @@ class Jpeg(Transform):
     block = 16
 
     def __init__(self, range: Sequence[float] = (50, 95)) -> None:
-        self.range = checked_range("camera.jpeg.range", range, 1, 100)
+        self.range = check_range("camera.jpeg.range", range, 1, 100)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """Quality in percent, ``[N, 1]``."""
@@ -115,7 +115,7 @@ class Jpeg(Transform):
         return jpeg(image, parameters[:, 0])
 
 
-def _filtered(image: Tensor, kernels: Tensor) -> Tensor:
+def _filter(image: Tensor, kernels: Tensor) -> Tensor:
     """``image [N, 3, h, w]``, each filtered by its own of ``kernels [N, kh, kw]``; its edge goes on as it is."""
     rows, columns = (side // 2 for side in kernels.shape[1:])
     padded = F.pad(image.transpose(0, 1), (columns, columns, rows, rows), mode="replicate")

@@ -42,9 +42,9 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     coefficients = whole + (coefficients - whole) ** 3
     light, chroma = (coefficients * steps @ cosines.T).split(lengths, dim=1)
     chroma = F.interpolate(
-        _joined(chroma, 2, (size[0] // 2, size[1] // 2)), scale_factor=2, mode="bilinear", align_corners=False
+        _join(chroma, 2, (size[0] // 2, size[1] // 2)), scale_factor=2, mode="bilinear", align_corners=False
     )
-    colours = torch.cat([_joined(light, 1, (size[0], size[1])), chroma], dim=1).flatten(2)
+    colours = torch.cat([_join(light, 1, (size[0], size[1])), chroma], dim=1).flatten(2)
     return torch.baddbmm(zero, back.expand(count, 3, 3), colours).view(shape)[..., :height, :width]
 
 
@@ -55,7 +55,7 @@ def _blocks(planes: Tensor) -> Tensor:
     return cut.transpose(3, 4).reshape(count, -1, 64)
 
 
-def _joined(blocks: Tensor, planes: int, size: tuple[int, int]) -> Tensor:
+def _join(blocks: Tensor, planes: int, size: tuple[int, int]) -> Tensor:
     """The reverse of :func:`_blocks`, ``[N, C, h, w]``."""
     count, (height, width) = len(blocks), size
     return blocks.view(count, planes, height // 8, width // 8, 8, 8).transpose(3, 4).reshape(count, planes, *size)
@@ -96,7 +96,7 @@ def _constants() -> tuple[Any, ...]:
         *(255 * there, 255 * black - 128, back / 255, zero + back.sum(dim=1).view(1, 3, 1) * 128 / 255),
         *(torch.outer(four, four).expand(2, 1, 4, 4), torch.kron(dct, dct).T, tables),
     )
-    return tuple(_nested(part.tolist()) for part in levels)
+    return tuple(_to_tuples(part.tolist()) for part in levels)
 
 
 def _affine(convert: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -107,6 +107,6 @@ def _affine(convert: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     return matrix, (grey - matrix.sum(dim=1) / 2).view(1, 3, 1)
 
 
-def _nested(values: Any) -> Any:
+def _to_tuples(values: Any) -> Any:
     """Lists as tuples, at every depth."""
-    return tuple(map(_nested, values)) if isinstance(values, list) else values
+    return tuple(map(_to_tuples, values)) if isinstance(values, list) else values

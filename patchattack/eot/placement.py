@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
-from patchattack.eot.transform import checked_range
+from patchattack.eot.transform import check_range
 from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.scene import Scene
@@ -93,13 +93,13 @@ class Uniform:
         if motion not in MOTIONS:
             raise InputError(f"placement.motion: expected one of {', '.join(MOTIONS)}, got {motion}")
         self.area, self.side, self.distance, self.motion = area, side, distance, motion
-        self.scale = checked_range("placement.scale", scale, 0.01)
-        self.rotation = checked_range("placement.rotation", rotation, -180, 180)
-        either = checked_range("placement.tilt", (-tilt, tilt), -80, 80)
-        self.yaw = either if yaw is None else checked_range("placement.yaw", yaw, -80, 80)
-        self.pitch = either if pitch is None else checked_range("placement.pitch", pitch, -80, 80)
-        self.x, self.y = checked_range("placement.x", x, 0, 1), checked_range("placement.y", y, 0, 1)
-        self.speed = checked_range("placement.speed", (-speed, speed), -1, 1)
+        self.scale = check_range("placement.scale", scale, 0.01)
+        self.rotation = check_range("placement.rotation", rotation, -180, 180)
+        either = check_range("placement.tilt", (-tilt, tilt), -80, 80)
+        self.yaw = either if yaw is None else check_range("placement.yaw", yaw, -80, 80)
+        self.pitch = either if pitch is None else check_range("placement.pitch", pitch, -80, 80)
+        self.x, self.y = check_range("placement.x", x, 0, 1), check_range("placement.y", y, 0, 1)
+        self.speed = check_range("placement.speed", (-speed, speed), -1, 1)
         ranges = (
             *(self.scale, self.rotation, self.pitch, self.yaw, self.x, self.y),
             *(self.speed, self.speed, (-3.0, 3.0), (0.96, 1.04), (-1.0, 1.0), (-1.0, 1.0)),  # of random motion
@@ -115,7 +115,7 @@ class Uniform:
             return on_plane(scene.surface, scale, turn, torch.full_like(place, 0.5), patch.size_mm)
         board = SQUARE * self._size(scene, patch).unsqueeze(1)  # [B, 4, 2] pixels about the patch's centre
         frame = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
-        shape = _turned(board, turn) * scale.view(-1, 1, 1)
+        shape = _rotate(board, turn) * scale.view(-1, 1, 1)
         if any(self.pitch + self.yaw):
             tilts = F.pad(drawn[:, 2:4], (0, 1))  # about the horizontal axis, the vertical one, and none
             solid = F.pad(shape, (0, 1)) @ geometry.rotation(tilts).mT
@@ -128,9 +128,9 @@ class Uniform:
         corners = [first] * scene.frames.shape[1]
         if len(corners) == 2 and self.motion == "random":
             shift = drawn[:, 6:8] * frame.min()
-            corners[1] = _moved(first, centre, shift, drawn[:, 8], drawn[:, 9], drawn[:, 10:12], frame)
+            corners[1] = _move(first, centre, shift, drawn[:, 8], drawn[:, 9], drawn[:, 10:12], frame)
         elif len(corners) == 2 and self.motion == "scene":
-            corners[1] = _carried(first, centre, scene)
+            corners[1] = _carry(first, centre, scene)
         return torch.stack(corners, dim=1)
 
     def _size(self, scene: Scene, patch: Patch) -> Tensor:
@@ -147,7 +147,7 @@ class Uniform:
             sizes = focal * torch.tensor(patch.size_mm, dtype=torch.float64) / 1000 / self.distance
         else:
             if self.area is not None:
-                height = math.sqrt(self.area * rows * columns / proportion / patch.filled)
+                height = math.sqrt(self.area * rows * columns / proportion / patch.fill_ratio)
             else:
                 assert self.side is not None
                 height = self.side * min(rows, columns) / max(proportion, 1)
@@ -188,10 +188,10 @@ class OnSurface:
         x: Sequence[float] = (0.5, 0.5),
         y: Sequence[float] = (0.5, 0.5),
     ) -> None:
-        self.size = checked_range("placement.size", (size, size), 0.01)[0]
-        self.scale = checked_range("placement.scale", scale, 0.01)
-        self.rotation = checked_range("placement.rotation", rotation, -180, 180)
-        self.x, self.y = checked_range("placement.x", x), checked_range("placement.y", y)
+        self.size = check_range("placement.size", (size, size), 0.01)[0]
+        self.scale = check_range("placement.scale", scale, 0.01)
+        self.rotation = check_range("placement.rotation", rotation, -180, 180)
+        self.x, self.y = check_range("placement.x", x), check_range("placement.y", y)
 
     def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
         """As :class:`Placement` says."""
@@ -226,18 +226,18 @@ def on_plane(surface: Tensor, scale: Tensor, turn: Tensor, centre: Tensor, size_
         ``[B, T, 4, 2]``.
     """
     board = SQUARE * torch.tensor(size_mm, dtype=torch.float64) / max(size_mm)
-    board = _turned(board, turn) * scale.view(-1, 1, 1) + centre.unsqueeze(1)
+    board = _rotate(board, turn) * scale.view(-1, 1, 1) + centre.unsqueeze(1)
     return geometry.project(geometry.homography_from_corners(surface), board.unsqueeze(1))
 
 
-def _turned(points: Tensor, turn: Tensor) -> Tensor:
+def _rotate(points: Tensor, turn: Tensor) -> Tensor:
     """``points [..., n, 2]`` about the origin, ``turn [B]`` degrees counter-clockwise."""
     angle = torch.deg2rad(turn).view(-1, 1, 1)
     # What the sine adds: y to x, and minus x to y.
     return points * angle.cos() + points.flip(-1) * angle.sin() * points.new_tensor([1.0, -1.0])
 
 
-def _moved(
+def _move(
     corners: Tensor,
     centre: Tensor,
     shift: Tensor,
@@ -247,13 +247,13 @@ def _moved(
     frame: Tensor,
 ) -> Tensor:
     """Corners ``[B, 4, 2]`` after a similarity about the centre and a slight perspective change."""
-    about = _turned(corners - centre.unsqueeze(1), turn) * scale.view(-1, 1, 1)
+    about = _rotate(corners - centre.unsqueeze(1), turn) * scale.view(-1, 1, 1)
     slope = bend * 0.1 / frame.max()
     about = about / (1 + (about * slope.unsqueeze(1)).sum(dim=-1, keepdim=True))
     return about + (centre + shift).unsqueeze(1)
 
 
-def _carried(corners: Tensor, centre: Tensor, scene: Scene) -> Tensor:
+def _carry(corners: Tensor, centre: Tensor, scene: Scene) -> Tensor:
     """Corners ``[B, 4, 2]`` in frame 1 of an upright board that stands in the scene where its centre is seen.
 
     Its distance is the median of the known depths around the centre.

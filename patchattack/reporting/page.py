@@ -207,12 +207,12 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
     point = axes.figure.dpi / 72
     box = axes.get_window_extent()
     wanted = [(axes.transData.transform((0, value))[1] - box.y0) / point for _, _, value in known]
-    placed = _apart(wanted, 1.25 * rcParams["font.size"], box.height / point)
+    placed = _spread(wanted, 1.25 * rcParams["font.size"], box.height / point)
     for text, before, after in zip(texts, wanted, placed, strict=True):
         text.xyann = (7, after - before)
 
 
-def _apart(wanted: Sequence[float], gap: float, length: float) -> list[float]:
+def _spread(wanted: Sequence[float], gap: float, length: float) -> list[float]:
     """The places in [0, length] nearest to ``wanted``, which ascend, that keep ``gap`` between neighbours.
 
     Less the gaps below it each place is free to be as low as its neighbour's: what remains is isotonic regression.

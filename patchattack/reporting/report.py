@@ -81,9 +81,9 @@ class Report:
         rows: the results: ``condition``, ``metric``, ``region``, ``mean``, ``low``, ``high`` (95 % interval), ``n``.
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
-        headline: metric and region of the verdict.
+        primary_metric: metric and region of the verdict.
         over: "step" or "queries": what the curves are drawn over.
-        history: lines of ``over``, losses, and "validation/patch" and "validation/random", which are in the headline's
+        history: lines of ``over``, losses, and "validation/patch" and "validation/random", which are in the primary
             metric; a scalar may be absent from a line.
         examples: scenes to look at.
         legend: ``[3, h, w]`` in [0, 1], the key to the outputs' colours.
@@ -104,7 +104,7 @@ class Report:
     rows: list[dict[str, Any]]
     labels: dict[str, str]
     arrows: dict[str, str]
-    headline: tuple[str, str]
+    primary_metric: tuple[str, str]
     over: str
     history: list[dict[str, float]]
     examples: list[Example]
@@ -124,7 +124,7 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    metric, region = report.headline
+    metric, region = report.primary_metric
     regions = regions_of(report.rows)
     shown = regions.get(region, region)
     with figure_style():
@@ -149,13 +149,13 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _effect(report: Report) -> str:
-    """The headline metric under every condition, with its interval."""
-    found = by_metric(report.rows)[report.headline]
+    """The primary metric under every condition, with its interval."""
+    found = by_metric(report.rows)[report.primary_metric]
     figure, axes = axes_of(height=0.7 + 0.3 * len(found))
     draw_intervals(
         axes, [(CONDITIONS.get(name, name), DAY.get(name, DAY["muted"]), found[name]) for name in in_order(found)]
     )
-    axes.set_xlabel(report.labels[report.headline[0]])
+    axes.set_xlabel(report.labels[report.primary_metric[0]])
     return svg(figure)
 
 
@@ -179,7 +179,7 @@ def _losses(report: Report) -> str | None:
 
 
 def _validation(report: Report) -> str | None:
-    """The headline metric on validation scenes, for the patch and for the control."""
+    """The primary metric on validation scenes, for the patch and for the control."""
     if not any("validation/patch" in line for line in report.history):
         return None
     figure, axes = axes_of(height=2.5)

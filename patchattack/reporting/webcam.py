@@ -54,7 +54,7 @@ class Section:
     Attributes:
         victim: its name.
         rows: ``condition``, ``mean``, ``low``, ``high`` of the success, ``n`` stretches of time, ``frames``, and
-            ``value``, the mean of the headline metric.
+            ``value``, the mean of the primary metric.
         curves: success along the axes.
         gap: predicted minus measured success on the same frames, ``mean``, ``low``, ``high``; None without prediction.
         destroyed: share of the predicted successes that failed on camera, likewise, with ``n`` frames.
@@ -78,7 +78,7 @@ class Field:
         faults: why it is not all that was to be measured.
         worked: the printed patch did more than a grey card.
         rule: when a frame counts as won, a sentence.
-        label: the headline metric in words.
+        label: the primary metric in words.
         independent: seconds of a stretch of time.
         counts: what became of the frames, in words and numbers.
         sections: one for each victim.

@@ -24,7 +24,7 @@ from patchattack.webcam import overlay, paper
 from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import Capture, Shot
 from patchattack.webcam.counterfactual import Stencil, coverage, versions
-from patchattack.webcam.digital import drawn
+from patchattack.webcam.digital import draw_patch
 from patchattack.webcam.frames import to_array, to_tensor
 from patchattack.webcam.overlay import Text
 from patchattack.webcam.paper import White
@@ -246,7 +246,7 @@ class Session:
         sightings = self._search(shot)
         whites = [_white(image, one, self._sheet(one)) for image, one in zip(shot.images, sightings, strict=False)]
         if not sightings or None in whites:
-            record = self._unmeasured(shot, sightings)
+            record = self._unmeasured_record(shot, sightings)
             return Step(record, partial(self._picture_of_nothing, shot, record))
         seen = self._look(shot, sightings, [one for one in whites if one is not None])
         verdicts = self.trial.judge(seen.versions, seen.coverage, torch.from_numpy(seen.corners)[None])
@@ -276,7 +276,7 @@ class Session:
     def _sheet(self, sighting: Sighting) -> Layout:
         return next(one for one in self.setup.sheets if one.number == sighting.number)
 
-    def _unmeasured(self, shot: Shot, sightings: list[Sighting]) -> Record:
+    def _unmeasured_record(self, shot: Shot, sightings: list[Sighting]) -> Record:
         """The record of a shot that does not show a sheet of the run, or not all of its patch."""
         record = Record(shot.number, shot.time, self.trial.name, "lost")
         if sightings:
@@ -314,12 +314,12 @@ class Session:
             light=float(whites[-1].at(sighting.corners.mean(axis=0)) @ paper.LUMINANCE),
             sharpness=paper.sharpness(newest, sighting, sheet),
         )
-        images = [self._resized(image) for image in shot.images]
+        images = [self._resize(image) for image in shot.images]
         factors = images[-1].shape[1] / newest.shape[1], images[-1].shape[0] / newest.shape[0]
         corners = np.stack([(one.corners + 0.5) * factors - 0.5 for one in sightings])
-        whites = [one.scaled(*factors) for one in whites]
+        whites = [one.scale(*factors) for one in whites]
         if kind == "drawn":
-            images = drawn(images, corners, self.setup.patch)
+            images = draw_patch(images, corners, self.setup.patch)
         without = [self.stencil.replace(*one) for one in zip(images, corners, whites, strict=True)]
         return _Seen(record, versions(images, without), coverage(without), corners, whites)
 
@@ -330,7 +330,7 @@ class Session:
             images = [to_array(frame) for frame in seen.versions[0]]
             self.store.offer(seen.record, images, seen.corners, seen.whites, shot.images[-1])
 
-    def _resized(self, image: np.ndarray) -> np.ndarray:
+    def _resize(self, image: np.ndarray) -> np.ndarray:
         """The frame as the victim gets it."""
         size = self.setup.size
         if size is None or image.shape[:2] == tuple(size):
@@ -355,11 +355,11 @@ class Session:
             f"{record.size_px:.0f} px, light {record.light:.2f}, sharpness {record.sharpness:.2f}"
         )
         lines = [self.tally.line(record.victim, record.kind), f"{_ascii(self.trial.metric.label)}: {values}", where]
-        return self._composed(shown, record.corners, picture, Text(state, record.success > 0.5, lines))
+        return self._compose(shown, record.corners, picture, Text(state, record.success > 0.5, lines))
 
     def _picture_of_nothing(self, shot: Shot, record: Record) -> np.ndarray:
         """The live picture without the sheet."""
-        images = [self._resized(image) for image in shot.images]
+        images = [self._resize(image) for image in shot.images]
         frames = to_tensor(images)[None]
         picture = self.trial.attack.pictures([self.trial.outputs(frames)], [frames[0].float() / 255])[0]
         wanted = ", ".join(str(sheet.number) for sheet in self.setup.sheets)
@@ -369,9 +369,9 @@ class Session:
             "cut": ("cut off", "the patch is not all in the frame"),
         }.get(record.state, ("no sheet", "go nearer, give more light, keep the markers in the frame and flat"))
         lines = [self.tally.line(record.victim, "patch"), reason, f"looking for sheet {wanted}"]
-        return self._composed(shot.images[-1], None, picture, Text(state, False, lines))
+        return self._compose(shot.images[-1], None, picture, Text(state, False, lines))
 
-    def _composed(self, frame: np.ndarray, corners: np.ndarray | None, picture: Tensor, text: Text) -> np.ndarray:
+    def _compose(self, frame: np.ndarray, corners: np.ndarray | None, picture: Tensor, text: Text) -> np.ndarray:
         """With what is asked, what is shown, what runs, and the keys."""
         trials = self.setup.trials
         about = [

@@ -16,7 +16,7 @@ from patchattack.errors import InputError, one_line
 from patchattack.reporting.webcam import Curve, Field, Photo, Section, write_field
 from patchattack.statistics import FEWEST, difference, too_few, wilson
 from patchattack.webcam.digital import Prediction
-from patchattack.webcam.records import check_shares, photo_of, read, stored
+from patchattack.webcam.records import check_shares, load_frame, photo_of, read
 from patchattack.webcam.session import Setup
 
 # Columns of the records against which success is shown, in words.
@@ -56,7 +56,7 @@ class Series:
     Attributes:
         success: ``[n]`` in [0, 1], NaN where nothing was measured.
         stretch: ``[n]`` which stretch of time a shot belongs to.
-        values: ``[n]`` of the attack's headline metric.
+        values: ``[n]`` of the attack's primary metric.
     """
 
     success: np.ndarray
@@ -86,11 +86,11 @@ def summarise(
         independent: seconds; frames of one such stretch of time count as one in the intervals.
 
     Returns:
-        For each victim: ``rows`` (condition, mean, low, high of the success, n stretches, frames, and value, the mean
-        of the headline), ``curves`` by axis and condition (x, mean, low, high, n), ``gap`` (predicted minus measured
-        success on the same frames: mean, low, high), ``destroyed`` (share of predicted successes that failed on
-        camera, Kurakin et al. 2016: mean, low, high, n) and ``excess`` (success of the patch beyond
-        that of the grey card in the same frames: mean, low, high).
+        For each victim: ``rows`` (condition, mean, low, high of the success, n stretches, frames, and value,
+        the mean of the primary metric), ``curves`` by axis and condition (x, mean, low, high, n), ``gap``
+        (predicted minus measured success on the same frames: mean, low, high), ``destroyed`` (share of
+        predicted successes that failed on camera, Kurakin et al. 2016: mean, low, high, n) and ``excess``
+        (success of the patch beyond that of the grey card in the same frames: mean, low, high).
     """
     found = {}
     for victim in dict.fromkeys(records["victim"][records["state"] == "found"].tolist()):
@@ -240,7 +240,11 @@ def publish(folder: Path) -> Outcome:
     Raises:
         InputError: there is no such table, a file is none of a session's, or one cannot be written.
     """
-    records, about, predicted = read(folder / "frames.csv"), _noted(folder), _predicted(folder / "predicted.csv")
+    records, about, predicted = (
+        read(folder / "frames.csv"),
+        _read_notes(folder),
+        _read_predicted(folder / "predicted.csv"),
+    )
     found = summarise(records, predicted, about["independent_s"])
     counts, faults = _counts(records, about["source"]), about["faults"]
     if about["source"] is None:
@@ -272,7 +276,7 @@ def publish(folder: Path) -> Outcome:
     return Outcome(sentence, counts, faults)
 
 
-def _noted(folder: Path) -> dict[str, Any]:
+def _read_notes(folder: Path) -> dict[str, Any]:
     """What :func:`note` wrote; what can be said without it, where it is missing."""
     path = folder / "session.json"
     unknown: dict[str, Any] = {
@@ -281,7 +285,7 @@ def _noted(folder: Path) -> dict[str, Any]:
         "command": "unknown",
         "versions": {},
         "rule": "the rule was not written down",
-        "label": "headline metric",
+        "label": "primary metric",
         "independent_s": 0.5,
         "source": None,
         "faults": [],
@@ -303,7 +307,7 @@ def _noted(folder: Path) -> dict[str, Any]:
     return known
 
 
-def _predicted(path: Path) -> dict[int, Prediction]:
+def _read_predicted(path: Path) -> dict[int, Prediction]:
     """What :func:`note_predicted` wrote; nothing where it is missing."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
@@ -379,6 +383,6 @@ def _photos(
         guess = predicted.get(frame)
         if guess is not None and guess.success == guess.success:
             caption += ", predicted " + ("won" if guess.success > 0.5 else "not won")
-        image = torch.from_numpy(stored(photo_of(folder, frame))).permute(2, 0, 1).float() / 255
+        image = torch.from_numpy(load_frame(photo_of(folder, frame))).permute(2, 0, 1).float() / 255
         photos.append(Photo(image, caption))
     return photos

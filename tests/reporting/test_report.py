@@ -46,7 +46,7 @@ def some_report() -> Report:
         rows=rows,
         labels={"cosine": "cosine of <clean> flow, in $x_1$", "epe": "end-point error, px"},
         arrows={"cosine": "lower", "epe": "higher"},
-        headline=("cosine", "outside"),
+        primary_metric=("cosine", "outside"),
         over="step",
         history=history,
         examples=[Example({"patch": panel, "clean": clean, "random": panel})],

@@ -54,7 +54,7 @@ class Photograph:
         return images
 
 
-def destroyed(truth: Tensor, won: Tensor, after: Tensor) -> np.ndarray:
+def destruction_rate(truth: Tensor, won: Tensor, after: Tensor) -> np.ndarray:
     """Destruction rate (Kurakin et al. 2016, section 3.1): which adversarial images a transformation makes correct.
 
     Args:
@@ -172,12 +172,12 @@ def measure(
             part, outputs = scene.select(counted), clean[counted]
             aim = goal.aim(outputs, part)
             if name in PATCHES:
-                changed = _patched(study, part, name)
+                changed = _apply_patch(study, part, name)
             elif name == "none":
                 changed = part.frames[:, 0]
             else:
                 changed = craft(name, subject, part.frames[:, 0], aim, aimed != "untargeted")
-            row |= _measured(study, subject, goal, part, changed, outputs.argmax(dim=1), aim)
+            row |= _measure(study, subject, goal, part, changed, outputs.argmax(dim=1), aim)
         rows.append(row)
         if path is not None:
             files.write_json(path, rows)
@@ -205,12 +205,12 @@ def _read(path: Path, wanted: list[tuple[str, str]]) -> list[Row]:
 
 def _lessons(study: BaselinesStudy) -> list[int]:
     """Numbers of scenes of the training part, as many as are attacked, or all."""
-    numbers = study.settings.parts(len(study.source))[0]
+    numbers = study.settings.split_indices(len(study.source))[0]
     count = min(study.images, len(numbers))
     return [numbers[i * len(numbers) // count] for i in range(count)]
 
 
-def _patched(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
+def _apply_patch(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
     """``[n, 3, H, W]`` with the patch, or for each image another random one, at the same places; nothing else."""
     assert study.patch is not None
     patch, mask = study.patch, study.patch.mask
@@ -224,11 +224,11 @@ def _patched(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
     return torch.cat(frames)
 
 
-def _measured(
+def _measure(
     study: BaselinesStudy, subject: Subject, goal: Goal, scene: Scene, changed: Tensor, truth: Tensor, aim: Tensor
 ) -> Row:
     """The rates and sizes of the ``changed [n, 3, H, W]`` images of ``scene``, which has ``truth [n]``."""
-    won = goal.won(subject.logits(changed).argmax(dim=1), aim)
+    won = goal.succeeds(subject.logits(changed).argmax(dim=1), aim)
     after = torch.stack([_after(study, subject, scene, changed, draw) for draw in range(study.draws)])
     size = (changed - scene.frames[:, 0]).flatten(1)[won]
     row: Row = {
@@ -237,8 +237,8 @@ def _measured(
     }
     rates = {
         "success": won.float().numpy(),
-        "left": goal.won(after, aim).float().mean(dim=0).numpy(),
-        "destroyed": destroyed(truth, won, after),
+        "left": goal.succeeds(after, aim).float().mean(dim=0).numpy(),
+        "destroyed": destruction_rate(truth, won, after),
     }
     for name, values in rates.items():
         mean, low, high = statistics.wilson(values)

@@ -99,7 +99,7 @@ class OnePixel(Goal):
             the probability of the class aimed at, or of any but the true one; and whether the image is won.
         """
         aim = self.aim(clean, scene)
-        probability, won = logits.softmax(dim=1)[:, int(aim)], self.won(logits.argmax(dim=1), aim)
+        probability, won = logits.softmax(dim=1)[:, int(aim)], self.succeeds(logits.argmax(dim=1), aim)
         return (1 - probability, won) if self.goal == "untargeted" else (probability, won)
 
 

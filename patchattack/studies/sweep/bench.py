@@ -59,14 +59,14 @@ class Look:
     Attributes:
         scene: the scene ``C`` times.
         clean: the victim's output without a patch, ``C`` times.
-        hit: its outputs with each texture.
+        output: its outputs with each texture.
         view: what it saw.
         draw: that was rendered, once.
     """
 
     scene: Scene
     clean: Any
-    hit: Any
+    output: Any
     view: View
     draw: Draw
 
@@ -132,7 +132,7 @@ class Bench:
         scene, clean = look.scene.select(slice(0, 1)), self.references(look.scene.select(slice(0, 1)))
         nothing = View(scene.frames, look.view.coverage[:1], look.view.corners[:1])
         columns: dict[str, list[float]] = {}
-        for parts in ((clean, clean, scene, nothing), (look.hit, look.clean, look.scene, look.view)):
+        for parts in ((clean, clean, scene, nothing), (look.output, look.clean, look.scene, look.view)):
             found = self.attack.metrics(*parts) | {("loss", "all"): self.attack.loss(*parts)}
             values = torch.stack([value.float() for value in found.values()]).tolist()
             for (metric, region), value in zip(found, values, strict=True):
@@ -176,7 +176,7 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
                 *(predict, attack, sweep.points[0].renderer, references, patch, scenes),
                 *(fabric.device, (sweep.seed, VALIDATION)),
             )
-            drawn = evaluator.best_drawn(sweep.settings.parts(len(scenes))[1])
+            drawn = evaluator.best_drawn(sweep.settings.split_indices(len(scenes))[1])
             textures = {
                 **controls(patch),
                 **attack.controls(scenes, patch),
@@ -223,12 +223,12 @@ def pieces(source: Source, numbers: Sequence[int], patch: Patch, draws: int, see
 
 
 def _check_measurable(bench: Bench, baseline: Renderer) -> None:
-    """Refuse scenes of which none has the headline's metric."""
-    headline = "/".join(bench.attack.headline)
+    """Refuse scenes of which none has the primary metric."""
+    primary_metric = "/".join(bench.attack.primary_metric)
     for place in range(len(bench.numbers)):
-        if any(value == value for value in bench.measure(baseline, place, 0)[0][headline]):
+        if any(value == value for value in bench.measure(baseline, place, 0)[0][primary_metric]):
             return
-    label = bench.attack.metrics_known[bench.attack.headline[0]].label
+    label = bench.attack.metric_info[bench.attack.primary_metric[0]].label
     raise InputError(
         f"scenes: expected test scenes that a patch can win from {bench.victim}, got {len(bench.numbers)} in none of "
         f"which the {label} is defined (the victim is wrong without a patch already, or there is nothing to change); "

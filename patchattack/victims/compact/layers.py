@@ -39,7 +39,7 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     return geometry.sample(features, (grid + flow.permute(0, 2, 3, 1)).to(features.dtype))
 
 
-def decoded(
+def decode(
     x: Tensor, quarter: Tensor, down: nn.ModuleList, up: nn.ModuleList, predict: nn.ModuleList, size: tuple[int, int]
 ) -> list[Tensor]:
     """Flows of an encoder to 1/64 and a decoder to 1/4 with skips, as in FlowNet (Dosovitskiy et al. 2015).
