@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchattack import geometry
 from patchattack.defenses.defense import Preprocessing, check_odd, check_share, straight_through
 from patchattack.errors import InputError
 
@@ -60,4 +61,4 @@ def window_mean(values: Tensor, side: int) -> Tensor:
 
 def spread(hot: Tensor, side: int) -> Tensor:
     """``[N, 1, H, W]`` in {0, 1}: an odd window around any pixel of ``hot`` (bool) reaches here."""
-    return F.max_pool2d(hot.float(), side, 1, side // 2)
+    return geometry.highest(hot.float(), side)
