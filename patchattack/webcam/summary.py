@@ -13,6 +13,7 @@ import torch
 
 from patchattack import files
 from patchattack.errors import InputError, one_line
+from patchattack.job import spread
 from patchattack.reporting.webcam import Curve, Field, Photo, Section, write_field
 from patchattack.statistics import FEWEST, difference, too_few, wilson
 from patchattack.webcam.digital import Prediction
@@ -373,10 +374,9 @@ def _photos(
     success = records["success"] > 0.5 if won else records["success"] <= 0.5
     rows = np.flatnonzero((records["state"] == "found") & (records["kind"] == "patch") & success)
     rows = rows[np.argsort(records["distance_m"][rows], kind="stable")]
-    chosen = [row for row in rows if photo_of(folder, int(records["frame"][row])).is_file()]
-    count = min(PHOTOS, len(chosen))
+    chosen = [row for row in rows.tolist() if photo_of(folder, int(records["frame"][row])).is_file()]
     photos = []
-    for row in (chosen[place * len(chosen) // count] for place in range(count)):
+    for row in spread(chosen, PHOTOS):
         frame = int(records["frame"][row])
         distance, tilt, size = (records[name][row] for name in ("distance_m", "tilt", "size_px"))
         caption = f"frame {frame}: {distance:.2f} m, {tilt:.0f}°, {size:.0f} px"
