@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def texture(folder: Path) -> Tensor:
     """What the last update left."""
-    return safetensors.torch.load_file(folder / "checkpoint.safetensors")["free"]
+    return safetensors.torch.load_file(folder / "checkpoint.safetensors")["parameter"]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from patchattack.reporting import page
 from patchattack.reporting.report import Example, Panel, Report, example, write_report
 from patchattack.statistics import Outcome
 
+pytestmark = pytest.mark.figures
+
 VALUES = {"clean": 1.0, "grey": 0.98, "random": 0.962, "patch": -0.213}
 
 
