@@ -16,7 +16,7 @@ from patchattack.controls import CONDITIONS, SAME_PATCH, always, with_article
 from patchattack.eot.appearance import PrintNoise
 from patchattack.eot.calibrated import Calibrated
 from patchattack.eot.camera import Defocus, Jpeg, SensorNoise
-from patchattack.eot.renderer import Renderer
+from patchattack.eot.renderer import Draw, Renderer
 from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
@@ -119,9 +119,7 @@ class Evaluator:
 
         Each scene's textures are those of its number among ``units``; of the repetition's, where there are none.
         """
-        scene = self.source.__getitems__(list(numbers))
-        keys = [(*self.key, number, repetition) for number in numbers]
-        draw = self.renderer.draw(scene, self.patch, seeding.numbers(keys))
+        scene, draw = self._draw(numbers, repetition)
         scene = scene.to(self.device)
         clean = self.references(scene)
         for condition, texture in textures.items():
@@ -130,6 +128,17 @@ class Evaluator:
             view = self.renderer(one.to(self.device), self.patch.mask, scene, draw)
             yield condition, scene, clean, self.victim(view.frames), view
         yield "clean", scene, clean, clean, View(scene.frames, view.coverage, view.corners)
+
+    def corners(self, numbers: Sequence[int], repetitions: int = 1) -> Tensor:
+        """``[n, 4, 2]`` pixels, float64: the patch in the first frame of every scene and draw of :meth:`measure`."""
+        draws = [self._draw([number], repetition)[1] for number in numbers for repetition in range(repetitions)]
+        return torch.cat([draw.corners[:, 0] for draw in draws])
+
+    def _draw(self, numbers: Sequence[int], repetition: int) -> tuple[Scene, Draw]:
+        """Scenes, on the host, and their draw of a repetition."""
+        scene = self.source.__getitems__(list(numbers))
+        keys = [(*self.key, number, repetition) for number in numbers]
+        return scene, self.renderer.draw(scene, self.patch, seeding.numbers(keys))
 
     def measure(
         self,

@@ -27,6 +27,7 @@ from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch, low_passed
 from patchattack.printing.fiducials import save_layouts
 from patchattack.reporting.report import Example, Report, example, write_report
+from patchattack.reporting.threat_model import RunFacts, threat_model
 from patchattack.tracking import MetricsCsv, NullTracker, Tracker
 
 EXAMPLES = 4  # scenes that the report shows
@@ -188,7 +189,7 @@ def _export(
     save_layouts(folder / "print" / "layout.json", sheets)
 
     asked, before = budget.queries(job, progress.step), job.queries
-    _, validation, numbers = settings.split_indices(len(job.source))
+    training_scenes, validation, numbers = settings.split_indices(len(job.source))
     more = [] if progress.hand_drawn is None else [progress.hand_drawn]
     drawn = job.evaluator(VALIDATION).best_drawn(validation, more)
     texture = progress.best
@@ -210,12 +211,29 @@ def _export(
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write_json(folder / "results.json", rows)
+    first = job.source[numbers[0]]
+    height, width = first.size
+    corners = evaluator.corners(numbers, settings.test_draws)
+    side = float((corners[0] - corners[0].roll(1, 0)).norm(dim=-1).mean())
+    facts = RunFacts(
+        outcome=verdict.outcome,
+        sentence=verdict.sentence,
+        attack=attack,
+        victims=parts.victim.names,
+        gradients=not isinstance(job.optimizer, GradientFree),
+        queries=asked,
+        patch=best,
+        frame=(height, width),
+        frames=first.frames.shape[1],
+        corners=corners,
+        scenes=(len(training_scenes), len(validation), len(numbers)),
+        rows=rows,
+    )
+    model = threat_model(origin.config, facts)
+    files.write_json(folder / "evidence.json", model)
 
     examples = [_example(attack, evaluator.views(textures, [number], 1)) for number in _evenly(numbers, EXAMPLES)]
     legend, legend_text = attack.legend()
-    height, width = job.source[numbers[0]].size
-    corners = next(evaluator.views({"grey": textures["grey"]}, numbers[:1], 0))[4].corners
-    side = float((corners[0, 0] - corners[0, 0].roll(1, 0)).norm(dim=-1).mean())
     limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
     over = "queries" if isinstance(job.optimizer, GradientFree) else "step"
     history = MetricsCsv.read(folder / "metrics.csv")
@@ -225,6 +243,7 @@ def _export(
         verdict=verdict.sentence,
         facts=verdict.facts,
         outcome=verdict.outcome,
+        threat_model=model,
         rule=verdict.rule,
         rows=rows,
         labels={name: metric.label for name, metric in attack.metric_info.items()} | {"loss": "attack loss"},

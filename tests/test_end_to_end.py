@@ -32,7 +32,16 @@ PROJECT = Path(__file__).parents[1]
 NUMBERS = ("patch.png", "results.json", "metrics.csv", "checkpoint.safetensors")
 FILES = {
     *NUMBERS,
-    *("config.yaml", "overrides.yaml", "patch.json", "state.json", "report.html", "print/a4.pdf", "print/layout.json"),
+    *(
+        "config.yaml",
+        "overrides.yaml",
+        "patch.json",
+        "state.json",
+        "evidence.json",
+        "report.html",
+        "print/a4.pdf",
+        "print/layout.json",
+    ),
 }
 LONGER = ("trainer.steps=12", "trainer.checkpoint_every=4", "trainer.validate_every=3", "trainer.log_every=2")
 
@@ -300,7 +309,7 @@ def test_what_a_run_writes_is_json(finished: Path) -> None:
         raise ValueError(constant)
 
     found = sorted(finished.rglob("*.json"))
-    assert {path.name for path in found} == {"results.json", "patch.json", "state.json", "layout.json"}
+    assert {path.name for path in found} == {"results.json", "evidence.json", "patch.json", "state.json", "layout.json"}
     for path in found:
         json.loads(path.read_text(), parse_constant=refused)
     with safetensors.safe_open(finished / "checkpoint.safetensors", "pt") as file:

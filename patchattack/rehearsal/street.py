@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from patchattack import geometry, seeding
-from patchattack.data.world import Planes, World
+from patchattack.data.world import World
+from patchattack.data.world_layout import Planes
 from patchattack.errors import InputError
 from patchattack.printing.fiducials import Layout
 

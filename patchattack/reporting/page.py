@@ -40,11 +40,13 @@ DAY = {role: day for role, (day, _) in COLOURS.items()}
 REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
 STATES = {Outcome.WORKS: "worked", Outcome.FAILS: "failed", Outcome.INCONCLUSIVE: "undecided"}  # classes of the header
 ARROWS = {"lower": "↓", "higher": "↑"}  # the way of a stronger attack
+_NARROWEST = 0.05  # span of an axis of intervals, as a share of its greatest value: ticks of closer values collide
 _WIDEST = 640  # pixels; larger frames are shown reduced
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "svg.hashsalt": "patchattack",  # the same page has the same bytes
     "text.parse_math": False,
+    "axes.formatter.useoffset": False,  # a tick is its value, without a sum to do
 }
 
 
@@ -181,6 +183,10 @@ def draw_intervals(axes: Axes, entries: Sequence[tuple[str, str, dict[str, Any]]
     axes.set_yticks(range(len(entries)), [name for name, _, _ in entries], color=DAY["ink"])
     axes.set_ylim(len(entries) - 0.5, -0.9)
     axes.margins(x=0.12)
+    low, high = axes.get_xlim()
+    missing = _NARROWEST * max(abs(low), abs(high)) - (high - low)
+    if missing > 0:
+        axes.set_xlim(low - missing / 2, high + missing / 2)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=DAY["rule"], linewidth=0.6)
     axes.spines["left"].set_visible(False)

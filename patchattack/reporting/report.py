@@ -25,6 +25,7 @@ from patchattack.reporting.page import (
     svg,
     write_page,
 )
+from patchattack.reporting.threat_model import in_words
 from patchattack.statistics import Outcome
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Report:
         verdict: one sentence.
         facts: the numbers behind it, in words.
         outcome: of the comparison with the controls.
+        threat_model: as :func:`patchattack.reporting.threat_model.threat_model` gives it.
         rule: what the outcomes are and what a small effect is, in words.
         rows: the results: ``condition``, ``metric``, ``region``, ``mean``, ``low``, ``high`` (95 % interval), ``n``.
         labels: metric to words, with the unit.
@@ -100,6 +102,7 @@ class Report:
     verdict: str
     facts: str
     outcome: Outcome
+    threat_model: dict[str, Any]
     rule: str
     rows: list[dict[str, Any]]
     labels: dict[str, str]
@@ -135,6 +138,7 @@ def write_report(path: Path, report: Report) -> None:
             report=report,
             metric=metric,
             region=region,
+            box=in_words(report.threat_model),
             conditions=CONDITIONS,
             regions=regions,
             where=f", {shown}" if shown else "",
