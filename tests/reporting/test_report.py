@@ -23,6 +23,8 @@ from patchattack.reporting.report import Example, Panel, Report, example, write_
 from patchattack.reporting.threat_model import RunFacts, threat_model
 from patchattack.statistics import Outcome
 
+pytestmark = pytest.mark.figures
+
 VALUES = {"clean": 1.0, "grey": 0.98, "random": 0.962, "patch": -0.213}
 
 

@@ -10,6 +10,8 @@ import torch
 from patchattack.reporting.webcam import CONDITIONS, Curve, Field, Photo, Section, write_field
 from patchattack.statistics import Outcome
 
+pytestmark = pytest.mark.figures
+
 
 def some_field() -> Field:
     points = [{"x": float(n), "mean": 0.5, "low": 0.2, "high": 0.8, "n": 9.0} for n in range(3)]
