@@ -35,6 +35,18 @@ TINY = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes a good part of a tiny run and is none of most tests' business.
+
+    Figures are drawn empty but where a test is marked with ``figures``. Hydra composes each config twice, the first
+    time only to see whether it makes itself a sweep, which no test's does.
+    """
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command leaves on the terminal."""

@@ -367,8 +367,8 @@ def test_every_optimiser_runs_from_the_command_line(
     asked = [line["queries"] for line in lines]
     assert asked == sorted(set(asked))
     assert json.loads((folder / "state.json").read_text())["queries"] < asked[-1]  # clean frames come on top
-    before = Patch.create(resolution=16, size_mm=60).free.detach()
-    assert not torch.equal(safetensors.torch.load_file(folder / "checkpoint.safetensors")["free"], before)
+    before = Patch.create(resolution=16, size_mm=60).parameter.detach()
+    assert not torch.equal(safetensors.torch.load_file(folder / "checkpoint.safetensors")["parameter"], before)
     report = (folder / "report.html").read_text()
     assert "Queries" in report
     # Whether texels lack a gradient is asked of an optimizer that needs one alone.

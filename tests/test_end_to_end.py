@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def texture(folder: Path) -> Tensor:
     """What the last update left."""
-    return safetensors.torch.load_file(folder / "checkpoint.safetensors")["free"]
+    return safetensors.torch.load_file(folder / "checkpoint.safetensors")["parameter"]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -427,7 +427,7 @@ def test_everything_at_once(
     lines = MetricsCsv.read(folder / "metrics.csv")
     assert {"attack", "content", "nps", "tv"} <= lines[-1].keys()
     assert all(math.isfinite(value) for line in lines for value in line.values())
-    start = Patch.create(resolution=16, size_mm=60).free.detach()
+    start = Patch.create(resolution=16, size_mm=60).parameter.detach()
     assert "parameterisation=tanh" in "".join(choice) or (texture(folder) - start).abs().max() > 1e-4
     shown = Patch.load(folder / "patch.png")
     assert (shown.mask.mean() < 0.9) == ("patch.shape=circle" in choice)

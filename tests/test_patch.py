@@ -32,7 +32,7 @@ def test_a_patch_is_its_texture_its_mask_and_its_size() -> None:
     assert patch.size_mm == (150, 150)
     assert patch().min() >= 0
     assert patch().max() <= 1
-    assert [name for name, _ in patch.named_parameters()] == ["free"]
+    assert [name for name, _ in patch.named_parameters()] == ["parameter"]
     assert patch.dpi == pytest.approx((32 / 150 * 25.4,) * 2)
 
 

@@ -39,6 +39,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("task", SMALL)
 def test_a_task_runs_from_its_attack_alone(
     task: str, tmp_path: Path, command: Callable[..., Any], training: tuple[str, ...]

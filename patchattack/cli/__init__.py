@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -108,16 +109,21 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
         sys.exit(2)
 
 
-def _find_own_modules(typed: Sequence[str]) -> None:
-    """Let a ``_target_`` name modules of the working folder and of ``--config-dir``, after those that are installed."""
-    given = [
+def _config_folders(typed: Sequence[str]) -> list[Path]:
+    """Those of ``--config-dir``."""
+    given = (
         one.partition("=")[2] or follows
         for one, follows in zip(typed, [*typed[1:], "."], strict=False)
         if one.startswith(_CONFIG_DIR)
-    ]
-    for folder in (Path.cwd(), *map(Path, given)):
-        if str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
+    )
+    return [Path(folder).resolve() for folder in given]
+
+
+def _find_own_modules(typed: Sequence[str]) -> None:
+    """Let a ``_target_`` name modules of the working folder and of ``--config-dir``, after those that are installed."""
+    for folder in map(str, (Path.cwd().resolve(), *_config_folders(typed))):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _silence() -> None:
@@ -231,17 +237,23 @@ def _resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def _for_help(arguments: list[str], name: str, example: str) -> list[str]:
-    """Where help is asked for: print the command's own, and let Hydra show the config below it, and nothing else.
+    """Where help is asked for: print the command's own and the groups, and let Hydra show the config below them.
 
-    A config that leaves the attack open shows that of one: without any there is nothing to compose.
+    Hydra's own help takes seconds to list the groups. A config that leaves the attack open shows that of one: without
+    any there is nothing to compose.
     """
     if not {"-h", "--help"} & set(arguments):
         return arguments
-    print(example)
+    folders = [files.package_folder("conf"), *_config_folders(arguments)]
+    options = sorted((path.parent.name, path.stem) for folder in folders for path in folder.glob("*/*.yaml"))
+    print(f"{example}\n\n== Configuration groups ==\nOf each choose an option, as group=option\n")
+    for group, found in itertools.groupby(options, key=lambda one: one[0]):
+        print(f"{group}: {', '.join(option for _, option in found)}")
+    print("\n== Config ==\nChange any value, as foo.bar=value\n")
     text = (files.package_folder("conf") / f"{name}.yaml").read_text(encoding="utf-8")
     is_open = re.search(r"^  - (train$|attack: \?)", text, re.MULTILINE) and "override attack" not in text
     attack = ["attack=flow"] if is_open and "attack" not in map(key_of, arguments) else []
-    return ["hydra.help.header=''", "hydra.help.footer=''", *attack, *arguments]
+    return [*attack, *(one for one in arguments if one not in ("-h", "--help")), "--cfg=job"]
 
 
 def _with_several_victims(arguments: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ depth, the largest inverse depth is what is seen, and the ground truth follows i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,12 +108,7 @@ class World(Source):
         self.classes = CLASSES[subject]
         self.device = torch.device(device)
         self.intrinsics = geometry.camera_matrix(self.size, field_of_view)
-        generator = seeding.generator(seed, TEXTURES)
-        tiles = [textures.bank(kind, count, TILE, generator) for kind, count in COUNTS.items()]
-        if self.classes:
-            generator = seeding.generator(seed, SIGNS)
-            tiles += [signs.bank(kind, VARIANTS, TILE, generator) for kind in signs.SIGNS]
-        self.atlas = geometry.MipAtlas.build(torch.cat(tiles).to(self.device), repeats=True)
+        self.atlas = _atlas(seed, bool(self.classes), self.device)
         self.bank = self.atlas.image.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # all tiles below one another
         self.counts = COUNTS | {"sign": VARIANTS * len(signs.SIGNS)}
         starts = torch.tensor([0, *self.counts.values()]).cumsum(0)
@@ -258,6 +254,17 @@ class World(Source):
         """Planes, rotations to cameras ``[B, 2, 3, 3]`` and their centres ``[B, 2, 3]``; arguments as of Layout."""
         layout = Layout(self, draws, label)
         return layout.planes, layout.rotations, layout.centres
+
+
+@functools.lru_cache(maxsize=2)
+def _atlas(seed: int, with_signs: bool, device: torch.device) -> geometry.MipAtlas:
+    """The textures of a seed, drawn once for all its worlds."""
+    generator = seeding.generator(seed, TEXTURES)
+    tiles = [textures.bank(kind, count, TILE, generator) for kind, count in COUNTS.items()]
+    if with_signs:
+        generator = seeding.generator(seed, SIGNS)
+        tiles += [signs.bank(kind, VARIANTS, TILE, generator) for kind in signs.SIGNS]
+    return geometry.MipAtlas.build(torch.cat(tiles).to(device), repeats=True)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
@@ -20,6 +21,7 @@ from patchattack.files import write
 from patchattack.statistics import Outcome
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -54,6 +56,12 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    write(path, _templates().get_template(template).render(colours=COLOURS, states=STATES, **values))
+
+
+@functools.cache
+def _templates() -> Environment:
+    """Compiled once for all pages of a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -64,7 +72,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"png": _png, "number": number}
-    write(path, environment.get_template(template).render(colours=COLOURS, states=STATES, **values))
+    return environment
 
 
 def figure_style() -> AbstractContextManager[None]:

@@ -14,6 +14,8 @@ from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.reporting.compare import differences, load_run, load_runs, write_comparison
 
+pytestmark = pytest.mark.figures
+
 CONFIG: dict[str, Any] = {
     "attack": {"_target_": "patchattack.attacks.flow.FlowAttack", "target": None},
     "seed": 0,

@@ -20,6 +20,8 @@ from patchattack.reporting.report import Example, Panel
 from patchattack.reporting.sweep import Axis, Evidence, write_evidence
 from patchattack.statistics import Outcome
 
+pytestmark = pytest.mark.figures
+
 VOID = {"img", "meta", "br", "path", "use", "rect"}
 AXES = {
     "yaw": Axis("yaw (°)", [30.0, -30.0, 0.0], "line"),  # not in their order
