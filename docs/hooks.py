@@ -42,7 +42,8 @@ PUBLIC = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Give the generated pages their place in the navigation."""
+    """Put the generated pages into the navigation; leave out a script that the offline plugin would fetch."""
+    config.extra["polyfills"] = []
     made = {
         "config": [{group or "Top level": f"reference/config/{group or 'index'}.md"} for group in ["", *_groups()]],
         "api": [{title: f"reference/api/{_slug(title)}.md"} for title in PUBLIC],

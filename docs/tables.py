@@ -10,7 +10,7 @@ RUNS = Path(__file__).parent / "results" / "default_runs.json"
 # What each task's primary metric says, in a few words.
 MEASURED = {
     "flow": "optical flow: cosine to the clean flow, outside the patch",
-    "classification": 'classification: signs taken for "stop"',
+    "classification": 'classification: signs classified as "stop"',
     "depth": "depth: metres left to the target of 3 m",
     "detection": "detection: vehicles still detected",
 }

@@ -53,7 +53,7 @@ def batches(job: Job, training: list[int], done: int) -> Iterator[Batch]:
 
     Args:
         job: what trains.
-        training: numbers of the training scenes.
+        training: indices of the training scenes.
         done: steps that a resumed run has done.
     """
     settings, rank, processes = job.settings, job.fabric.global_rank, job.fabric.world_size
@@ -100,7 +100,7 @@ def _visible_texels(job: Job, numbers: Numbers) -> Tensor | None:
     return (~(hidden(height, y, high)[:, :, None] & hidden(width, x, wide)[:, None])).unsqueeze(1).float()
 
 
-def _loader(job: Job, numbers: list[int], done: int) -> Any:
+def _loader(job: Job, indices: list[int], done: int) -> Any:
     """Batches from step ``done`` on: an epoch is a permutation that seed and epoch fix."""
     settings, rank, processes = job.settings, job.fabric.global_rank, job.fabric.world_size
     batches = []
@@ -111,11 +111,11 @@ def _loader(job: Job, numbers: list[int], done: int) -> Any:
         batch = []
         share = size // processes
         for slot in range(rank * share, (rank + 1) * share):
-            epoch, place = divmod(start + slot, len(numbers))
+            epoch, place = divmod(start + slot, len(indices))
             if epoch not in epochs:
                 epochs = {epoch - 1: epochs[epoch - 1]} if epoch - 1 in epochs else {}
-                epochs[epoch] = order(job, epoch, len(numbers))
-            batch.append(numbers[epochs[epoch][place]])
+                epochs[epoch] = order(job, epoch, len(indices))
+            batch.append(indices[epochs[epoch][place]])
         batches.append(batch)
     loader: Any = DataLoader(
         job.source,

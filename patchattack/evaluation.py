@@ -45,16 +45,16 @@ class References:
     def __call__(self, scene: Scene) -> Any:
         """The victim's output for all scenes of the batch, on their device."""
         here: dict[int, Any] = {}
-        for row, number in enumerate(numbers := scene.index.tolist()):
-            if number in here:
+        for row, index in enumerate(indices := scene.index.tolist()):
+            if index in here:
                 continue
-            if (output := self._known.get(number)) is None:
+            if (output := self._known.get(index)) is None:
                 output = self.victim(scene.frames[row : row + 1])
                 self.budget -= _nbytes(output)
                 if self.budget > 0:
-                    self._known[number] = output
-            here[number] = output
-        return _concatenate([here[number] for number in numbers])
+                    self._known[index] = output
+            here[index] = output
+        return _concatenate([here[index] for index in indices])
 
 
 def _nbytes(output: Any) -> int:
@@ -111,15 +111,15 @@ class Evaluator:
     def views(
         self,
         textures: Mapping[str, Textures],
-        numbers: Sequence[int],
+        indices: Sequence[int],
         repetition: int,
         units: Sequence[int] | None = None,
     ) -> Iterator[tuple[str, Scene, Any, Any, View]]:
-        """Condition, scene, clean output, output and view, for all scenes ``numbers`` at once.
+        """Condition, scene, clean output, output and view, for all scenes ``indices`` at once.
 
         Each scene's textures are those of its number among ``units``; of the repetition's, where there are none.
         """
-        scene, draw = self._draw(numbers, repetition)
+        scene, draw = self._draw(indices, repetition)
         scene = scene.to(self.device)
         clean = self.references(scene)
         for condition, texture in textures.items():
@@ -129,21 +129,21 @@ class Evaluator:
             yield condition, scene, clean, self.victim(view.frames), view
         yield "clean", scene, clean, clean, View(scene.frames, view.coverage, view.corners)
 
-    def corners(self, numbers: Sequence[int], repetitions: int = 1) -> Tensor:
+    def corners(self, indices: Sequence[int], repetitions: int = 1) -> Tensor:
         """``[n, 4, 2]`` pixels, float64: the patch in the first frame of every scene and draw of :meth:`measure`."""
-        draws = [self._draw([number], repetition)[1] for number in numbers for repetition in range(repetitions)]
+        draws = [self._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
         return torch.cat([draw.corners[:, 0] for draw in draws])
 
-    def _draw(self, numbers: Sequence[int], repetition: int) -> tuple[Scene, Draw]:
+    def _draw(self, indices: Sequence[int], repetition: int) -> tuple[Scene, Draw]:
         """Scenes, on the host, and their draw of a repetition."""
-        scene = self.source.__getitems__(list(numbers))
-        keys = [(*self.key, number, repetition) for number in numbers]
+        scene = self.source.__getitems__(list(indices))
+        keys = [(*self.key, index, repetition) for index in indices]
         return scene, self.renderer.draw(scene, self.patch, seeding.numbers(keys))
 
     def measure(
         self,
         textures: Mapping[str, Textures],
-        numbers: Sequence[int],
+        indices: Sequence[int],
         repetitions: int = 1,
         batch: int = 8,
         progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
@@ -152,10 +152,10 @@ class Evaluator:
 
         The number that a texture gets is another one for every scene and repetition.
         """
-        places = {number: place for place, number in enumerate(numbers)}
+        places = {index: place for place, index in enumerate(indices)}
         work = [
-            (list(numbers[first : first + batch]), repetition)
-            for first in range(0, len(numbers), batch)
+            (list(indices[first : first + batch]), repetition)
+            for first in range(0, len(indices), batch)
             for repetition in range(repetitions)
         ]
         measured = []
@@ -171,7 +171,7 @@ class Evaluator:
                 ]
         return measured
 
-    def photograph(self, texture: Tensor, numbers: Sequence[int], repetitions: int = 1) -> list[Measured]:
+    def photograph(self, texture: Tensor, indices: Sequence[int], repetitions: int = 1) -> list[Measured]:
         """``texture`` after the default print and an ordinary camera, whatever else this EoT is of, in the same places.
 
         What the appearance and the camera of the own renderer do is left out; the condition is called by this name.
@@ -182,14 +182,14 @@ class Evaluator:
             {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
             self.renderer.whole_frame,
         )
-        measured = replace(self, renderer=renderer).measure({"photographed": always(texture)}, numbers, repetitions)
+        measured = replace(self, renderer=renderer).measure({"photographed": always(texture)}, indices, repetitions)
         return [one for one in measured if one.condition == "photographed"]
 
-    def best_drawn(self, numbers: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
-        """The strongest hand-drawn texture on scenes ``numbers``: of those that every run tries, and of ``more``."""
+    def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
+        """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""
         height, width = self.patch.mask.shape[1:]
         tried = {str(place): one for place, one in enumerate([*hand_drawn.standard_textures(), *more])}
-        measured = self.measure({name: always(one.texture(height, width)) for name, one in tried.items()}, numbers)
+        measured = self.measure({name: always(one.texture(height, width)) for name, one in tried.items()}, indices)
         sign = self.attack.metric_info[self.attack.primary_metric[0]].sign
 
         def strength(name: str) -> tuple[float, float]:

@@ -137,8 +137,8 @@ class Settings:
             InputError: too few scenes for all three.
         """
         ends = [round(scenes * sum(self.split[: n + 1])) for n in range(3)]
-        numbers = list(range(scenes))
-        parts = numbers[: ends[0]], numbers[ends[0] : ends[1]], numbers[ends[1] : ends[2]]
+        indices = list(range(scenes))
+        parts = indices[: ends[0]], indices[ends[0] : ends[1]], indices[ends[1] : ends[2]]
         if not all(parts):
             raise InputError(
                 f"data: expected at least one scene each for training, validation and test, got {scenes} scenes split "
@@ -342,8 +342,8 @@ def _finite(output: Any) -> bool:
     return output is None or all(map(_finite, output))
 
 
-def spread(numbers: list[int], most: int) -> list[int]:
-    """At most ``most`` of ``numbers``, evenly spread."""
-    if len(numbers) <= most:
-        return numbers
-    return [numbers[i * len(numbers) // most] for i in range(most)]
+def spread(indices: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of ``indices``, evenly spread."""
+    if len(indices) <= most:
+        return list(indices)
+    return [indices[i * len(indices) // most] for i in range(most)]

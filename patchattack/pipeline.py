@@ -22,7 +22,7 @@ from patchattack.controls import always, controls
 from patchattack.errors import DivergedError, InputError, VictimError, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
-from patchattack.job import TEST, TRAINING, VALIDATION, Job
+from patchattack.job import TEST, TRAINING, VALIDATION, Job, spread
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch, low_passed
 from patchattack.printing.fiducials import save_layouts
@@ -189,7 +189,7 @@ def _export(
     save_layouts(folder / "print" / "layout.json", sheets)
 
     asked, before = budget.queries(job, progress.step), job.queries
-    training_scenes, validation, numbers = settings.split_indices(len(job.source))
+    training_scenes, validation, indices = settings.split_indices(len(job.source))
     more = [] if progress.hand_drawn is None else [progress.hand_drawn]
     drawn = job.evaluator(VALIDATION).best_drawn(validation, more)
     texture = progress.best
@@ -203,17 +203,17 @@ def _export(
     evaluator = job.evaluator(TEST)
     measured = evaluator.measure(
         textures,
-        numbers,
+        indices,
         settings.test_draws,
         progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
     )
-    measured += evaluator.photograph(texture, numbers, settings.test_draws)
+    measured += evaluator.photograph(texture, indices, settings.test_draws)
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write_json(folder / "results.json", rows)
-    first = job.source[numbers[0]]
+    first = job.source[indices[0]]
     height, width = first.size
-    corners = evaluator.corners(numbers, settings.test_draws)
+    corners = evaluator.corners(indices, settings.test_draws)
     side = float((corners[0] - corners[0].roll(1, 0)).norm(dim=-1).mean())
     facts = RunFacts(
         outcome=verdict.outcome,
@@ -226,13 +226,13 @@ def _export(
         frame=(height, width),
         frames=first.frames.shape[1],
         corners=corners,
-        scenes=(len(training_scenes), len(validation), len(numbers)),
+        scenes=(len(training_scenes), len(validation), len(indices)),
         rows=rows,
     )
     model = threat_model(origin.config, facts)
     files.write_json(folder / "evidence.json", model)
 
-    examples = [_example(attack, evaluator.views(textures, [number], 1)) for number in _evenly(numbers, EXAMPLES)]
+    examples = [_example(attack, evaluator.views(textures, [index], 1)) for index in spread(indices, EXAMPLES)]
     legend, legend_text = attack.legend()
     limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
     over = "queries" if isinstance(job.optimizer, GradientFree) else "step"
@@ -261,7 +261,7 @@ def _export(
         patch=torch.cat([best(), best.mask]).detach(),
         setup=[
             ("Victim", parts.victim.name),
-            ("Data", f"{type(parts.source).__name__}, {len(numbers)} held-out scenes × {settings.test_draws} draws"),
+            ("Data", f"{type(parts.source).__name__}, {len(indices)} held-out scenes × {settings.test_draws} draws"),
             ("Frames", f"{width} × {height} px, the patch about {side:.0f} px a side"),
             ("On paper", f"{best.size_mm[0]:g} × {best.size_mm[1]:g} mm"),
             ("Training", f"{progress.step} steps of {settings.batch} × {settings.draws} views, seed {parts.seed}"),
@@ -270,7 +270,7 @@ def _export(
                 f"step {progress.best_step}, the best on validation scenes, used for nothing else",
             ),
             ("Hand-drawn", f"{drawn}, the best of its kind on validation scenes"),
-            ("Queries", f"{asked:,}{limit}, and {job.queries - before + len(numbers):,} for this report"),
+            ("Queries", f"{asked:,}{limit}, and {job.queries - before + len(indices):,} for this report"),
             ("Config", origin.digest),
         ],
         command=origin.command,
@@ -282,9 +282,9 @@ def _export(
 
 def _without_gradient(job: Job, texture: Tensor) -> float:
     """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
-    numbers = job.settings.split_indices(len(job.source))[0][: job.settings.batch]
-    scene = job.source.__getitems__(numbers)
-    keys = [(job.seed, TRAINING, 0, number) for number in numbers]
+    indices = job.settings.split_indices(len(job.source))[0][: job.settings.batch]
+    scene = job.source.__getitems__(indices)
+    keys = [(job.seed, TRAINING, 0, index) for index in indices]
     draw = job.renderer.draw(scene, job.patch, seeding.numbers(keys))
     scene = scene.to(job.fabric.device)
     free = texture.detach().to(job.fabric.device).clone().requires_grad_()
@@ -299,9 +299,3 @@ def _example(attack: Attack, views: Any) -> Example:
     shown = {condition: (view.frames[0].cpu(), output) for condition, _, _, output, view in views}
     order = [name for name in ("clean", "random", "patch") if name in shown]
     return example(attack, order, *([shown[name][part] for name in order] for part in range(2)))
-
-
-def _evenly(numbers: list[int], count: int) -> list[int]:
-    """``count`` of ``numbers``, or all where there are fewer, evenly spread."""
-    count = min(count, len(numbers))
-    return [numbers[i * len(numbers) // count] for i in range(count)]

@@ -153,16 +153,16 @@ class HeldOut:
             )
         return spread(left, settings.test_scenes)
 
-    def check(self, source: Source, numbers: Sequence[int]) -> None:
+    def check(self, source: Source, indices: Sequence[int]) -> None:
         """Refuse scenes that a run has seen.
 
         Raises:
             InputError: one of them was.
         """
         for seen in self.seen:
-            if known := sum(seen(source, number) for number in numbers):
+            if known := sum(seen(source, index) for index in indices):
                 raise InputError(
-                    f"data: expected test scenes that {seen.run} has not seen, got {known} of {len(numbers)} that it "
+                    f"data: expected test scenes that {seen.run} has not seen, got {known} of {len(indices)} that it "
                     "was trained or validated on; give the run's own seed, data and trainer.split"
                 )
 
@@ -197,10 +197,10 @@ def _scenes_seen(
         reason = one_line(error)
         _log.warning("%s: which scenes it has seen cannot be told, for its data cannot be read: %s", folder, reason)
         return _Seen(folder)
-    numbers = range(min(before(len(theirs)), len(theirs)))
+    indices = range(min(before(len(theirs)), len(theirs)))
     if alike:
-        return _Seen(folder, digests=frozenset(_digest(theirs[number].frames) for number in numbers))
-    return _Seen(folder, files=frozenset(one for number in numbers for one in _file_digests(theirs, number)))
+        return _Seen(folder, digests=frozenset(_digest(theirs[index].frames) for index in indices))
+    return _Seen(folder, files=frozenset(one for index in indices for one in _file_digests(theirs, index)))
 
 
 def _is_ours(target: str) -> bool:

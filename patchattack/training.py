@@ -179,7 +179,7 @@ class _Log:
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.shown.items()})
 
 
-def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, values: dict[str, float]) -> None:
+def _validate(job: Job, indices: list[int], progress: Progress, log: _Log, values: dict[str, float]) -> None:
     """Compare patches and random patch on held-out scenes, keep the best of all so far, and drop the worse half."""
     patch, attack = job.patch, job.attack
     evaluator = job.evaluator(VALIDATION)
@@ -187,7 +187,7 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     textures: dict[str, evaluation.Textures] = {f"patch {n}": always(one) for n, one in enumerate(candidates)}
     if progress.best_loss == math.inf:
         textures["random"] = random_patches(patch)
-    measured = evaluator.measure(textures, numbers, repetitions=budget.REPETITIONS)
+    measured = evaluator.measure(textures, indices, repetitions=budget.REPETITIONS)
     sign = 1.0 if attack.metric_info[attack.primary_metric[0]].stronger == "lower" else -1.0
 
     def mean(condition: str, metric: tuple[str, str]) -> float:
@@ -215,7 +215,7 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     images = {"patch": texture}
     if job.fabric.global_rank == 0:
         unasked = replace(evaluator, victim=lambda _: None)  # a picture needs no answer
-        view = next(unasked.views({"patch": always(texture)}, numbers[:1], 0))[4]
+        view = next(unasked.views({"patch": always(texture)}, indices[:1], 0))[4]
         images |= {f"view/{t}": frame for t, frame in enumerate(view.frames[0])}
     log(progress.step, values, images)
 

@@ -309,7 +309,7 @@ def test_the_patch_itself_out_of_focus_or_on_paper_is_no_rival() -> None:
 
 def test_one_lucky_scene_is_no_success() -> None:
     patch = [0.9] * 19 + [-1.0]
-    assert not judge(run([1.0] * 20, [0.9] * 20, patch), FlowAttack()).worked
+    assert not judge(run([1.0] * 20, [0.9] * 20, patch), FlowAttack()).works
 
 
 def test_a_random_patch_without_effect_gives_no_factor() -> None:
@@ -323,7 +323,7 @@ def test_a_random_patch_without_effect_gives_no_factor() -> None:
 def test_a_pattern_must_beat_a_plain_card_too() -> None:
     measured = run([1.0] * 20, [0.9] * 20, [0.5] * 20)
     weaker = [one("black", n, 0.8) for n in range(20)]
-    assert judge(measured + weaker, FlowAttack()).worked
+    assert judge(measured + weaker, FlowAttack()).works
     verdict = judge(measured + weaker + [one("white", n, 0.5) for n in range(20)], FlowAttack())
     assert not verdict.works
     assert verdict.factor == pytest.approx(5)
@@ -342,7 +342,7 @@ def test_of_controls_that_do_as_much_the_first_is_told(first: str) -> None:
 def test_scenes_are_compared_with_themselves() -> None:
     """A small gain in every scene shows although the scenes differ far more."""
     level = np.linspace(-0.5, 0.9, 20)
-    assert judge(run([1.0] * 20, level, level - 0.02), FlowAttack()).worked
+    assert judge(run([1.0] * 20, level, level - 0.02), FlowAttack()).works
 
 
 def test_pure_noise_hardly_ever_works() -> None:
@@ -352,7 +352,7 @@ def test_pure_noise_hardly_ever_works() -> None:
     for _ in range(300):
         level = draw.normal(0.7, 0.2, size=24)
         random, patch = level + draw.normal(scale=0.1, size=(2, 24))
-        worked += judge(run([1.0] * 24, random, patch), FlowAttack()).worked
+        worked += judge(run([1.0] * 24, random, patch), FlowAttack()).works
     assert worked <= 18
 
 

@@ -96,7 +96,7 @@ def threat_model(config: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
             "results": {row["condition"]: {key: row[key] for key in ("mean", "low", "high", "n")} for row in mine},
             "controls": [row["condition"] for row in mine if row["condition"] not in ("clean", *SAME_PATCH)],
         },
-        "not tested": _not_tested(config, facts),
+        "not_tested": _not_tested(config, facts),
     }
 
 

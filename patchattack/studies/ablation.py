@@ -179,8 +179,8 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
     renderers = dict(zip(MEDIA, (whole.renderer, study.build(study.config["renderer"] | study.printed)), strict=True))
     places = {name: folder / "patches" / name for name in variants}
     job = assembly.assemble(whole, fabric)  # to measure with; each training has its own
-    numbers = whole.settings.split_indices(len(job.source))[2]
-    _check_measurable(job, numbers)
+    indices = whole.settings.split_indices(len(job.source))[2]
+    _check_measurable(job, indices)
     for name, variant in variants.items():
         check_settings(places[name], settings_of(study.command, _FREE) | dict(variant.sets))
     for name in tqdm(variants, desc="patches", unit="patch", dynamic_ncols=True):
@@ -197,7 +197,7 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
     for medium, renderer in renderers.items():
         measured = replace(job.evaluator(TEST), renderer=renderer).measure(
             textures,
-            numbers,
+            indices,
             whole.settings.test_draws,
             progress=partial(tqdm, desc=f"measuring {MEDIA[medium]}", unit="batch", dynamic_ncols=True),
         )
@@ -211,14 +211,14 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
     return _table(study, variants, patches, rows, job)
 
 
-def _check_measurable(job: Job, numbers: Sequence[int]) -> None:
+def _check_measurable(job: Job, indices: Sequence[int]) -> None:
     """Refuse scenes of which none has the primary metric."""
     grey = controls(job.patch)["grey"]
-    measured = job.evaluator(TEST).measure({"grey": grey}, numbers)
+    measured = job.evaluator(TEST).measure({"grey": grey}, indices)
     if np.isnan(evaluation.per_scene(measured, "grey", job.attack.primary_metric)).all():
         label = job.attack.metric_info[job.attack.primary_metric[0]].label
         raise InputError(
-            f"data: expected test scenes that a patch can win from {job.victim.name}, got {len(numbers)} in none of "
+            f"data: expected test scenes that a patch can win from {job.victim.name}, got {len(indices)} in none of "
             f"which the {label} is defined (the victim is wrong without a patch already, or there is nothing to "
             "change); give more scenes, other data or another target"
         )

@@ -46,7 +46,7 @@ class DefenseStudy:
         defenses: name to defence; each victim is also tried without any.
         patch: trained without knowing the defences: ``transferred``.
         command: that was typed.
-        held_out: numbers of the scenes to measure on.
+        held_out: indices of the scenes to measure on.
     """
 
     parts: Parts
@@ -137,10 +137,10 @@ def _measure_defense(study: DefenseStudy, victim: Victim, place: Path, fabric: A
         "transferred": always(study.patch().detach()),
         "adaptive": always(adaptive().detach()),
     }
-    numbers = study.held_out(job.source, parts.settings)
+    indices = study.held_out(job.source, parts.settings)
     measured = job.evaluator(TEST).measure(
         textures,
-        numbers,
+        indices,
         parts.settings.test_draws,
         progress=partial(tqdm, desc="measuring", unit="batch", dynamic_ncols=True),
     )
@@ -158,7 +158,7 @@ def _measure_defense(study: DefenseStudy, victim: Victim, place: Path, fabric: A
         excess = metric.sign * (evaluation.per_scene(measured, condition, primary_metric) - random)
         row = _row(condition, "excess", primary_metric[1]) | statistics.paired_difference(excess, metric.rate)
         rows.append(row | {"p": statistics.sign_flip(excess)})
-    if (proved := _certified_rate(job, numbers)) is not None:
+    if (proved := _certified_rate(job, indices)) is not None:
         rows.append(_row("certified", "accuracy", "all") | statistics.estimate(proved, rate=True))
     return rows
 
@@ -168,13 +168,13 @@ def _row(condition: str, metric: str, region: str) -> Row:
 
 
 @torch.no_grad()
-def _certified_rate(job: Job, numbers: list[int]) -> np.ndarray | None:
+def _certified_rate(job: Job, indices: list[int]) -> np.ndarray | None:
     """``[n]``: 1 where the true class is proved, NaN where it is unknown; None where the victim proves nothing."""
     if not isinstance(job.victim, Defended):
         return None
     shares = []
-    for number in tqdm(numbers, desc="certifying", unit="scene", dynamic_ncols=True, disable=None):
-        scene = job.source.__getitems__([number]).to(job.fabric.device)
+    for index in tqdm(indices, desc="certifying", unit="scene", dynamic_ncols=True, disable=None):
+        scene = job.source.__getitems__([index]).to(job.fabric.device)
         with job.fabric.autocast():
             labels = job.victim.certify(scene.frames)
         if labels is None:

@@ -37,7 +37,7 @@ class TransferStudy:
         patches: name to patch, the rows; the first gives the controls their shape.
         settings: split, scenes and draws.
         seed: of the draws.
-        held_out: numbers of the scenes to measure on.
+        held_out: indices of the scenes to measure on.
     """
 
     attack: Attack
@@ -64,7 +64,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
     check_tasks(study.attack, study.victims)
     for name, victim in study.victims.items():
         attack, predict, scenes = bind_victim(study.attack, victim, source, fabric)
-        numbers = study.held_out(scenes, study.settings)
+        indices = study.held_out(scenes, study.settings)
         references = References(predict, study.settings.memory_gb * 1e9)
         for place, (crafted, patch) in enumerate(study.patches.items()):
             evaluator = Evaluator(
@@ -84,7 +84,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
             textures = {**others, crafted: always(patch().detach())}
             measured = evaluator.measure(
                 textures,
-                numbers,
+                indices,
                 study.settings.test_draws,
                 progress=partial(tqdm, desc=f"{crafted} on {name}", dynamic_ncols=True),
             )

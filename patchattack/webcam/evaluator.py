@@ -12,7 +12,7 @@ from patchattack.webcam.capture import Capture
 from patchattack.webcam.digital import Prediction, predict
 from patchattack.webcam.screen import Screen
 from patchattack.webcam.session import Session, Setup
-from patchattack.webcam.summary import Outcome, SessionOrigin, note, note_predicted, publish
+from patchattack.webcam.summary import SessionOrigin, SessionResult, note, note_predicted, publish
 
 
 def evaluate(
@@ -22,7 +22,7 @@ def evaluate(
     folder: Path,
     origin: SessionOrigin,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> Outcome:
+) -> SessionResult:
     """Measure until the source ends or the user quits, then predict and write the report.
 
     Ctrl-C ends what is being done: the measurement, or the prediction. The report is of what is there then, also where

@@ -13,8 +13,9 @@ import torch
 
 from patchattack import files
 from patchattack.errors import InputError, one_line
+from patchattack.job import spread
 from patchattack.reporting.webcam import Curve, Field, Photo, Section, write_field
-from patchattack.statistics import FEWEST, difference, too_few, wilson
+from patchattack.statistics import FEWEST, Outcome, difference, too_few, wilson
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.records import check_shares, load_frame, photo_of, read
 from patchattack.webcam.session import Setup
@@ -170,28 +171,26 @@ def percent(share: float, sign: str = "") -> str:
     return f"{100 * share:{sign}.0f} %"
 
 
-def verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether the printed patch does more than a grey card, and the sentence."""
+def verdict(found: Mapping[str, Any]) -> tuple[Outcome, str]:
+    """Whether the printed patch does more than a grey card, and the sentence that says so."""
     rows = {row["condition"]: row for row in found["rows"]}
     if "patch" not in rows:
         if "drawn" in rows:
             row = rows["drawn"]
-            return (
-                False,
-                f"A rehearsal: the patch that was drawn on the sheet won {percent(row['mean'])} of the frames.",
-            )
-        return False, "Nothing was measured of the printed patch."
+            sentence = f"A rehearsal: the patch that was drawn on the sheet won {percent(row['mean'])} of the frames."
+            return Outcome.INCONCLUSIVE, sentence
+        return Outcome.INCONCLUSIVE, "Nothing was measured of the printed patch."
     patch, grey = rows["patch"], rows["grey"]
     share = f"{percent(patch['mean'])} of the frames, a grey card in its place {percent(grey['mean'])}"
     if patch["n"] < FEWEST:
-        return False, too_few(patch["n"], "stretches of time")
+        return Outcome.INCONCLUSIVE, too_few(patch["n"], "stretches of time")
     if found["excess"]["low"] > 0:
-        return True, f"It works on camera: the printed patch won {share}."
-    return False, f"It does not work on camera: the printed patch won {share}."
+        return Outcome.WORKS, f"It works on camera: the printed patch won {share}."
+    return Outcome.FAILS, f"It does not work on camera: the printed patch won {share}."
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SessionResult:
     """How it ended.
 
     Attributes:
@@ -218,7 +217,7 @@ def note(
         setup: of the session.
         source: how many ``frames`` came from it, how many were ``dropped``, and the ``gaps`` in it; None while they
             come.
-        faults: as of :class:`Outcome`.
+        faults: as of :class:`SessionResult`.
     """
     trial = setup.trials[0]
     facts = {"rule": trial.rule, "label": trial.metric.label, "independent_s": float(setup.independent)}
@@ -232,7 +231,7 @@ def note_predicted(folder: Path, predicted: Mapping[int, Prediction]) -> None:
     files.write(folder / "predicted.csv", "\n".join(["frame,value,success", *lines]) + "\n")
 
 
-def publish(folder: Path) -> Outcome:
+def publish(folder: Path) -> SessionResult:
     """Write ``summary.json`` and ``report.html`` of what a session's folder has: at least ``frames.csv``.
 
     ``session.json``, ``predicted.csv`` and the photographs in ``frames/`` are used where they are.
@@ -254,13 +253,13 @@ def publish(folder: Path) -> Outcome:
     main: Mapping[str, Any] = max(
         found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": []}
     )
-    worked, sentence = verdict(main)
+    outcome, sentence = verdict(main)
     field = Field(
         title=about["title"],
         verdict=sentence,
         facts=_facts(main),
         faults=faults,
-        worked=worked,
+        outcome=outcome,
         rule=f"{about['rule'][:1].upper()}{about['rule'][1:]}.",
         label=about["label"],
         independent=about["independent_s"],
@@ -273,7 +272,7 @@ def publish(folder: Path) -> Outcome:
         versions=about["versions"],
     )
     write_field(folder / "report.html", field)
-    return Outcome(sentence, counts, faults)
+    return SessionResult(sentence, counts, faults)
 
 
 def _read_notes(folder: Path) -> dict[str, Any]:
@@ -373,10 +372,9 @@ def _photos(
     success = records["success"] > 0.5 if won else records["success"] <= 0.5
     rows = np.flatnonzero((records["state"] == "found") & (records["kind"] == "patch") & success)
     rows = rows[np.argsort(records["distance_m"][rows], kind="stable")]
-    chosen = [row for row in rows if photo_of(folder, int(records["frame"][row])).is_file()]
-    count = min(PHOTOS, len(chosen))
+    chosen = [row for row in rows.tolist() if photo_of(folder, int(records["frame"][row])).is_file()]
     photos = []
-    for row in (chosen[place * len(chosen) // count] for place in range(count)):
+    for row in spread(chosen, PHOTOS):
         frame = int(records["frame"][row])
         distance, tilt, size = (records[name][row] for name in ("distance_m", "tilt", "size_px"))
         caption = f"frame {frame}: {distance:.2f} m, {tilt:.0f}°, {size:.0f} px"

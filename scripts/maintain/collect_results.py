@@ -13,13 +13,11 @@ from typing import Any
 
 import cv2
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+from patchattack import files
+from patchattack.patch import Patch, read_facts
 
-import tables  # noqa: E402
-
-from patchattack import files  # noqa: E402
-from patchattack.patch import Patch, read_facts  # noqa: E402
+sys.path.append(str(Path(__file__).parents[2] / "docs"))
+import tables
 
 
 def main() -> None:

@@ -328,8 +328,8 @@ def test_the_threat_model_says_who_attacks_what_and_beside_what() -> None:
 
 def test_the_threat_model_leaves_out_what_was_tested() -> None:
     placement = CONFIG["placement"] | {"yaw": [-30, 30], "motion": "scene"}
-    before = some_threat_model()["not tested"]
-    after = some_threat_model(config={"placement": placement, "defense": {"jpeg": {}}})["not tested"]
+    before = some_threat_model()["not_tested"]
+    after = some_threat_model(config={"placement": placement, "defense": {"jpeg": {}}})["not_tested"]
     gone = " ".join(one for one in before if one not in after)
     for words in ("views from the side", "moves with the scene", "defences"):
         assert words in gone

@@ -280,7 +280,7 @@ def test_the_numbers_are_those_of_the_evaluator_under_the_same_draws(tmp_path: P
         bench.device,
         (one.seed, TEST),
     )
-    expected = evaluator.measure({"patch": bench.textures["patch"]}, bench.numbers, repetitions=2, batch=1)
+    expected = evaluator.measure({"patch": bench.textures["patch"]}, bench.indices, repetitions=2, batch=1)
     for condition in ("patch", "clean"):
         mine = [float(row["cosine/outside"]) for row in rows if row["condition"] == condition]
         theirs = [each.metrics["cosine", "outside"] for each in expected if each.condition == condition]
@@ -366,7 +366,7 @@ def test_every_scene_and_draw_meets_another_random_texture_and_a_piece_of_anothe
         assert all(one.shape == (3, 8, 8) and one.min() >= 0 and one.max() <= 1 for one in textures)
         assert len({one.numpy().tobytes() for one in textures}) == 8
     # Scene 2 of 4 lends its pieces to the first.
-    frame = found.source[found.numbers[2]].to("cpu").frames[0, 0]
+    frame = found.source[found.indices[2]].to("cpu").frames[0, 0]
     (piece, *_) = (found.textures["natural"](unit) for unit in range(2))
     height, width = 12, 12  # half of the largest square
     cuts = (frame[:, y : y + height, x : x + width] for y in range(13) for x in range(21))
@@ -445,7 +445,7 @@ def written(
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, table.columns, lineterminator="\n")
         for point in table.points:
-            for place, number in enumerate(table.benches[0].numbers):
+            for place, number in enumerate(table.benches[0].indices):
                 for draw in range(2):
                     for condition in table.benches[0].conditions:
                         key = ("colours", "random", point.axis, point.text, number, draw, condition)

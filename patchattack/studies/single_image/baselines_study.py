@@ -17,7 +17,7 @@ from patchattack.eot.placement import Placement
 from patchattack.eot.renderer import Renderer
 from patchattack.eot.transform import Transform, saturate
 from patchattack.errors import InputError, nearest
-from patchattack.job import TEST, Settings
+from patchattack.job import TEST, Settings, spread
 from patchattack.patch import Patch, random_texture
 from patchattack.scene import Scene, Source
 from patchattack.seeding import Numbers
@@ -146,15 +146,15 @@ def measure(
     Raises:
         InputError: as :class:`Subject`; there is no image that counts; or the file cannot be read.
     """
-    numbers = choose_scenes(study.settings, len(study.source), study.images)
-    scene = study.source.__getitems__(numbers).to("cpu")
+    indices = choose_scenes(study.settings, len(study.source), study.images)
+    scene = study.source.__getitems__(indices).to("cpu")
     lessons = study.source.__getitems__(_lessons(study)).to("cpu").frames[:, 0]
     subject = Subject(study.victim, lessons, study.limits, study.batch, study.seed)
     clean = subject.logits(scene.frames[:, 0])
     goals = study.goals
     if not goals["untargeted"].winnable(clean, scene).any():
         raise InputError(
-            f"data: expected an image that {study.victim.name} gets right, got none of {len(numbers)}; "
+            f"data: expected an image that {study.victim.name} gets right, got none of {len(indices)}; "
             "choose data that it knows"
         )
     wanted: list[tuple[str, str]] = [
@@ -205,9 +205,7 @@ def _read(path: Path, wanted: list[tuple[str, str]]) -> list[Row]:
 
 def _lessons(study: BaselinesStudy) -> list[int]:
     """Numbers of scenes of the training part, as many as are attacked, or all."""
-    numbers = study.settings.split_indices(len(study.source))[0]
-    count = min(study.images, len(numbers))
-    return [numbers[i * len(numbers) // count] for i in range(count)]
+    return spread(study.settings.split_indices(len(study.source))[0], study.images)
 
 
 def _apply_patch(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:

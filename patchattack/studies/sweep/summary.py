@@ -17,6 +17,7 @@ from patchattack.attacks.attack import Attack
 from patchattack.controls import with_article
 from patchattack.errors import InputError
 from patchattack.evaluation import LOSS, Row
+from patchattack.job import spread
 from patchattack.reporting.report import Example, example
 from patchattack.reporting.sweep import Axis as Shown
 from patchattack.reporting.sweep import Evidence
@@ -107,7 +108,7 @@ def read(path: Path, table: ViewTable) -> Iterator[MeasuredPoint]:
                     raise ValueError(f"rows of {', '.join(cells)}")
                 for condition, lines in cells.items():
                     numbers = np.array([[float(cell or "nan") for cell in line] for line in lines])
-                    columns = numbers.T.reshape(len(table.metrics), len(bench.numbers), bench.draws)
+                    columns = numbers.T.reshape(len(table.metrics), len(bench.indices), bench.draws)
                     pairs = zip(table.metrics, columns, strict=True)
                     values[condition] = {metric: column for metric, column in pairs if metric in known}
                 yield MeasuredPoint(bench, points[axis, text], values)
@@ -276,8 +277,7 @@ def headline(summary: Summary, attack: Attack) -> Headline:
 def examples(bench: Bench, baseline: Point, strongest: str) -> list[Example]:
     """Scenes to look at, outputs drawn on one scale: without, with the strongest control, random and the patch."""
     result = []
-    count = min(EXAMPLES, len(bench.numbers))
-    for place in (one * len(bench.numbers) // count for one in range(count)):
+    for place in spread(range(len(bench.indices)), EXAMPLES):
         look = bench.look(baseline.renderer, place, 0)
         conditions = list(bench.textures)
         chosen = [conditions.index(one) for one in dict.fromkeys([strongest, "random", "patch"])]
@@ -358,7 +358,7 @@ def evidence(
     legend, legend_text = bench.attack.legend()
     patches = {one.crafted: torch.cat([one.patch(), one.patch.mask]).detach() for one in table.benches}
     victims = dict.fromkeys(one.victim for one in table.benches)
-    scenes = f"{len(bench.numbers)} test scenes × {bench.draws} draws at each of {len(table.points)} points"
+    scenes = f"{len(bench.indices)} test scenes × {bench.draws} draws at each of {len(table.points)} points"
     setup = [
         ("Victims" if len(victims) > 1 else "Victim", ", ".join(victims)),
         ("Patches" if len(patches) > 1 else "Patch", ", ".join(patches)),
