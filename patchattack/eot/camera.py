@@ -10,6 +10,7 @@ from torch import Tensor
 
 from patchattack.eot.jpeg import jpeg
 from patchattack.eot.transform import Transform, checked_range, per_image
+from patchattack.devices import numbered
 from patchattack.errors import InputError
 from patchattack.seeding import Numbers
 
@@ -90,11 +91,10 @@ class SensorNoise(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        height, width = image.shape[-2:]
-        x = (origin[:, :1] + torch.arange(width, device=image.device)) % self.TILE
-        y = (origin[:, 1:] + torch.arange(height, device=image.device)) % self.TILE
-        n = torch.arange(len(image), device=image.device).view(-1, 1, 1)
-        return image + parameters[n, :, y.unsqueeze(2), x.unsqueeze(1)].permute(0, 3, 1, 2)
+        rows, columns = (torch.arange(side, device=image.device) for side in image.shape[-2:])
+        left, top = origin.view(-1, 2, 1, 1).unbind(1)
+        x, y = (left + columns) % self.TILE, (top + rows.unsqueeze(1)) % self.TILE
+        return image + parameters[numbered(len(image), image.device), :, y, x].permute(0, 3, 1, 2)
 
 
 class Jpeg(Transform):
