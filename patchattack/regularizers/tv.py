@@ -37,7 +37,7 @@ def total_variation(texture: Tensor, mask: Tensor) -> Tensor:
     to_neighbours = constant(((((-1, 0), (1, 0)),), (((-1, 1), (0, 0)),)) * 3, texture.dtype, texture.device)
     differences = F.conv2d(F.pad(texture.unsqueeze(0), (0, 1, 0, 1), mode="replicate"), to_neighbours, groups=3)
     neighbours = constant(((((0, 0), (1, 0)),), (((0, 1), (0, 0)),)), mask.dtype, mask.device)
-    within = F.conv2d(F.pad(mask, (0, 1, 0, 1)).unsqueeze(0), neighbours) * mask  # [1, 2, h, w]
+    within = F.conv2d(F.pad(mask, (0, 1, 0, 1)).expand(1, 2, -1, -1), neighbours, groups=2) * mask
     height, width = texture.shape[1:]
     # vector_norm, unlike sqrt, has gradient zero at zero.
     steepness = torch.linalg.vector_norm(differences.view(3, 2, height, width) * within, dim=(0, 1), keepdim=True)
