@@ -140,7 +140,7 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
 
     try:
         job.source = attack.scenes(job.source, tried)
-        training_part, validation, _ = settings.parts(len(job.source))
+        training_part, validation, _ = settings.split_indices(len(job.source))
         budget.check_budget(job)
         trial = replace(job.evaluator(TRAINING), victim=tried if isinstance(optimizer, GradientFree) else followed)
         (_, scene, clean, _, view), _ = trial.views({"patch": lambda _: patch().detach()}, training_part[:1], 0)
@@ -156,20 +156,22 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
     return job
 
 
-def _check_winnable(job: Job, numbers: list[int]) -> None:
-    """Say it where the victim leaves no patch anything to win in scenes ``numbers``: there is nothing to measure."""
+def _check_winnable(job: Job, indices: list[int]) -> None:
+    """Say it where the victim leaves no patch anything to win in scenes ``indices``: there is nothing to measure."""
     unasked = replace(job.evaluator(VALIDATION), victim=lambda _: None)
     texture = job.patch().detach()
-    for number in numbers:  # what they cost is kept for the validation
-        *_, (_, scene, clean, _, view) = unasked.views({"patch": always(texture)}, [number], 0)
+    for index in indices:  # what they cost is kept for the validation
+        *_, (_, scene, clean, _, view) = unasked.views({"patch": always(texture)}, [index], 0)
         contract.check_output(job.victim, scene.frames, clean)
         metrics = job.attack.metrics(clean, clean, scene, view)
-        won = [values for (name, _), values in metrics.items() if name == "success"] or [metrics[job.attack.headline]]
+        won = [values for (name, _), values in metrics.items() if name == "success"] or [
+            metrics[job.attack.primary_metric]
+        ]
         if any(not values.isnan().all() for values in won):
             return
     _log.warning(
         "victim %s: a patch has nothing to win in any of %d validation scenes: %s; check the victim and the data",
-        *(job.victim.name, len(numbers), job.attack.nothing_to_win),
+        *(job.victim.name, len(indices), job.attack.nothing_to_win),
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from patchattack import seeding
 from patchattack.devices import transfer
 from patchattack.eot.renderer import Draw
-from patchattack.eot.zoom import zoomed
+from patchattack.eot.zoom import zoom_in
 from patchattack.job import ORDER, TRAINING, Job
 from patchattack.scene import Scene
 from patchattack.seeding import Numbers
@@ -38,13 +38,13 @@ class Batch:
             return self
         rows = torch.arange(len(self.scene)).repeat(times)
         shown = None if self.shown is None else self.shown.repeat(times, 1, 1, 1)
-        return Batch(self.scene.select(rows), _selected(self.clean, rows), self.draw.repeat(times), shown)
+        return Batch(self.scene.select(rows), _select(self.clean, rows), self.draw.repeat(times), shown)
 
 
-def _selected(output: Any, rows: Tensor) -> Any:
+def _select(output: Any, rows: Tensor) -> Any:
     """Rows of an output: a tensor, or an ensemble's tuple."""
     if isinstance(output, tuple):
-        return tuple(_selected(one, rows) for one in output)
+        return tuple(_select(one, rows) for one in output)
     return output[transfer(rows, output.device)]
 
 
@@ -53,7 +53,7 @@ def batches(job: Job, training: list[int], done: int) -> Iterator[Batch]:
 
     Args:
         job: what trains.
-        training: numbers of the training scenes.
+        training: indices of the training scenes.
         done: steps that a resumed run has done.
     """
     settings, rank, processes = job.settings, job.fabric.global_rank, job.fabric.world_size
@@ -77,16 +77,16 @@ def _batch(job: Job, scene: Scene, numbers: Numbers) -> Batch:
     settings, device = job.settings, job.fabric.device
     rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
     if settings.zoom > 1:
-        scene = zoomed(scene.select(rows), settings.zoom, numbers, device)
+        scene = zoom_in(scene.select(rows), settings.zoom, numbers, device)
         clean = job.clean(scene.frames)
     else:
         scene = scene.to(device).select(rows)
         clean = job.references(scene)
     draw = job.renderer.draw(scene, job.patch, numbers)
-    return Batch(scene, clean, draw, _shown(job, numbers)).repeat(job.candidates)
+    return Batch(scene, clean, draw, _visible_texels(job, numbers)).repeat(job.candidates)
 
 
-def _shown(job: Job, numbers: Numbers) -> Tensor | None:
+def _visible_texels(job: Job, numbers: Numbers) -> Tensor | None:
     """The texels that each view shows, ``[n, 1, h, w]``: all but a rectangle of its own; None where all show all."""
     if not job.settings.cutout:
         return None
@@ -100,7 +100,7 @@ def _shown(job: Job, numbers: Numbers) -> Tensor | None:
     return (~(hidden(height, y, high)[:, :, None] & hidden(width, x, wide)[:, None])).unsqueeze(1).float()
 
 
-def _loader(job: Job, numbers: list[int], done: int) -> Any:
+def _loader(job: Job, indices: list[int], done: int) -> Any:
     """Batches from step ``done`` on: an epoch is a permutation that seed and epoch fix."""
     settings, rank, processes = job.settings, job.fabric.global_rank, job.fabric.world_size
     batches = []
@@ -111,11 +111,11 @@ def _loader(job: Job, numbers: list[int], done: int) -> Any:
         batch = []
         share = size // processes
         for slot in range(rank * share, (rank + 1) * share):
-            epoch, place = divmod(start + slot, len(numbers))
+            epoch, place = divmod(start + slot, len(indices))
             if epoch not in epochs:
                 epochs = {epoch - 1: epochs[epoch - 1]} if epoch - 1 in epochs else {}
-                epochs[epoch] = order(job, epoch, len(numbers))
-            batch.append(numbers[epochs[epoch][place]])
+                epochs[epoch] = order(job, epoch, len(indices))
+            batch.append(indices[epochs[epoch][place]])
         batches.append(batch)
     loader: Any = DataLoader(
         job.source,

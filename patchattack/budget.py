@@ -19,7 +19,7 @@ def queries(job: Job, steps: int) -> int:
     the scenes and to try one before the work is part of it; the final measurement is not.
     """
     settings = job.settings
-    training, validation, _ = settings.parts(len(job.source))
+    training, validation, _ = settings.split_indices(len(job.source))
     shown = settings.accumulate * sum(map(settings.scenes_at, range(steps)))
     clean, starts = len(training), start_scenes(job, len(training))
     if settings.zoom > 1:  # no scene is seen twice
@@ -38,7 +38,7 @@ def check_budget(job: Job) -> None:
     settings = job.settings
     if settings.max_queries is None:
         return
-    training, validation, _ = settings.parts(len(job.source))
+    training, validation, _ = settings.split_indices(len(job.source))
     plan, view = job.plan, len(validation) * REPETITIONS
     before = queries(job, 1) + 1 + (plan.candidates + 1) * view  # the patches and a random one
     before += (plan.starts + 1) * len(start_scenes(job, len(training))) if plan.starts else 0
@@ -56,7 +56,7 @@ def affords(job: Job, step: int) -> bool:
     """Whether the budget has room for this step and a validation after it."""
     if job.settings.max_queries is None:
         return True
-    _, validation, _ = job.settings.parts(len(job.source))
+    _, validation, _ = job.settings.split_indices(len(job.source))
     after = len(validation) * REPETITIONS
     needed = job.candidates * (_most_of_a_step(job, step) + after)
     return queries(job, step + 1) + needed <= job.settings.max_queries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -30,7 +31,7 @@ class Progress:
         step: updates done.
         best: ``[3, h, w]`` the texture that validation chose.
         best_step: when it was found.
-        best_score: its headline metric on the validation scenes, signed so that lower is stronger.
+        best_score: its primary metric on the validation scenes, signed so that lower is stronger.
         best_loss: its attack loss there, which decides between patches of the same score.
         random_score: the random patch's.
         hand_drawn: the best hand-drawn texture among the starts, if any was tried.
@@ -58,8 +59,8 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
     if job.fabric.global_rank > 0:
         return
     optimizer = job.optimizer.state_dict()
-    tensors = {"free": job.patch.free.detach(), "best": progress.best}
-    values = {row: _apart(value, f"optimizer.{row}", tensors) for row, value in optimizer["state"].items()}
+    tensors = {"parameter": job.patch.parameter.detach(), "best": progress.best}
+    values = {row: _flatten(value, f"optimizer.{row}", tensors) for row, value in optimizer["state"].items()}
     state = {
         "step": progress.step,
         "best_step": progress.best_step,
@@ -72,7 +73,7 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         "optimizer_state": values,
         "schedule": job.schedule.state_dict(),
     }
-    text = files.json_text(_apart(state, "", tensors))
+    text = files.json_text(_flatten(state, "", tensors))
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     about = {"state": f"{digest(text, tensors)} {text}"}  # one entry: of several, the order is another every time
     files.write(folder / FILE, safetensors.torch.save(tensors, about))
@@ -91,29 +92,29 @@ def digest(text: str, tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _apart(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """``value`` as JSON has it: tensors by their names, which begin with ``name``, in ``tensors``; NaN as text."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, dict):
-        return {key: _apart(one, f"{name}.{key}", tensors) for key, one in value.items()}
+        return {key: _flatten(one, f"{name}.{key}", tensors) for key, one in value.items()}
     if isinstance(value, list):
-        return [_apart(one, f"{name}.{place}", tensors) for place, one in enumerate(value)]
+        return [_flatten(one, f"{name}.{place}", tensors) for place, one in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         return {"number": str(value)}
     return value
 
 
-def _together(plain: Any, tensors: dict[str, Tensor]) -> Any:
-    """What :func:`_apart` took apart."""
+def _unflatten(plain: Any, tensors: dict[str, Tensor]) -> Any:
+    """What :func:`_flatten` took apart."""
     if isinstance(plain, dict):
         if plain.keys() == {"tensor"}:
             return tensors[plain["tensor"]]
         if plain.keys() == {"number"}:
             return float(plain["number"])
-        return {key: _together(one, tensors) for key, one in plain.items()}
-    return [_together(one, tensors) for one in plain] if isinstance(plain, list) else plain
+        return {key: _unflatten(one, tensors) for key, one in plain.items()}
+    return [_unflatten(one, tensors) for one in plain] if isinstance(plain, list) else plain
 
 
 def resume(job: Job, folder: Path) -> Progress:
@@ -135,17 +136,16 @@ def resume(job: Job, folder: Path) -> Progress:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if known != digest(text, tensors):
             raise ValueError("a damaged one, or one of an earlier version")
-        state = _together(json.loads(text), tensors)
-        values = {int(row): value for row, value in state["optimizer_state"].items()}
+        state = _unflatten(json.loads(text), tensors)
         numbers: dict[str, Any] = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}
         numbers |= {name: _score(state[name]) for name in ("best_score", "best_loss", "random_score")}
         hand_drawn = None if state["hand_drawn"] is None else HandDrawn.read(state["hand_drawn"])
-        free, best = tensors["free"], tensors["best"]
-        _check_textures(free, best, *job.patch.mask.shape[1:])
-        job.patch.hold(free)
-        job.optimizer.load_state_dict({"state": values, "param_groups": state["optimizer"]})
-        job.schedule.load_state_dict(state["schedule"])
-    except Exception as error:  # of torch, whose optimisers and schedules take what they are given as it is
+        parameter, best = tensors["parameter"], tensors["best"]
+        _check_textures(parameter, best, *job.patch.mask.shape[1:])
+        _load(job, parameter, copy.deepcopy(state))
+        _try_step(job)
+        _load(job, parameter, state)
+    except Exception as error:  # torch's optimisers and schedules raise anything
         raise InputError(
             f"{path}: expected the checkpoint of a run, got {error!r}; start a new run (drop resume=)"
         ) from error
@@ -153,7 +153,36 @@ def resume(job: Job, folder: Path) -> Progress:
     return Progress(best=best, hand_drawn=hand_drawn, **numbers)
 
 
-def _check_textures(free: Tensor, best: Tensor, height: int, width: int) -> None:
+def _load(job: Job, parameter: Tensor, state: dict[str, Any]) -> None:
+    """Give the patch, the optimiser and the schedule of ``job`` what a checkpoint holds."""
+    job.patch.hold(parameter)
+    memories = {int(row): value for row, value in state["optimizer_state"].items()}
+    job.optimizer.load_state_dict({"state": memories, "param_groups": state["optimizer"]})
+    job.schedule.load_state_dict(state["schedule"])
+
+
+def _try_step(job: Job) -> None:
+    """Let the optimiser and the schedule take a step: they accept any state, and fail where they use it.
+
+    Raises:
+        Exception: whatever a state leads to that no optimiser or schedule has left.
+        ValueError: the step leads to NaN or infinity.
+    """
+    parameter = job.patch.parameter
+
+    def slope() -> Tensor:
+        parameter.grad = torch.ones_like(parameter)
+        return torch.zeros((), device=parameter.device)
+
+    slope()
+    job.optimizer.step(slope)  # type: ignore[arg-type]  # torch's closures return tensors too
+    job.schedule.step()
+    parameter.grad = None
+    if not parameter.isfinite().all():
+        raise ValueError("an optimiser's state that leads to NaN")
+
+
+def _check_textures(parameter: Tensor, best: Tensor, height: int, width: int) -> None:
     """Refuse what is no texture of a patch of ``height`` and ``width`` texels.
 
     Raises:
@@ -161,9 +190,16 @@ def _check_textures(free: Tensor, best: Tensor, height: int, width: int) -> None
     """
     if best.shape != (3, height, width) or not (best.min() >= 0 and best.max() <= 1):
         raise ValueError(f"best: expected [3, {height}, {width}] in [0, 1], got another texture of {list(best.shape)}")
-    coarse = free.ndim in (3, 4) and free.shape[-3] == 3 and free.shape[-2] <= height and free.shape[-1] <= width
-    if not (coarse and free.isfinite().all()):
-        raise ValueError(f"free: expected finite [3, h, w] of at most {height} × {width}, got {list(free.shape)}")
+    coarse = (
+        parameter.ndim in (3, 4)
+        and parameter.shape[-3] == 3
+        and parameter.shape[-2] <= height
+        and parameter.shape[-1] <= width
+    )
+    if not (coarse and parameter.isfinite().all()):
+        raise ValueError(
+            f"parameter: expected finite [3, h, w] of at most {height} × {width}, got {list(parameter.shape)}"
+        )
 
 
 def _score(value: Any) -> float:

@@ -27,7 +27,7 @@ CONDITIONS = {
 SAME_PATCH = ("patch", "coarse", "photographed")  # under three conditions; every other texture is a rival
 
 
-def called(condition: str) -> str:
+def with_article(condition: str) -> str:
     """A condition with its article, in the middle of a sentence."""
     name = CONDITIONS.get(condition, condition)
     article = "" if name.startswith("no ") else "the " if name.startswith("best ") or condition == "patch" else "a "
@@ -51,7 +51,7 @@ def controls(patch: Patch) -> dict[str, Textures]:
     def plain(*colour: float) -> Textures:
         return always(torch.tensor(colour).view(3, 1, 1).repeat(1, height, width))
 
-    def shuffled(repetition: int) -> Tensor:
+    def shuffle(repetition: int) -> Tensor:
         order = torch.randperm(int(inside.sum()), generator=torch.Generator().manual_seed(repetition))
         result = texture.clone()
         result[:, inside] = texture[:, inside][:, order]
@@ -62,7 +62,7 @@ def controls(patch: Patch) -> dict[str, Textures]:
         "white": plain(1.0, 1.0, 1.0),
         "black": plain(0.0, 0.0, 0.0),
         "mean": plain(*texture[:, inside].mean(dim=1).tolist()),
-        "shuffled": shuffled,
+        "shuffled": shuffle,
         "random": random_patches(patch),
     }
 

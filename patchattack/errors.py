@@ -74,7 +74,7 @@ def out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, MemoryError) or torchs or out_of_memory(error.__cause__)
 
 
-def shortened(message: str) -> str:
+def shorten(message: str) -> str:
     """``message`` on one line, and without the middle of whatever it quotes at length: the end says how to mend it."""
     message = " ".join(message.splitlines())
     if len(message) <= _LONGEST:
@@ -87,9 +87,9 @@ def assignment(key: str, value: Any) -> str:
     text = str(value)
     if _BARE.fullmatch(text) and not _NO_TEXT.fullmatch(text):
         return f"{key}={shlex.quote(text)}"
-    return shlex.quote(f"{key}={quoted(text)}")
+    return shlex.quote(f"{key}={quote(text)}")
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """``text`` in quotes, as Hydra reads it back."""
     return '"' + re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text) + '"'

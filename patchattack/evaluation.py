@@ -12,11 +12,11 @@ from torch import Tensor
 
 from patchattack import hand_drawn, seeding, statistics
 from patchattack.attacks.attack import Attack, Metric, Textures
-from patchattack.controls import CONDITIONS, SAME_PATCH, always, called
+from patchattack.controls import CONDITIONS, SAME_PATCH, always, with_article
 from patchattack.eot.appearance import PrintNoise
 from patchattack.eot.calibrated import Calibrated
 from patchattack.eot.camera import Defocus, Jpeg, SensorNoise
-from patchattack.eot.renderer import Renderer
+from patchattack.eot.renderer import Draw, Renderer
 from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
@@ -45,27 +45,27 @@ class References:
     def __call__(self, scene: Scene) -> Any:
         """The victim's output for all scenes of the batch, on their device."""
         here: dict[int, Any] = {}
-        for row, number in enumerate(numbers := scene.index.tolist()):
-            if number in here:
+        for row, index in enumerate(indices := scene.index.tolist()):
+            if index in here:
                 continue
-            if (output := self._known.get(number)) is None:
+            if (output := self._known.get(index)) is None:
                 output = self.victim(scene.frames[row : row + 1])
                 self.budget -= _nbytes(output)
                 if self.budget > 0:
-                    self._known[number] = output
-            here[number] = output
-        return _joined([here[number] for number in numbers])
+                    self._known[index] = output
+            here[index] = output
+        return _concatenate([here[index] for index in indices])
 
 
 def _nbytes(output: Any) -> int:
     return output.nbytes if isinstance(output, Tensor) else sum(map(_nbytes, output))
 
 
-def _joined(outputs: list[Any]) -> Any:
+def _concatenate(outputs: list[Any]) -> Any:
     """One batch of outputs, which are tensors or, of an ensemble, tuples of them."""
     if isinstance(outputs[0], Tensor):
         return torch.cat(outputs)
-    return tuple(_joined(list(parts)) for parts in zip(*outputs, strict=True))
+    return tuple(_concatenate(list(parts)) for parts in zip(*outputs, strict=True))
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,15 @@ class Evaluator:
     def views(
         self,
         textures: Mapping[str, Textures],
-        numbers: Sequence[int],
+        indices: Sequence[int],
         repetition: int,
         units: Sequence[int] | None = None,
     ) -> Iterator[tuple[str, Scene, Any, Any, View]]:
-        """Condition, scene, clean output, output and view, for all scenes ``numbers`` at once.
+        """Condition, scene, clean output, output and view, for all scenes ``indices`` at once.
 
         Each scene's textures are those of its number among ``units``; of the repetition's, where there are none.
         """
-        scene = self.source.__getitems__(list(numbers))
-        keys = [(*self.key, number, repetition) for number in numbers]
-        draw = self.renderer.draw(scene, self.patch, seeding.numbers(keys))
+        scene, draw = self._draw(indices, repetition)
         scene = scene.to(self.device)
         clean = self.references(scene)
         for condition, texture in textures.items():
@@ -131,10 +129,21 @@ class Evaluator:
             yield condition, scene, clean, self.victim(view.frames), view
         yield "clean", scene, clean, clean, View(scene.frames, view.coverage, view.corners)
 
+    def corners(self, indices: Sequence[int], repetitions: int = 1) -> Tensor:
+        """``[n, 4, 2]`` pixels, float64: the patch in the first frame of every scene and draw of :meth:`measure`."""
+        draws = [self._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
+        return torch.cat([draw.corners[:, 0] for draw in draws])
+
+    def _draw(self, indices: Sequence[int], repetition: int) -> tuple[Scene, Draw]:
+        """Scenes, on the host, and their draw of a repetition."""
+        scene = self.source.__getitems__(list(indices))
+        keys = [(*self.key, index, repetition) for index in indices]
+        return scene, self.renderer.draw(scene, self.patch, seeding.numbers(keys))
+
     def measure(
         self,
         textures: Mapping[str, Textures],
-        numbers: Sequence[int],
+        indices: Sequence[int],
         repetitions: int = 1,
         batch: int = 8,
         progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
@@ -143,18 +152,18 @@ class Evaluator:
 
         The number that a texture gets is another one for every scene and repetition.
         """
-        places = {number: place for place, number in enumerate(numbers)}
+        places = {index: place for place, index in enumerate(indices)}
         work = [
-            (list(numbers[first : first + batch]), repetition)
-            for first in range(0, len(numbers), batch)
+            (list(indices[first : first + batch]), repetition)
+            for first in range(0, len(indices), batch)
             for repetition in range(repetitions)
         ]
         measured = []
         for part, repetition in progress(work):
             units = [places[number] * repetitions + repetition for number in part]
-            for condition, scene, clean, hit, view in self.views(textures, part, repetition, units):
-                metrics = self.attack.metrics(hit, clean, scene, view)
-                metrics["loss", "all"] = self.attack.loss(hit, clean, scene, view)
+            for condition, scene, clean, output, view in self.views(textures, part, repetition, units):
+                metrics = self.attack.metrics(output, clean, scene, view)
+                metrics["loss", "all"] = self.attack.loss(output, clean, scene, view)
                 columns = torch.stack([value.float() for value in metrics.values()]).cpu().T.tolist()
                 measured += [
                     Measured(condition, number, dict(zip(metrics, values, strict=True)))
@@ -162,7 +171,7 @@ class Evaluator:
                 ]
         return measured
 
-    def photographed(self, texture: Tensor, numbers: Sequence[int], repetitions: int = 1) -> list[Measured]:
+    def photograph(self, texture: Tensor, indices: Sequence[int], repetitions: int = 1) -> list[Measured]:
         """``texture`` after the default print and an ordinary camera, whatever else this EoT is of, in the same places.
 
         What the appearance and the camera of the own renderer do is left out; the condition is called by this name.
@@ -173,19 +182,20 @@ class Evaluator:
             {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
             self.renderer.whole_frame,
         )
-        measured = replace(self, renderer=renderer).measure({"photographed": always(texture)}, numbers, repetitions)
+        measured = replace(self, renderer=renderer).measure({"photographed": always(texture)}, indices, repetitions)
         return [one for one in measured if one.condition == "photographed"]
 
-    def best_drawn(self, numbers: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
-        """The strongest hand-drawn texture on scenes ``numbers``: of those that every run tries, and of ``more``."""
+    def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
+        """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""
         height, width = self.patch.mask.shape[1:]
-        tried = {str(place): one for place, one in enumerate([*hand_drawn.known(), *more])}
-        measured = self.measure({name: always(one.texture(height, width)) for name, one in tried.items()}, numbers)
-        sign = self.attack.metrics_known[self.attack.headline[0]].sign
+        tried = {str(place): one for place, one in enumerate([*hand_drawn.standard_textures(), *more])}
+        measured = self.measure({name: always(one.texture(height, width)) for name, one in tried.items()}, indices)
+        sign = self.attack.metric_info[self.attack.primary_metric[0]].sign
 
         def strength(name: str) -> tuple[float, float]:
             score, loss = (
-                statistics.mean(per_scene(measured, name, metric)) for metric in (self.attack.headline, ("loss", "all"))
+                statistics.mean(per_scene(measured, name, metric))
+                for metric in (self.attack.primary_metric, ("loss", "all"))
             )
             return (-np.inf if np.isnan(score) else sign * score, -loss)
 
@@ -215,7 +225,7 @@ def summarise(measured: Sequence[Measured], attack: Attack) -> list[Row]:
     for condition in sorted(conditions, key=(*CONDITIONS, *conditions).index):
         for metric, region in measured[0].metrics:
             values = per_scene(measured, condition, (metric, region))
-            known = attack.metrics_known.get(metric, LOSS)
+            known = attack.metric_info.get(metric, LOSS)
             row = {
                 "condition": condition,
                 "metric": metric,
@@ -245,23 +255,23 @@ class Verdict:
     rule: str = ""
 
     @property
-    def worked(self) -> bool:
+    def works(self) -> bool:
         """The patch beats every control."""
         return self.outcome is Outcome.WORKS
 
 
 def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
-    """Compare the patch with each control on the attack's headline metric, paired by scene.
+    """Compare the patch with each control on the attack's primary metric, paired by scene.
 
     To beat all of them at 95 % each is at least as hard as to beat the strongest: no correction is due (Berger 1982).
     Where a control is not beaten, the patch does not work if what it may do beyond it is small at most, by the interval
     in the metric of :attr:`Attack.size`; else the scenes are too few, or too unlike, to tell.
     """
-    name, region = attack.headline
-    metric = attack.metrics_known[name]
+    name, region = attack.primary_metric
+    metric = attack.metric_info[name]
     sign = metric.sign
     conditions = dict.fromkeys(one.condition for one in measured)
-    values = {one: sign * per_scene(measured, one, attack.headline) for one in conditions}
+    values = {one: sign * per_scene(measured, one, attack.primary_metric) for one in conditions}
     effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
     rivals = [one for one in conditions if one not in ("clean", *SAME_PATCH)]
     rivals.sort(key=lambda one: effects[one], reverse=True)  # of equals, in their order
@@ -271,10 +281,10 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     factor = effects["patch"] / chance if chance > 0 else float("inf")
     size, sizes = attack.size, _sizes(measured, attack)
 
-    def told(control: str) -> str:
+    def describe(control: str) -> str:
         """The size of the effect beside that of a control, as a sentence whose subject is lacking."""
         assert size is not None
-        patch, other = (size.shown(statistics.mean(sizes[one])) for one in ("patch", control))
+        patch, other = (size.format(statistics.mean(sizes[one])) for one in ("patch", control))
         return f"{size.words.replace('{}', patch)} ({CONDITIONS.get(control, control)}: {other})."
 
     # A ratio to nearly nothing says little.
@@ -284,39 +294,39 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     elif unbeaten:
         outcome, rival = Outcome.FAILS, unbeaten[0]
         if size is not None and sizes:
-            rate = attack.metrics_known[size.metric[0]].rate
+            rate = attack.metric_info[size.metric[0]].rate
             beyond = {one: statistics.difference(sizes["patch"] - sizes[one], rate)[2] for one in unbeaten}
             rival = next((one for one in unbeaten if beyond[one] < size.small), rival)
             outcome = Outcome.FAILS if beyond[rival] < size.small else Outcome.INCONCLUSIVE
         sentence = (
-            f"The patch does not work: {called(rival)} does as much."
+            f"The patch does not work: {with_article(rival)} does as much."
             if outcome is Outcome.FAILS
-            else f"Inconclusive: {scenes} held-out scenes cannot tell the patch from {called(rival)}."
+            else f"Inconclusive: {scenes} held-out scenes cannot tell the patch from {with_article(rival)}."
         )
-        sentence += f" It {told(rival)}" if sizes else ""
+        sentence += f" It {describe(rival)}" if sizes else ""
     elif sizes:
         outcome, strongest = Outcome.WORKS, max(rivals, key=lambda one: statistics.mean(sizes[one]))
         assert size is not None
         little = statistics.mean(sizes["patch"]) - statistics.mean(sizes[strongest]) < size.small
-        but = f", but does little more than {called(strongest)}" if little else ""
-        sentence = f"The patch works{but}: it {told(strongest)}"
+        but = f", but does little more than {with_article(strongest)}" if little else ""
+        sentence = f"The patch works{but}: it {describe(strongest)}"
     else:
         outcome = Outcome.WORKS
         sentence = f"The patch works: it has {times} the effect of a random patch of its size."
         if not times:
             sentence = "The patch works, and a random patch of its size has no effect."
 
-    def shown(one: str) -> str:
+    def value_text(one: str) -> str:
         mean, *bounds = statistics.interval(sign * values[one], metric.rate)
         return f"{mean:.3f}" if one == "clean" else f"{mean:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
     where = {"all": ", over the whole frame", "outside": ", outside the patch", "patch": ", on the patch"}[region]
     if {known for _, known in measured[0].metrics} == {"all"}:  # of a task whose outputs have no pixels
         where = ""
-    best = "" if rivals[0] == "random" else f"{shown(rivals[0])} with {called(rivals[0])}, "
+    best = "" if rivals[0] == "random" else f"{value_text(rivals[0])} with {with_article(rivals[0])}, "
     facts = (
-        f"{metric.label[0].upper()}{metric.label[1:]}{where}: {shown('clean')} without a patch, {best}"
-        f"{shown('random')} with a random patch, {shown('patch')} with the optimised patch "
+        f"{metric.label[0].upper()}{metric.label[1:]}{where}: {value_text('clean')} without a patch, {best}"
+        f"{value_text('random')} with a random patch, {value_text('patch')} with the optimised patch "
         f"({scenes} held-out scenes, 95 % intervals)"
         + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
@@ -327,7 +337,7 @@ def _sizes(measured: Sequence[Measured], attack: Attack) -> dict[str, np.ndarray
     """``[n]`` of each condition: how far it moves each scene's size metric; nothing where that is unknown."""
     if attack.size is None or attack.size.metric not in measured[0].metrics:
         return {}
-    sign = attack.metrics_known[attack.size.metric[0]].sign
+    sign = attack.metric_info[attack.size.metric[0]].sign
     clean = per_scene(measured, "clean", attack.size.metric)
     conditions = dict.fromkeys(one.condition for one in measured)
     sizes = {one: sign * (per_scene(measured, one, attack.size.metric) - clean) for one in conditions}
@@ -340,7 +350,7 @@ def _rule(attack: Attack) -> str:
     few = f"With fewer than {FEWEST} scenes nothing is concluded."
     if attack.size is None:
         return f"{works} {few}"
-    label, small = attack.metrics_known[attack.size.metric[0]].label, attack.size.shown(attack.size.small)
+    label, small = attack.metric_info[attack.size.metric[0]].label, attack.size.format(attack.size.small)
     return (
         f"{works} It does little more where its effect exceeds the strongest control's by less than {small} ({label}). "
         "A patch does not work where its effect exceeds some control's by less than that at the upper end of the "

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from patchattack.errors import InputError
-from patchattack.redaction import redacted
+from patchattack.redaction import redact
 
 _PACKAGE = Path(__file__).parent
 _LOCK = ".lock"  # in a folder that is being written into
 
 
-def shipped(folder: str) -> Path:
+def package_folder(folder: str) -> Path:
     """The folder ``conf`` or ``assets``: beside the package in a checkout, inside it in an installed wheel."""
     inside = _PACKAGE / folder
     return inside if inside.is_dir() else _PACKAGE.parent / folder
@@ -35,7 +35,7 @@ def write(path: Path, data: bytes | str) -> None:
         InputError: the file cannot be written (rights, full disk); the old content stays.
     """
     # A file's name may hold bytes that are no text: JSON reads them back, and all else shows them.
-    raw = redacted(data).encode(errors="backslashreplace") if isinstance(data, str) else data
+    raw = redact(data).encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def make_numbered(stem: Path) -> Path:
     raise FileExistsError(0, "there are 1,000 of them", str(stem))
 
 
-def claimed(folder: Path) -> AbstractContextManager[None]:
+def claim(folder: Path) -> AbstractContextManager[None]:
     """``folder`` for this process alone, until the context ends or the process.
 
     The operating system lets go of the lock of a process that dies, however it does. Where a file system knows no
@@ -198,7 +198,7 @@ def claimed(folder: Path) -> AbstractContextManager[None]:
         InputError: another process writes into it, or it cannot be written.
     """
     try:
-        descriptor = _locked(folder / _LOCK)
+        descriptor = _open_lock(folder / _LOCK)
     except BlockingIOError as error:
         raise InputError(
             f"{folder}: expected a folder that nothing else writes into, got one that another process works in; "
@@ -208,11 +208,11 @@ def claimed(folder: Path) -> AbstractContextManager[None]:
         raise InputError(
             f"{folder}: expected a folder that can be written, got '{error.strerror}'; name another"
         ) from error
-    return _held(folder / _LOCK, descriptor)
+    return _hold(folder / _LOCK, descriptor)
 
 
 @contextlib.contextmanager
-def _held(path: Path, descriptor: int) -> Iterator[None]:
+def _hold(path: Path, descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
@@ -222,7 +222,7 @@ def _held(path: Path, descriptor: int) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(path: Path) -> int:
+def _open_lock(path: Path) -> int:
     """Descriptor of the file ``path``, locked.
 
     Raises:
@@ -232,7 +232,7 @@ def _locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(descriptor)
+            _lock_descriptor(descriptor)
             # Whoever had it may have deleted the file in between: a lock on that would keep nobody out.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -242,7 +242,7 @@ def _locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> None:
+def _lock_descriptor(descriptor: int) -> None:
     try:
         import fcntl
     except ImportError:

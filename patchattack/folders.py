@@ -20,7 +20,7 @@ def claim(folder: Path) -> None:
     Raises:
         InputError: one does so already, or it cannot be written.
     """
-    _claims.enter_context(files.claimed(folder))
+    _claims.enter_context(files.claim(folder))
 
 
 def release() -> None:

@@ -166,6 +166,11 @@ def minification(to_texture: Tensor, a: Tensor, b: Tensor, inverse_depth: Tensor
     return (a_x * b_y - a_y * b_x).abs() / inverse_depth.square()
 
 
+def highest(values: Tensor, side: int) -> Tensor:
+    """The maximum of ``values [N, C, H, W]`` over an odd window around each pixel: over its rows, then its columns."""
+    return F.max_pool2d(F.max_pool2d(values, (side, 1), 1, (side // 2, 0)), (1, side), 1, (0, side // 2))
+
+
 def pixel_grid(size: tuple[int, int], device: torch.device | str = "cpu", supersampling: int = 1) -> Tensor:
     """Pixel coordinates ``[h·s, w·s, 2]`` of ``s × s`` samples spread evenly over each pixel of ``(h, w)``."""
     height, width = size

@@ -95,7 +95,7 @@ class HandDrawn:
             raise InputError(f"hand-drawn texture: expected kind, periods, …, colours, got {facts}") from error
 
 
-def known() -> list[HandDrawn]:
+def standard_textures() -> list[HandDrawn]:
     """Those that every run tries: stripes both ways and checkers, black and white or red and cyan, three periods."""
     return [
         HandDrawn(kind, periods, angle, colours=colours)
@@ -105,7 +105,7 @@ def known() -> list[HandDrawn]:
     ]
 
 
-def drawn(generator: torch.Generator) -> HandDrawn:
+def sample(generator: torch.Generator) -> HandDrawn:
     """Any of them, at random."""
     kind, angle, octaves, phase, duty = seeding.uniform(generator, (5,), 0, 1).tolist()
     one, other = torch.randperm(len(COLOURS), generator=generator)[:2].tolist()
@@ -120,10 +120,10 @@ def drawn(generator: torch.Generator) -> HandDrawn:
     )
 
 
-def varied(texture: HandDrawn, generator: torch.Generator) -> HandDrawn:
+def vary(texture: HandDrawn, generator: torch.Generator) -> HandDrawn:
     """One like ``texture``: a little turned, shifted, stretched, or in other colours."""
     periods, angle, phase, duty = torch.randn(4, generator=generator).tolist()
-    colours = drawn(generator).colours if torch.rand((), generator=generator) < 0.25 else texture.colours
+    colours = sample(generator).colours if torch.rand((), generator=generator) < 0.25 else texture.colours
     return replace(
         texture,
         periods=min(max(texture.periods * 2 ** (0.2 * periods), 1.0), MOST_PERIODS),

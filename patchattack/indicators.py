@@ -64,7 +64,7 @@ def indicators(
     found = [still_falling(history), best_last(best_step, steps)]
     if zero_gradient is not None:
         found.append(no_gradient(zero_gradient))
-    return [*found, saturated(best, start, mask), start_kept(best, start, mask, best_step), parted(history)]
+    return [*found, is_saturated(best, start, mask), start_kept(best, start, mask, best_step), is_overfitting(history)]
 
 
 def still_falling(history: History) -> Indicator:
@@ -105,16 +105,16 @@ def no_gradient(share: float) -> Indicator:
     return Indicator(name, not share <= DEAD, found, advice)
 
 
-def saturated(best: Tensor, start: Tensor, mask: Tensor) -> Indicator:
+def is_saturated(best: Tensor, start: Tensor, mask: Tensor) -> Indicator:
     """Whether most colour values are stuck at an end of their range; not where they were so from the start."""
 
     def share(texture: Tensor) -> float:
-        values = _printed(texture, mask)
+        values = _values_inside(texture, mask)
         return float(((values <= AT_END) | (values >= 1 - AT_END)).mean())
 
     stuck = share(best)
     found = f"{100 * stuck:.0f} % of the colour values are at 0 or 1."
-    advice = "lower optimizer.lr, or try patch.variable=tanh"
+    advice = "lower optimizer.lr, or try patch.parameterisation=tanh"
     return Indicator("Saturation", stuck > STUCK and share(start) <= STUCK, found, advice)
 
 
@@ -122,14 +122,14 @@ def start_kept(best: Tensor, start: Tensor, mask: Tensor, best_step: int) -> Ind
     """Whether the best patch is, but for little, the one that the run began with."""
     name = "Start"
     advice = "raise optimizer.lr, or try another optimizer or patch.start"
-    moved = float(np.abs(_printed(best, mask) - _printed(start, mask)).mean())
+    moved = float(np.abs(_values_inside(best, mask) - _values_inside(start, mask)).mean())
     if best_step == 0:
         return Indicator(name, True, "No step improved on the start.", advice)
     found = f"The colour values moved by {moved:.2f} of their range on average."
     return Indicator(name, moved < MOVED, found, advice)
 
 
-def parted(history: History) -> Indicator:
+def is_overfitting(history: History) -> Indicator:
     """Whether the training loss falls without the validation loss, from the first to the last third of the rows."""
     name = "Overfitting"
     advice = "use more scenes, or more trainer.draws and wider placement, appearance and camera ranges"
@@ -154,7 +154,7 @@ def _series(history: History, key: str) -> np.ndarray:
     return np.array([row[key] for row in history if key in row])
 
 
-def _printed(texture: Tensor, mask: Tensor) -> np.ndarray:
+def _values_inside(texture: Tensor, mask: Tensor) -> np.ndarray:
     """``[3, n]`` colour values inside the mask."""
     return np.asarray(texture.detach().cpu()[:, mask.cpu()[0] > 0])
 

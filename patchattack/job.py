@@ -130,15 +130,15 @@ class Settings:
         place = (step + 0.5) / self.steps
         return max(1, round(self.batch * self.grow**place * math.log(self.grow) / (self.grow - 1)))
 
-    def parts(self, scenes: int) -> tuple[list[int], list[int], list[int]]:
+    def split_indices(self, scenes: int) -> tuple[list[int], list[int], list[int]]:
         """Numbers of the scenes for training, validation and test.
 
         Raises:
             InputError: too few scenes for all three.
         """
         ends = [round(scenes * sum(self.split[: n + 1])) for n in range(3)]
-        numbers = list(range(scenes))
-        parts = numbers[: ends[0]], numbers[ends[0] : ends[1]], numbers[ends[1] : ends[2]]
+        indices = list(range(scenes))
+        parts = indices[: ends[0]], indices[ends[0] : ends[1]], indices[ends[1] : ends[2]]
         if not all(parts):
             raise InputError(
                 f"data: expected at least one scene each for training, validation and test, got {scenes} scenes split "
@@ -228,7 +228,7 @@ class Job:
     def _ask(self, frames: Tensor) -> Any:
         answer = _answer(self.victim, frames, self.fabric)
         if not self.victim.differentiable:  # of others the loss tells, without a wait in the step
-            _checked(self.victim, answer)
+            _check_finite(self.victim, answer)
         for member, found in contract.members(self.victim, answer):
             expected = [len(frames), *self._shapes.setdefault(member, list(found.shape[1:]))]
             if list(found.shape) != expected:
@@ -237,14 +237,14 @@ class Job:
                 )
         return answer
 
-    def _measured(self, frames: Tensor) -> Any:
+    def _predict_finite(self, frames: Tensor) -> Any:
         """:meth:`predict` where the answer counts: a verdict on NaN would be one on nothing."""
-        return _checked(self.victim, self.predict(frames))
+        return _check_finite(self.victim, self.predict(frames))
 
     @property
     def candidates(self) -> int:
         """How many patches are optimised side by side now."""
-        return len(self.patch.free) if self.patch.free.ndim == 4 else 1
+        return len(self.patch.parameter) if self.patch.parameter.ndim == 4 else 1
 
     @property
     def columns(self) -> list[str]:
@@ -255,7 +255,7 @@ class Job:
     def evaluator(self, purpose: int) -> Evaluator:
         """Measures on fixed draws of their own for each purpose."""
         return Evaluator(
-            self._measured if purpose == TEST else self.predict,
+            self._predict_finite if purpose == TEST else self.predict,
             self.attack,
             self.renderer,
             self.references,
@@ -304,7 +304,7 @@ def asking(victim: Victim, fabric: Fabric) -> Callable[[Tensor], Any]:
 
     def ask(frames: Tensor) -> Any:
         nonlocal checked
-        output = _checked(victim, _answer(victim, frames, fabric))
+        output = _check_finite(victim, _answer(victim, frames, fabric))
         if not checked:
             contract.check_output(victim, frames, output)
             checked = True
@@ -324,7 +324,7 @@ def _answer(victim: Victim, frames: Tensor, fabric: Fabric) -> Any:
         raise VictimError(f"victim {victim.name}: expected an answer, got '{one_line(error)}'") from error
 
 
-def _checked(victim: Victim, output: Any) -> Any:
+def _check_finite(victim: Victim, output: Any) -> Any:
     """``output``, where it is finite.
 
     Raises:
@@ -342,8 +342,8 @@ def _finite(output: Any) -> bool:
     return output is None or all(map(_finite, output))
 
 
-def spread(numbers: list[int], most: int) -> list[int]:
-    """At most ``most`` of ``numbers``, evenly spread."""
-    if len(numbers) <= most:
-        return numbers
-    return [numbers[i * len(numbers) // most] for i in range(most)]
+def spread(indices: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of ``indices``, evenly spread."""
+    if len(indices) <= most:
+        return list(indices)
+    return [indices[i * len(indices) // most] for i in range(most)]

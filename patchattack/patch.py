@@ -29,11 +29,11 @@ class Patch(nn.Module):
         texture: ``[3, h, w]`` in [0, 1] to begin with.
         mask: ``[1, h, w]`` in [0, 1], 1 where the patch is printed.
         size_mm: width and height on paper, millimetres.
-        variable: ``pixels`` optimises the texture itself and projects it back to [0, 1]; ``tanh`` optimises ``w`` in
-            ``texture = (tanh(w) + 1) / 2`` (Carlini & Wagner 2017, section V.B), which never leaves the range;
+        parameterisation: ``pixels`` optimises the texture itself and projects it back to [0, 1]; ``tanh`` optimises
+            ``w`` in ``texture = (tanh(w) + 1) / 2`` (Carlini & Wagner 2017, section V.B), which never leaves the range;
             ``palette`` shows the palette's nearest colour of free pixels, which its gradient passes by (Bengio et al.
             2013), as of stickers cut from paper of a few colours (Eykholt et al. 2018).
-        palette: ``[n, 3]`` colours in [0, 1], of ``variable=palette`` alone.
+        palette: ``[n, 3]`` colours in [0, 1], of ``parameterisation=palette`` alone.
 
     Attributes:
         from_noise: the texture is random, so that any other may stand in its place before the work starts.
@@ -50,7 +50,7 @@ class Patch(nn.Module):
         texture: Tensor,
         mask: Tensor,
         size_mm: tuple[float, float],
-        variable: str = "pixels",
+        parameterisation: str = "pixels",
         palette: Sequence[Sequence[float]] = BLACK_AND_WHITE,
     ) -> None:
         super().__init__()
@@ -61,28 +61,28 @@ class Patch(nn.Module):
             )
         if not (texture.min() >= 0 and texture.max() <= 1 and mask.min() >= 0 and 0 < mask.max() <= 1):
             raise InputError("patch: expected a texture and a mask in [0, 1], and some of the mask above 0")
-        if variable not in ("pixels", "tanh", "palette"):
-            raise InputError(f"patch.variable: expected pixels, tanh or palette, got {variable}")
+        if parameterisation not in ("pixels", "tanh", "palette"):
+            raise InputError(f"patch.parameterisation: expected pixels, tanh or palette, got {parameterisation}")
         if len(palette) < 2 or not all(len(c) == 3 and min(c) >= 0 and max(c) <= 1 for c in palette):
             raise InputError(f"patch.palette: expected at least two colours [r, g, b] in [0, 1], got {palette}")
         if not all(0 < side < math.inf for side in size_mm):
             raise InputError(f"patch.size_mm: expected millimetres above 0, got {list(size_mm)}")
-        self.variable, self.size_mm = variable, size_mm
-        self.filled = float(mask.mean())  # kept on the host: placements need it in every step
-        self.free = nn.Parameter(texture.clone())
-        self.begin_with(texture)
+        self.parameterisation, self.size_mm = parameterisation, size_mm
+        self.fill_ratio = float(mask.mean())  # kept on the host: placements need it in every step
+        self.parameter = nn.Parameter(texture.clone())
+        self.set_texture(texture)
         self.register_buffer("mask", mask.clone(), persistent=False)
         self.register_buffer("palette", torch.tensor(palette, dtype=texture.dtype), persistent=False)
 
     def forward(self) -> Tensor:
         """The texture, ``[3, h, w]`` in [0, 1]; ``[P, 3, h, w]`` of P candidates."""
-        shown: Tensor = self.free
-        if self.variable == "tanh":
-            shown = (self.free.tanh() + 1) / 2
-        elif self.variable == "palette":
-            colours = self.free.detach().movedim(-3, -1)
+        shown: Tensor = self.parameter
+        if self.parameterisation == "tanh":
+            shown = (self.parameter.tanh() + 1) / 2
+        elif self.parameterisation == "palette":
+            colours = self.parameter.detach().movedim(-3, -1)
             nearest = self.palette[torch.cdist(colours.flatten(0, -2), self.palette).argmin(dim=1)]
-            shown = nearest.view_as(colours).movedim(-1, -3) + (self.free - self.free.detach())
+            shown = nearest.view_as(colours).movedim(-1, -3) + (self.parameter - self.parameter.detach())
         size = self.mask.shape[1:]
         if shown.shape[-2:] == size:
             return shown
@@ -91,7 +91,7 @@ class Patch(nn.Module):
         )
 
     @torch.no_grad()
-    def begin_with(self, texture: Tensor, scale: int = 1) -> None:
+    def set_texture(self, texture: Tensor, scale: int = 1) -> None:
         """Become ``texture``, ``[3, h, w]`` or ``[P, 3, h, w]`` of P candidates, in [0, 1].
 
         With ``scale`` the texels that are free to change are that many times as long as those of the texture.
@@ -100,25 +100,25 @@ class Patch(nn.Module):
             height, width = (max(1, -(-side // scale)) for side in self.mask.shape[1:])
             texture = resize(texture, height, width)
         self.from_noise = False
-        self.hold(torch.atanh((2 * texture - 1).clamp(-0.999, 0.999)) if self.variable == "tanh" else texture)
+        self.hold(torch.atanh((2 * texture - 1).clamp(-0.999, 0.999)) if self.parameterisation == "tanh" else texture)
 
     @torch.no_grad()
-    def hold(self, free: Tensor) -> None:
-        """Take ``free``, ``[3, h, w]`` or ``[P, 3, h, w]`` of any resolution, as what is optimised.
+    def hold(self, parameter: Tensor) -> None:
+        """Take ``parameter``, ``[3, h, w]`` or ``[P, 3, h, w]`` of any resolution, as what is optimised.
 
         The parameter stays the object, and where its shape allows it the memory, that optimisers hold.
         """
-        if free.shape == self.free.shape:
-            self.free.copy_(free)
+        if parameter.shape == self.parameter.shape:
+            self.parameter.copy_(parameter)
         else:
-            self.free.data = free.clone()
-            self.free.grad = None
+            self.parameter.data = parameter.clone()
+            self.parameter.grad = None
 
     @torch.no_grad()
     def project_(self) -> None:
         """Bring free pixels back into [0, 1], in place."""
-        if self.variable != "tanh":
-            self.free.clamp_(0, 1)
+        if self.parameterisation != "tanh":
+            self.parameter.clamp_(0, 1)
 
     @classmethod
     def create(
@@ -127,7 +127,7 @@ class Patch(nn.Module):
         resolution: int = 64,
         size_mm: float | Sequence[float] = 150.0,
         start: str = "random",
-        variable: str = "pixels",
+        parameterisation: str = "pixels",
         palette: Sequence[Sequence[float]] = BLACK_AND_WHITE,
         seed: int = 0,
     ) -> Patch:
@@ -139,7 +139,7 @@ class Patch(nn.Module):
             resolution: texels along the longer side.
             size_mm: width on paper, or width and height; one number keeps the mask image's proportions.
             start: ``random``, ``grey``, or the path of an image.
-            variable, palette: as in :class:`Patch`.
+            parameterisation, palette: as in :class:`Patch`.
             seed: of the random start.
         """
         if resolution < 1:
@@ -176,7 +176,7 @@ class Patch(nn.Module):
             texture = torch.full((3, height, width), 0.5)
         else:
             texture = resize(read_image(start, "patch.start", "random, grey or ")[:3], height, width)
-        patch = cls(texture, mask, (width_mm, height_mm), variable, palette)
+        patch = cls(texture, mask, (width_mm, height_mm), parameterisation, palette)
         patch.from_noise = start == "random"
         return patch
 
@@ -206,7 +206,7 @@ class Patch(nn.Module):
         Raises:
             InputError: the image or the JSON is missing or not a patch's.
         """
-        with _named(path, "patch"):
+        with _blame(path, "patch"):
             texels = list(pictures.header(path).size)
         facts, described = read_facts(path), path.with_suffix(".json")
         if facts.get("texels", texels) != texels:
@@ -214,7 +214,7 @@ class Patch(nn.Module):
                 f"{described}: expected the JSON of this patch of {texels} texels, got that of one of "
                 f"{str(facts['texels'])[:60]}; keep patch.png and patch.json of one run together"
             )
-        with _named(path, "patch"):
+        with _blame(path, "patch"):
             image = pictures.read_rgba(path).float() / 255
         return cls(image[:3], image[3:], facts["size_mm"])
 
@@ -298,12 +298,12 @@ def read_image(path: str | Path, key: str, others: str = "") -> Tensor:
     Raises:
         InputError: it is missing or damaged; ``key`` says whose it is, and ``others`` what else could stand there.
     """
-    with _named(path, key, others):
+    with _blame(path, key, others):
         return pictures.read_rgba(Path(path).expanduser(), LONGEST).float() / 255
 
 
 @contextmanager
-def _named(path: str | Path, key: str, others: str = "") -> Iterator[None]:
+def _blame(path: str | Path, key: str, others: str = "") -> Iterator[None]:
     """What is wrong with the picture in ``path`` is said of ``key``."""
     try:
         yield

@@ -58,7 +58,7 @@ def header(path: Path) -> Header:
     Raises:
         InputError: there is no such file, it is no picture, its end is missing (of a PNG) or it has too many pixels.
     """
-    with _file(path) as file, _opened(path, file) as image:
+    with _file(path) as file, _open(path, file) as image:
         found = _header(path, image)
         if image.format == "PNG":
             file.seek(-min(64, file.seek(0, io.SEEK_END)), io.SEEK_END)
@@ -73,7 +73,7 @@ def read(path: Path) -> Tensor:
     Raises:
         InputError: the file is missing, damaged (cut off too), too large, or holds numbers that are no picture's.
     """
-    pixels = _decoded(path)
+    pixels = _decode(path)
     if pixels.dtype == np.uint16 and pixels.ndim == 2:  # depth maps look so, and no camera's pictures
         raise InputError(f"{path}: expected 8 bits per channel, got uint16; take away what is not a frame")
     pixels = _eight_bits(pixels)
@@ -93,7 +93,7 @@ def read_rgba(path: Path, longest: int | None = None) -> Tensor:
     Raises:
         InputError: as :func:`read`; grey of 16 bits is a picture here.
     """
-    pixels = _eight_bits(_decoded(path))
+    pixels = _eight_bits(_decode(path))
     if longest is not None and (scale := longest / max(pixels.shape[:2])) < 1:
         height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
@@ -115,10 +115,10 @@ def read_16_bit(path: Path, channels: int = 1, orientation: int | None = None) -
     """
     with _file(path) as file:
         data = file.read()
-    with _opened(path, io.BytesIO(data)) as image:
+    with _open(path, io.BytesIO(data)) as image:
         found = _header(path, image)
-    values = _stored(path, data, found)
-    values = np.atleast_3d(_turned(values, orientation or found.orientation))
+    values = _decode_raw(path, data, found)
+    values = np.atleast_3d(_orient(values, orientation or found.orientation))
     if values.dtype != np.uint16 or values.shape[2] != channels:
         got = f"{values.shape[2]} of {values.dtype}"
         raise InputError(f"{path}: expected a 16-bit PNG of {channels} channel(s), got {got}; copy the file again")
@@ -130,7 +130,7 @@ def decode(data: np.ndarray) -> Tensor:
     return torch.from_numpy(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)).permute(2, 0, 1)
 
 
-def named(path: Path) -> str:
+def c_path(path: Path) -> str:
     """The path for a C library that opens files by their name alone, which ends the process where it is not UTF-8.
 
     Raises:
@@ -164,7 +164,7 @@ def _file(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _opened(path: Path, file: BinaryIO) -> Iterator[Image]:
+def _open(path: Path, file: BinaryIO) -> Iterator[Image]:
     """PIL's image, with nothing but its header read; whatever PIL says of a bad file becomes one line."""
     from PIL import Image, UnidentifiedImageError
 
@@ -196,11 +196,11 @@ def _header(path: Path, image: Image) -> Header:
     return Header((height, width), orientation if 1 <= orientation <= 8 else 1)
 
 
-def _decoded(path: Path) -> np.ndarray:
+def _decode(path: Path) -> np.ndarray:
     """``[h, w]`` grey, ``[h, w, 3]`` RGB or ``[h, w, 4]`` RGBA as shown, uint8 or uint16 as stored."""
     with _file(path) as file:
         data = file.read()
-    with _opened(path, io.BytesIO(data)) as image:
+    with _open(path, io.BytesIO(data)) as image:
         found = _header(path, image)
         transparent = image.has_transparency_data
         if transparent:
@@ -208,10 +208,10 @@ def _decoded(path: Path) -> np.ndarray:
         elif image.format in ("JPEG", "MPO"):
             _refuse_truncated(path, image)
     if not transparent:
-        pixels = _stored(path, data, found)
+        pixels = _decode_raw(path, data, found)
         if pixels.ndim == 3:
             pixels = pixels[..., :3]  # OpenCV makes RGBA of CMYK, too
-    return np.ascontiguousarray(_turned(pixels, found.orientation))
+    return np.ascontiguousarray(_orient(pixels, found.orientation))
 
 
 def _refuse_truncated(path: Path, image: Image) -> None:
@@ -223,7 +223,7 @@ def _refuse_truncated(path: Path, image: Image) -> None:
         raise InputError(f"{path}: expected a whole JPEG, got '{error}'; replace it or take it away") from error
 
 
-def _stored(path: Path, data: bytes, found: Header) -> np.ndarray:
+def _decode_raw(path: Path, data: bytes, found: Header) -> np.ndarray:
     """OpenCV's ``[h, w]``, ``[h, w, 3]`` RGB or ``[h, w, 4]`` RGBA, uint8 or uint16, not turned."""
     with quietly():
         try:
@@ -244,7 +244,7 @@ def _stored(path: Path, data: bytes, found: Header) -> np.ndarray:
     return pixels
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def _orient(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """``[h, w, ...]`` as EXIF's ``orientation`` says that it is shown."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)

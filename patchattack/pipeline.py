@@ -22,11 +22,12 @@ from patchattack.controls import always, controls
 from patchattack.errors import DivergedError, InputError, VictimError, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
-from patchattack.job import TEST, TRAINING, VALIDATION, Job
+from patchattack.job import TEST, TRAINING, VALIDATION, Job, spread
 from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch, low_passed
 from patchattack.printing.fiducials import save_layouts
 from patchattack.reporting.report import Example, Report, example, write_report
+from patchattack.reporting.threat_model import RunFacts, threat_model
 from patchattack.tracking import MetricsCsv, NullTracker, Tracker
 
 EXAMPLES = 4  # scenes that the report shows
@@ -155,11 +156,12 @@ def _save_patch(parts: Parts, job: Job, folder: Path, origin: Origin, progress: 
     facts = {
         "attack": origin.config["attack"],
         "task": job.attack.task,
-        "headline": list(job.attack.headline),
+        "primary_metric": list(job.attack.primary_metric),
         "victims": parts.victim.names,
         "step": progress.best_step,
         "seed": parts.seed,
-        "seen": 1 + job.source.original(job.settings.parts(len(job.source))[1][-1]),  # scenes, from the data's first
+        "seen": 1
+        + job.source.original(job.settings.split_indices(len(job.source))[1][-1]),  # scenes, from the data's first
         "config": origin.digest,
         "versions": versions(),
     }
@@ -187,7 +189,7 @@ def _export(
     save_layouts(folder / "print" / "layout.json", sheets)
 
     asked, before = budget.queries(job, progress.step), job.queries
-    _, validation, numbers = settings.parts(len(job.source))
+    training_scenes, validation, indices = settings.split_indices(len(job.source))
     more = [] if progress.hand_drawn is None else [progress.hand_drawn]
     drawn = job.evaluator(VALIDATION).best_drawn(validation, more)
     texture = progress.best
@@ -201,20 +203,37 @@ def _export(
     evaluator = job.evaluator(TEST)
     measured = evaluator.measure(
         textures,
-        numbers,
+        indices,
         settings.test_draws,
         progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
     )
-    measured += evaluator.photographed(texture, numbers, settings.test_draws)
+    measured += evaluator.photograph(texture, indices, settings.test_draws)
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write_json(folder / "results.json", rows)
+    first = job.source[indices[0]]
+    height, width = first.size
+    corners = evaluator.corners(indices, settings.test_draws)
+    side = float((corners[0] - corners[0].roll(1, 0)).norm(dim=-1).mean())
+    facts = RunFacts(
+        outcome=verdict.outcome,
+        sentence=verdict.sentence,
+        attack=attack,
+        victims=parts.victim.names,
+        gradients=not isinstance(job.optimizer, GradientFree),
+        queries=asked,
+        patch=best,
+        frame=(height, width),
+        frames=first.frames.shape[1],
+        corners=corners,
+        scenes=(len(training_scenes), len(validation), len(indices)),
+        rows=rows,
+    )
+    model = threat_model(origin.config, facts)
+    files.write_json(folder / "evidence.json", model)
 
-    examples = [_example(attack, evaluator.views(textures, [number], 1)) for number in _evenly(numbers, EXAMPLES)]
+    examples = [_example(attack, evaluator.views(textures, [index], 1)) for index in spread(indices, EXAMPLES)]
     legend, legend_text = attack.legend()
-    height, width = job.source[numbers[0]].size
-    corners = next(evaluator.views({"grey": textures["grey"]}, numbers[:1], 0))[4].corners
-    side = float((corners[0, 0] - corners[0, 0].roll(1, 0)).norm(dim=-1).mean())
     limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
     over = "queries" if isinstance(job.optimizer, GradientFree) else "step"
     history = MetricsCsv.read(folder / "metrics.csv")
@@ -224,11 +243,12 @@ def _export(
         verdict=verdict.sentence,
         facts=verdict.facts,
         outcome=verdict.outcome,
+        threat_model=model,
         rule=verdict.rule,
         rows=rows,
-        labels={name: metric.label for name, metric in attack.metrics_known.items()} | {"loss": "attack loss"},
-        arrows={name: metric.stronger for name, metric in attack.metrics_known.items()} | {"loss": "lower"},
-        headline=attack.headline,
+        labels={name: metric.label for name, metric in attack.metric_info.items()} | {"loss": "attack loss"},
+        arrows={name: metric.stronger for name, metric in attack.metric_info.items()} | {"loss": "lower"},
+        primary_metric=attack.primary_metric,
         over=over,
         history=[
             {name: value for name, value in row.items() if name == over or name not in _NO_LOSSES} for row in history
@@ -241,7 +261,7 @@ def _export(
         patch=torch.cat([best(), best.mask]).detach(),
         setup=[
             ("Victim", parts.victim.name),
-            ("Data", f"{type(parts.source).__name__}, {len(numbers)} held-out scenes × {settings.test_draws} draws"),
+            ("Data", f"{type(parts.source).__name__}, {len(indices)} held-out scenes × {settings.test_draws} draws"),
             ("Frames", f"{width} × {height} px, the patch about {side:.0f} px a side"),
             ("On paper", f"{best.size_mm[0]:g} × {best.size_mm[1]:g} mm"),
             ("Training", f"{progress.step} steps of {settings.batch} × {settings.draws} views, seed {parts.seed}"),
@@ -250,7 +270,7 @@ def _export(
                 f"step {progress.best_step}, the best on validation scenes, used for nothing else",
             ),
             ("Hand-drawn", f"{drawn}, the best of its kind on validation scenes"),
-            ("Queries", f"{asked:,}{limit}, and {job.queries - before + len(numbers):,} for this report"),
+            ("Queries", f"{asked:,}{limit}, and {job.queries - before + len(indices):,} for this report"),
             ("Config", origin.digest),
         ],
         command=origin.command,
@@ -262,9 +282,9 @@ def _export(
 
 def _without_gradient(job: Job, texture: Tensor) -> float:
     """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
-    numbers = job.settings.parts(len(job.source))[0][: job.settings.batch]
-    scene = job.source.__getitems__(numbers)
-    keys = [(job.seed, TRAINING, 0, number) for number in numbers]
+    indices = job.settings.split_indices(len(job.source))[0][: job.settings.batch]
+    scene = job.source.__getitems__(indices)
+    keys = [(job.seed, TRAINING, 0, index) for index in indices]
     draw = job.renderer.draw(scene, job.patch, seeding.numbers(keys))
     scene = scene.to(job.fabric.device)
     free = texture.detach().to(job.fabric.device).clone().requires_grad_()
@@ -276,12 +296,6 @@ def _without_gradient(job: Job, texture: Tensor) -> float:
 
 def _example(attack: Attack, views: Any) -> Example:
     """One scene without a patch, with a random one and with the optimised one."""
-    shown = {condition: (view.frames[0].cpu(), hit) for condition, _, _, hit, view in views}
+    shown = {condition: (view.frames[0].cpu(), output) for condition, _, _, output, view in views}
     order = [name for name in ("clean", "random", "patch") if name in shown]
     return example(attack, order, *([shown[name][part] for name in order] for part in range(2)))
-
-
-def _evenly(numbers: list[int], count: int) -> list[int]:
-    """``count`` of ``numbers``, or all where there are fewer, evenly spread."""
-    count = min(count, len(numbers))
-    return [numbers[i * len(numbers) // count] for i in range(count)]

@@ -28,7 +28,7 @@ _BEARER = re.compile(r"(\bBearer\s+)[^\s\"',]+")
 _MARKED = re.compile(rf"(?://|[=:]){re.escape(HIDDEN)}@|={re.escape(HIDDEN)}")
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """``text`` with :data:`HIDDEN` in place of what nobody else may read."""
     hidden = _BARE_USER.sub(rf"\g<1>{HIDDEN}@", _USER.sub(f"{HIDDEN}@", text))
     return _BEARER.sub(rf"\g<1>{HIDDEN}", _QUERY.sub(rf"\g<1>{HIDDEN}", hidden))
@@ -40,7 +40,7 @@ def all_redacted(node: Any) -> Any:
         return {key: all_redacted(value) for key, value in node.items()}
     if isinstance(node, list):
         return [all_redacted(value) for value in node]
-    return redacted(node) if isinstance(node, str) else node
+    return redact(node) if isinstance(node, str) else node
 
 
 def is_redacted(text: str) -> bool:
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
 
 
-def quoted(text: str, most: int, *secrets: str) -> str:
+def quote(text: str, most: int, *secrets: str) -> str:
     """What a stranger says, as one line of ``most`` characters at most that can be printed.
 
     Args:
@@ -63,5 +63,5 @@ def quoted(text: str, most: int, *secrets: str) -> str:
     """
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    line = redacted(printable(" ".join(text.split())))
+    line = redact(printable(" ".join(text.split())))
     return line if len(line) <= most else f"{line[: most - 1]}…"

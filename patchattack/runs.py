@@ -75,7 +75,7 @@ def _is_image(path: Path) -> bool:
 
 def all_held_out(source: Source, settings: Settings) -> list[int]:
     """Numbers of the test scenes, where no run has to be asked what it has seen."""
-    return settings.parts(len(source))[2]
+    return settings.split_indices(len(source))[2]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class HeldOut:
         for path in (Path(one).expanduser() for one in given):
             folder = path.parent if _is_image(path) else path
             if (folder / "config.yaml").is_file():
-                self.seen.append(_seen(folder, data, source, build))
+                self.seen.append(_scenes_seen(folder, data, source, build))
             elif folder == path:
                 _log.warning("%s: which scenes it has seen cannot be told, it has no config.yaml", folder)
 
@@ -137,7 +137,7 @@ class HeldOut:
         Raises:
             InputError: every one of the test part was seen.
         """
-        left = replace(settings, test_scenes=len(source)).parts(len(source))[2]
+        left = replace(settings, test_scenes=len(source)).split_indices(len(source))[2]
         whole = len(left)
         for seen in self.seen:
             known = [number for number in left if seen(source, number)]
@@ -153,21 +153,23 @@ class HeldOut:
             )
         return spread(left, settings.test_scenes)
 
-    def check(self, source: Source, numbers: Sequence[int]) -> None:
+    def check(self, source: Source, indices: Sequence[int]) -> None:
         """Refuse scenes that a run has seen.
 
         Raises:
             InputError: one of them was.
         """
         for seen in self.seen:
-            if known := sum(seen(source, number) for number in numbers):
+            if known := sum(seen(source, index) for index in indices):
                 raise InputError(
-                    f"data: expected test scenes that {seen.run} has not seen, got {known} of {len(numbers)} that it "
+                    f"data: expected test scenes that {seen.run} has not seen, got {known} of {len(indices)} that it "
                     "was trained or validated on; give the run's own seed, data and trainer.split"
                 )
 
 
-def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable[[Mapping[str, Any]], Source]) -> _Seen:
+def _scenes_seen(
+    folder: Path, data: Mapping[str, Any], source: Source, build: Callable[[Mapping[str, Any]], Source]
+) -> _Seen:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         own, split = dict(config["data"]), config["trainer"]["split"]
@@ -195,10 +197,10 @@ def _seen(folder: Path, data: Mapping[str, Any], source: Source, build: Callable
         reason = one_line(error)
         _log.warning("%s: which scenes it has seen cannot be told, for its data cannot be read: %s", folder, reason)
         return _Seen(folder)
-    numbers = range(min(before(len(theirs)), len(theirs)))
+    indices = range(min(before(len(theirs)), len(theirs)))
     if alike:
-        return _Seen(folder, digests=frozenset(_digest(theirs[number].frames) for number in numbers))
-    return _Seen(folder, files=frozenset(one for number in numbers for one in _file_digests(theirs, number)))
+        return _Seen(folder, digests=frozenset(_digest(theirs[index].frames) for index in indices))
+    return _Seen(folder, files=frozenset(one for index in indices for one in _file_digests(theirs, index)))
 
 
 def _is_ours(target: str) -> bool:

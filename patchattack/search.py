@@ -120,7 +120,7 @@ def find_starts(
     if not plan.starts:
         return Starts(torch.stack([own, *noises(1, plan.candidates)]), None)
 
-    def ranked(pool: list[tuple[Any, Tensor]]) -> list[tuple[float, Any, Tensor]]:
+    def rank(pool: list[tuple[Any, Tensor]]) -> list[tuple[float, Any, Tensor]]:
         found = losses([texture for _, texture in pool])
         return sorted(((loss, *one) for loss, one in zip(found, pool, strict=True)), key=lambda one: one[0])
 
@@ -128,13 +128,13 @@ def find_starts(
         return [(one, one.texture(height, width).to(own)) for one in drawings]
 
     plain = noises(0, quarter)
-    drawings = hand_drawn.known()[: plan.starts - 2 * quarter]
-    drawings += [hand_drawn.drawn(generator) for _ in range(plan.starts - 2 * quarter - len(drawings))]
-    drawn = ranked(pool(drawings))
+    drawings = hand_drawn.standard_textures()[: plan.starts - 2 * quarter]
+    drawings += [hand_drawn.sample(generator) for _ in range(plan.starts - 2 * quarter - len(drawings))]
+    drawn = rank(pool(drawings))
     for _ in range(quarter):
         parent = drawn[int(torch.randint(min(_KEPT, len(drawn)), (), generator=generator))][1]
-        drawn = sorted(drawn + ranked(pool([hand_drawn.varied(parent, generator)])), key=lambda one: one[0])
-    both = sorted((drawn, ranked([(None, texture) for texture in (own, *plain)])), key=lambda one: one[0][0])
+        drawn = sorted(drawn + rank(pool([hand_drawn.vary(parent, generator)])), key=lambda one: one[0])
+    both = sorted((drawn, rank([(None, texture) for texture in (own, *plain)])), key=lambda one: one[0][0])
     turns = [one for pair in zip_longest(*both) for one in pair if one is not None]  # neither kind crowds out the other
     textures = [texture for *_, texture in turns[: plan.candidates]]
     textures += noises(len(textures), plan.candidates)

@@ -101,7 +101,7 @@ def estimate(values: np.ndarray, rate: bool) -> dict[str, float | int]:
     return _row(interval(values, rate), values)
 
 
-def paired(differences: np.ndarray, rate: bool) -> dict[str, float | int]:
+def paired_difference(differences: np.ndarray, rate: bool) -> dict[str, float | int]:
     """The same of :func:`difference`."""
     return _row(difference(differences, rate), differences)
 

@@ -208,7 +208,7 @@ class Wandb:
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
         run_id: str | None = None,
     ) -> None:
-        wanted = _wanted(mode)
+        wanted = _resolve_mode(mode)
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["WANDB_DATA_DIR"] = str(folder.resolve() / "wandb")  # else tables wait for upload in the user's home
         self._folder = folder
@@ -230,7 +230,7 @@ class Wandb:
         Raises:
             InputError: there is none.
         """
-        if _wanted(mode) != "online":
+        if _resolve_mode(mode) != "online":
             return
         import wandb
 
@@ -290,7 +290,7 @@ class Wandb:
             print("W&B is offline, to upload the run: " + shlex.join(["wandb", "sync", *map(str, parts)]))
 
 
-def _wanted(mode: str) -> str:
+def _resolve_mode(mode: str) -> str:
     """What ``tracker.mode`` or, where that is "auto", the environment asks for.
 
     Raises:

@@ -43,7 +43,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
         InterruptedRunError: Ctrl-C, after a checkpoint.
     """
     settings, patch, fabric, optimizer = job.settings, job.patch, job.fabric, job.optimizer
-    training, validation, _ = settings.parts(len(job.source))
+    training, validation, _ = settings.split_indices(len(job.source))
     drawn = batches(job, training, progress.step)
     failed = torch.zeros((), dtype=torch.bool, device=fabric.device)
     log = _Log(job, tracker, progress.step)
@@ -77,9 +77,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
             if reports or asked:
                 losses = update.losses()
                 # The step's only wait for the device.
-                values = _reduced(
-                    fabric, {"loss": torch.stack(list(losses.values())).sum(), **losses, "failed": failed}
-                )
+                values = _reduce(fabric, {"loss": torch.stack(list(losses.values())).sum(), **losses, "failed": failed})
                 if values.pop("failed"):
                     raise DivergedError(f"by step {progress.step}")
                 values["learning_rate"] = rate
@@ -87,7 +85,7 @@ def train(job: Job, folder: Path, tracker: Tracker, progress: Progress) -> Progr
                     _validate(job, validation, progress, log, values)
                 elif reports:
                     log(progress.step, values)
-                stops = _reduced(fabric, {"asked": torch.tensor(interrupt.asked, device=fabric.device)})["asked"]
+                stops = _reduce(fabric, {"asked": torch.tensor(interrupt.asked, device=fabric.device)})["asked"]
                 if saves or stops:
                     checkpoint.save(job, folder, progress)
                 if stops:
@@ -126,14 +124,14 @@ def _start(job: Job, training: list[int], progress: Progress) -> None:
     with tqdm(desc="trying starts", total=job.plan.starts + 1, disable=silent, dynamic_ncols=True) as bar:
         starts = find_starts(job.plan, job.patch, seeding.generator(job.seed, STARTS), losses)
     progress.hand_drawn = starts.hand_drawn
-    job.patch.begin_with(starts.textures if len(starts.textures) > 1 else starts.textures[0])
+    job.patch.set_texture(starts.textures if len(starts.textures) > 1 else starts.textures[0])
 
 
 def _refine(job: Job, step: int) -> None:
     """Where a stage begins with this step, make the patch as fine as the stage is."""
     scale = job.plan.scale(step, job.settings.steps)
     if scale != (job.plan.scale(step - 1, job.settings.steps) if step else 1):
-        job.patch.begin_with(job.patch().detach(), scale)
+        job.patch.set_texture(job.patch().detach(), scale)
         job.optimizer.state.clear()  # of other texels
 
 
@@ -141,8 +139,8 @@ def _halve(job: Job, ranks: list[tuple[float, float]]) -> None:
     """Go on with the better half of the candidates."""
     kept = sorted(range(len(ranks)), key=lambda number: ranks[number])[: len(ranks) // 2]
     rows = torch.tensor(kept) if len(kept) > 1 else kept[0]
-    shape = job.patch.free.shape
-    job.patch.hold(job.patch.free.detach()[rows])
+    shape = job.patch.parameter.shape
+    job.patch.hold(job.patch.parameter.detach()[rows])
     for memory in job.optimizer.state.values():
         memory |= {
             name: value[rows].clone()
@@ -155,7 +153,7 @@ class _Log:
     """Numbers and pictures for the tracker, and the progress bar; silent in every process but the first."""
 
     def __init__(self, job: Job, tracker: Tracker, step: int) -> None:
-        self.job, self.tracker, self.headline = job, tracker, job.attack.headline[0]
+        self.job, self.tracker, self.primary_metric = job, tracker, job.attack.primary_metric[0]
         self.silent = job.fabric.global_rank > 0
         self.shown: dict[str, float] = {}
         self.bar = tqdm(
@@ -174,14 +172,14 @@ class _Log:
         self.tracker.log(step, values, images)
         names = {
             "loss": "loss",
-            "validation/patch": self.headline,
-            "validation/random": f"{self.headline} of a random patch",
+            "validation/patch": self.primary_metric,
+            "validation/random": f"{self.primary_metric} of a random patch",
         }
         self.shown |= {shown: values[name] for name, shown in names.items() if name in values}
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in self.shown.items()})
 
 
-def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, values: dict[str, float]) -> None:
+def _validate(job: Job, indices: list[int], progress: Progress, log: _Log, values: dict[str, float]) -> None:
     """Compare patches and random patch on held-out scenes, keep the best of all so far, and drop the worse half."""
     patch, attack = job.patch, job.attack
     evaluator = job.evaluator(VALIDATION)
@@ -189,15 +187,15 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     textures: dict[str, evaluation.Textures] = {f"patch {n}": always(one) for n, one in enumerate(candidates)}
     if progress.best_loss == math.inf:
         textures["random"] = random_patches(patch)
-    measured = evaluator.measure(textures, numbers, repetitions=budget.REPETITIONS)
-    sign = 1.0 if attack.metrics_known[attack.headline[0]].stronger == "lower" else -1.0
+    measured = evaluator.measure(textures, indices, repetitions=budget.REPETITIONS)
+    sign = 1.0 if attack.metric_info[attack.primary_metric[0]].stronger == "lower" else -1.0
 
     def mean(condition: str, metric: tuple[str, str]) -> float:
         return statistics.mean(evaluation.per_scene(measured, condition, metric))
 
     if "random" in textures:
-        progress.random_score = sign * mean("random", attack.headline)
-    scores = [sign * mean(f"patch {n}", attack.headline) for n in range(len(candidates))]
+        progress.random_score = sign * mean("random", attack.primary_metric)
+    scores = [sign * mean(f"patch {n}", attack.primary_metric) for n in range(len(candidates))]
     losses = [mean(f"patch {n}", ("loss", "all")) for n in range(len(candidates))]
     # Where no validation scene has anything to win, as when the victim gets them all wrong, the loss alone decides.
     ranks = [(math.inf if math.isnan(score) else score, loss) for score, loss in zip(scores, losses, strict=True)]
@@ -217,12 +215,12 @@ def _validate(job: Job, numbers: list[int], progress: Progress, log: _Log, value
     images = {"patch": texture}
     if job.fabric.global_rank == 0:
         unasked = replace(evaluator, victim=lambda _: None)  # a picture needs no answer
-        view = next(unasked.views({"patch": always(texture)}, numbers[:1], 0))[4]
+        view = next(unasked.views({"patch": always(texture)}, indices[:1], 0))[4]
         images |= {f"view/{t}": frame for t, frame in enumerate(view.frames[0])}
     log(progress.step, values, images)
 
 
-def _reduced(fabric: Fabric, values: dict[str, Tensor]) -> dict[str, float]:
+def _reduce(fabric: Fabric, values: dict[str, Tensor]) -> dict[str, float]:
     """Means over all processes, on the host."""
     stacked = torch.stack([value.float() for value in values.values()])
     if fabric.world_size > 1:

@@ -65,7 +65,7 @@ class Update:
             if not loss.isfinite():
                 raise DivergedError(f"in step {self.step + 1}")
             return loss
-        gradient = job.patch.free.grad
+        gradient = job.patch.parameter.grad
         assert gradient is not None
         if fabric.world_size > 1:
             gradient.copy_(fabric.all_reduce(gradient, reduce_op="mean"))
@@ -81,9 +81,9 @@ def losses_of(job: Job, batch: Batch, of_victim: torch.Generator) -> dict[str, T
         each = torch.lerp(torch.full_like(batch.shown, 0.5), each, batch.shown)
     view = job.renderer(each, job.patch.mask, batch.scene, batch.draw)
     with job.victim.randomised(of_victim):  # the references and the validation are of all that it can do
-        hit = job.predict(view.frames)
+        output = job.predict(view.frames)
     job.queries += (job.fabric.world_size - 1) * len(batch.scene)  # of the other processes
-    losses = {"attack": job.attack.loss(hit, batch.clean, batch.scene, view).mean()}
+    losses = {"attack": job.attack.loss(output, batch.clean, batch.scene, view).mean()}
     for name, regularizer in job.regularizers.items():
         values: Any = torch.stack([regularizer(texture, job.patch.mask) for texture in textures])
         losses[name] = regularizer.weight * values.mean()

@@ -10,7 +10,7 @@ import numpy as np
 DAMAGED = 100  # frames in a row that cannot be decoded, after which a video is at its end
 
 
-def decoded(video: cv2.VideoCapture) -> Iterator[np.ndarray | None]:
+def decode(video: cv2.VideoCapture) -> Iterator[np.ndarray | None]:
     """The frames ``[h, w, 3]`` uint8 BGR; None for one that cannot be decoded but has others after it."""
     failed = 0
     while failed < DAMAGED:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from patchattack import commands
 
 # Of tensors as small as those of the tests, threads wait for each other; and sums do not depend on the machine's cores.
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is loaded, in every process that a test starts too
+if sys.dont_write_bytecode:  # each of these processes would compile torch anew: they share what they compile
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 TINY_WORLD = ("data.scenes=8", "data.size=[32,64]", "data.supersampling=1")
 TINY_TRAINING = (
@@ -28,6 +33,18 @@ TINY = (
     *TINY_TRAINING,
     *TINY_WORLD,
 )
+
+
+@pytest.fixture(autouse=True)
+def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes a good part of a tiny run and is none of most tests' business.
+
+    Figures are drawn empty but where a test is marked with ``figures``. Hydra composes each config twice, the first
+    time only to see whether it makes itself a sweep, which no test's does.
+    """
+    monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
+    if "figures" not in request.keywords:
+        monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
 
 
 @dataclass(frozen=True)

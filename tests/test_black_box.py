@@ -192,7 +192,7 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same_to_the_bit(
             finish(parts(Remote(asked, at, trouble), OPTIMIZERS[name]), folder, resumes=number > 0)
     job, _ = finish(parts(Remote(asked), OPTIMIZERS[name]), folder, resumes=True)
     assert asked == whole.asked
-    assert torch.equal(job.patch.free, expected.patch.free)
+    assert torch.equal(job.patch.parameter, expected.patch.parameter)
     for file in ("checkpoint.safetensors", "state.json"):
         assert (folder / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
@@ -237,7 +237,7 @@ def test_numbers_that_are_none_stop_the_run_before_they_do_harm(
     expected, _ = finish(parts(whole), tmp_path / "whole")
     job, _ = finish(parts(Remote(asked)), folder, resumes=True)
     assert asked == whole.asked
-    assert torch.equal(job.patch.free, expected.patch.free)
+    assert torch.equal(job.patch.parameter, expected.patch.parameter)
 
 
 def test_a_victim_that_fails_at_once_is_said_before_the_work(parts: Callable[..., assembly.Parts]) -> None:
@@ -261,7 +261,7 @@ def test_an_optimiser_that_needs_a_gradient_is_refused_and_others_are_named(
         f"{optimizer.func.__name__}; choose optimizer=random_search, evolution, nes, spsa or zoo"
     )
     assert victim.asked == []
-    options = {path.stem for path in pipeline.files.shipped("conf").glob("optimizer/*.yaml")}
+    options = {path.stem for path in pipeline.files.package_folder("conf").glob("optimizer/*.yaml")}
     assert set(assembly.GRADIENT_FREE) == options - {"adam", "sgd", "sign", "clamped", "lbfgs"}
 
 
@@ -320,7 +320,7 @@ def test_a_gradient_free_search_takes_a_victim_with_a_gradient_too(
     assert job.journal is None
     training.train(job, tmp_path, Lines(), checkpoint.begin(job))
     expected, _ = finish(parts(closed), tmp_path / "closed")
-    assert torch.equal(job.patch.free, expected.patch.free)
+    assert torch.equal(job.patch.parameter, expected.patch.parameter)
     assert job.queries == expected.queries
 
 
@@ -330,7 +330,7 @@ def test_a_gradient_free_search_takes_a_victim_with_a_gradient_too(
 )
 def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str, size: str) -> None:
     """200 queries of one view, with the optimiser's defaults: of a linear loss a cosine of 0.58 is to be expected."""
-    with initialize_config_dir(str(pipeline.files.shipped("conf").resolve()), version_base="1.3"):
+    with initialize_config_dir(str(pipeline.files.package_folder("conf").resolve()), version_base="1.3"):
         choice = [f"attack={task}", "tracker=none", "trainer.accelerator=cpu", "trainer.draws=1", "patch.start=grey"]
         choice += ["data.scenes=12", f"data.size={size}", "trainer.split=[0.5,0.25,0.25]"]
         choice += ["attack.min_height=6"] if task == "detection" else []
@@ -340,8 +340,8 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
     scene = job.source.__getitems__([0])
     closure = Update(job, 0, [batches._batch(job, scene, seeding.numbers([(0,)]))])
     closure()
-    assert job.patch.free.grad is not None
-    gradient = job.patch.free.grad.clone()
+    assert job.patch.parameter.grad is not None
+    gradient = job.patch.parameter.grad.clone()
     nes = job.optimizer = NES(job.patch.parameters(), lr=0.1, population=200)
     nes.draw(seeding.generator(1))
     before = job.queries
@@ -367,8 +367,8 @@ def test_every_optimiser_runs_from_the_command_line(
     asked = [line["queries"] for line in lines]
     assert asked == sorted(set(asked))
     assert json.loads((folder / "state.json").read_text())["queries"] < asked[-1]  # clean frames come on top
-    before = Patch.create(resolution=16, size_mm=60).free.detach()
-    assert not torch.equal(safetensors.torch.load_file(folder / "checkpoint.safetensors")["free"], before)
+    before = Patch.create(resolution=16, size_mm=60).parameter.detach()
+    assert not torch.equal(safetensors.torch.load_file(folder / "checkpoint.safetensors")["parameter"], before)
     report = (folder / "report.html").read_text()
     assert "Queries" in report
     # Whether texels lack a gradient is asked of an optimizer that needs one alone.

@@ -150,13 +150,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what a run would drop into the working folder is seen there
 
 
-@pytest.fixture
-def here(tmp_path: Path) -> Path:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("not a folder")
-    torch.save(CompactFlow("matching", "random").network.state_dict(), tmp_path / "matching.pt")
-    torch.save(nn.Identity(), tmp_path / "code.pt")
-    return tmp_path
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("here")
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("not a folder")
+    torch.save(CompactFlow("matching", "random").network.state_dict(), folder / "matching.pt")
+    torch.save(nn.Identity(), folder / "code.pt")
+    return folder
 
 
 def one_line(outcome: Any) -> str:
@@ -169,7 +170,12 @@ def one_line(outcome: Any) -> str:
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(
-    case: str, here: Path, command: Callable[..., Any], tiny: tuple[str, ...], tiny_training: tuple[str, ...]
+    case: str,
+    here: Path,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    tiny: tuple[str, ...],
+    tiny_training: tuple[str, ...],
 ) -> None:
     overrides, fragments = ([text.format(here=here) for text in texts] for texts in BAD[case])
     base = tiny_training if "data=" in "".join(overrides) else tiny
@@ -180,6 +186,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     for fragment in fragments:
         assert fragment in line
     assert set(here.rglob("*")) == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_gpu(command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +297,7 @@ def test_a_folder_that_another_process_works_in_is_left_alone(
 ) -> None:
     (tmp_path / "run").mkdir()
     for folder, given in ((tmp_path / "run", (FLOW, *tiny, "output=")), (finished, ("resume=",))):
-        with files.claimed(folder):
+        with files.claim(folder):
             line = one_line(command(*given[:-1], f"{given[-1]}{folder}"))
             assert f"{folder}: expected a folder that nothing else writes into" in line
 

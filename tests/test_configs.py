@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import pkgutil
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf.errors import MissingMandatoryValue
 from patchattack import cli, files
 from patchattack.cli.checks import check_types
 
-CONF = files.shipped("conf").resolve()
+CONF = files.package_folder("conf").resolve()
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
 STACKED = ("appearance", "axes", "camera", "defense", "regularizers")
 REQUIRED = {
@@ -78,14 +79,35 @@ def composed(*overrides: str, root: str = "train") -> dict[str, Any]:
     return plain  # type: ignore[return-value]
 
 
+def rounds() -> list[tuple[str, ...]]:
+    """All options, few enough at a time that each round composes: what sets other groups alone, of a stack all at once.
+
+    Of the other groups each round has one option.
+    """
+    alone = [(option,) for option in OPTIONS if option.startswith(("attack/", "experiment/"))]
+    stacks = [tuple(option for option in OPTIONS if option.startswith(f"{group}/")) for group in STACKED]
+    taken = {option for one in (*alone, *stacks) for option in one}
+    others = itertools.groupby((option for option in OPTIONS if option not in taken), lambda one: one.split("/")[0])
+    together = itertools.zip_longest(*(list(options) for _, options in others))
+    return [*alone, *stacks, *(tuple(filter(None, one)) for one in together)]
+
+
 @functools.cache
-def chosen(option: str) -> dict[str, Any]:
-    """The whole config with one option of one group."""
-    group, name = option.split("/")
-    choice = f"{group}=[{name}]" if group in STACKED else f"{group}={name}"
-    attack = () if group in ("attack", "experiment") else ("attack=flow",)
-    root = "evaluate" if group == "axes" else "train"
-    return composed(*attack, choice, *REQUIRED.get(option, ()), root=root)
+def chosen(options: tuple[str, ...]) -> dict[str, Any]:
+    """The whole config with the options of a round."""
+    names: dict[str, list[str]] = {}
+    for option in options:
+        group, name = option.split("/")
+        names.setdefault(group, []).append(name)
+    choices = [
+        f"{group}=[{','.join(found)}]" if group in STACKED else f"{group}={found[0]}" for group, found in names.items()
+    ]
+    attack = () if {"attack", "experiment"} & names.keys() else ("attack=flow",)
+    required = [override for option in options for override in REQUIRED.get(option, ())]
+    return composed(*attack, *choices, *required, root="evaluate" if "axes" in names else "train")
+
+
+ROUNDS = rounds()
 
 
 def targets(node: Any, key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -118,9 +140,9 @@ def test_the_groups_are_those_that_a_user_is_told_of() -> None:
     }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_and_its_arguments_bind(option: str) -> None:
-    plain = chosen(option)
+@pytest.mark.parametrize("options", ROUNDS, ids=[one[0] for one in ROUNDS])
+def test_every_option_composes_and_its_arguments_bind(options: tuple[str, ...]) -> None:
+    plain = chosen(options)
     found = dict(targets(plain))
     assert {"attack", "victim", "data", "placement", "renderer", "patch", "trainer", "print"} <= found.keys()
     for node in found.values():
@@ -134,7 +156,7 @@ def test_every_argument_is_in_the_yaml_with_its_default(option: str) -> None:
     group, name = option.split("/")
     if group == "experiment":
         return  # it sets values of other groups
-    node = chosen(option)[group]
+    node = chosen(next(one for one in ROUNDS if option in one))[group]
     node = node[name] if group in STACKED else node
     if not node["_target_"].startswith("patchattack."):
         return  # of torch's optimisers the YAML names what a patch needs
@@ -146,6 +168,10 @@ def test_every_argument_is_in_the_yaml_with_its_default(option: str) -> None:
         if parameter.default is not parameter.empty:
             default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
             assert given[parameter.name] == ON_PURPOSE.get((option, parameter.name), default), parameter.name
+
+
+def test_every_option_has_its_round() -> None:
+    assert sorted(option for one in ROUNDS for option in one) == OPTIONS
 
 
 def test_what_differs_on_purpose_exists() -> None:

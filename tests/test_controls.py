@@ -27,8 +27,8 @@ def test_the_mean_is_that_of_what_is_printed() -> None:
     """A disc that is red inside and blue in the corners, where nothing is printed."""
     disc = patch(shape="circle", size_mm=50)
     with torch.no_grad():
-        disc.free.copy_(torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1))
-        disc.free[:, disc.mask[0] > 0] = torch.tensor([[1.0], [0.5], [0.0]])
+        disc.parameter.copy_(torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1))
+        disc.parameter[:, disc.mask[0] > 0] = torch.tensor([[1.0], [0.5], [0.0]])
     card = controls(disc)["mean"](0)
     assert torch.allclose(card, torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1).expand_as(card))
 

@@ -143,9 +143,9 @@ def test_a_scene_becomes_float_rgb_on_the_device() -> None:
 
 def test_a_loss_is_lower_when_the_attack_is_stronger_and_comes_per_scene() -> None:
     clean = torch.ones(3, 2, 8, 8)
-    hit = clean * torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1, 1)
+    output = clean * torch.tensor([1.0, 0.0, -1.0]).view(3, 1, 1, 1)
     view = View(torch.zeros(3, 2, 3, 8, 8), torch.zeros(3, 2, 1, 8, 8), torch.zeros(3, 2, 4, 2))
     scene = Scene(frames=view.frames, index=torch.arange(3))
-    loss = FlowAttack().loss(hit, clean, scene, view)
+    loss = FlowAttack().loss(output, clean, scene, view)
     assert loss.shape == (3,)
     assert loss[0] > loss[1] > loss[2]

@@ -32,7 +32,16 @@ PROJECT = Path(__file__).parents[1]
 NUMBERS = ("patch.png", "results.json", "metrics.csv", "checkpoint.safetensors")
 FILES = {
     *NUMBERS,
-    *("config.yaml", "overrides.yaml", "patch.json", "state.json", "report.html", "print/a4.pdf", "print/layout.json"),
+    *(
+        "config.yaml",
+        "overrides.yaml",
+        "patch.json",
+        "state.json",
+        "evidence.json",
+        "report.html",
+        "print/a4.pdf",
+        "print/layout.json",
+    ),
 }
 LONGER = ("trainer.steps=12", "trainer.checkpoint_every=4", "trainer.validate_every=3", "trainer.log_every=2")
 
@@ -45,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def texture(folder: Path) -> Tensor:
     """What the last update left."""
-    return safetensors.torch.load_file(folder / "checkpoint.safetensors")["free"]
+    return safetensors.torch.load_file(folder / "checkpoint.safetensors")["parameter"]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -127,8 +136,8 @@ def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}
     names = {row["metric"] for row in found}
-    assert names == {*FlowAttack.metrics_known, "loss"}
-    expected = {(metric, region) for metric in FlowAttack.metrics_known for region in ("all", "outside", "patch")}
+    assert names == {*FlowAttack.metric_info, "loss"}
+    expected = {(metric, region) for metric in FlowAttack.metric_info for region in ("all", "outside", "patch")}
     for condition in conditions:
         mine = [row for row in found if row["condition"] == condition]
         assert sorted((row["metric"], row["region"]) for row in mine) == sorted(expected | {("loss", "all")})
@@ -300,7 +309,7 @@ def test_what_a_run_writes_is_json(finished: Path) -> None:
         raise ValueError(constant)
 
     found = sorted(finished.rglob("*.json"))
-    assert {path.name for path in found} == {"results.json", "patch.json", "state.json", "layout.json"}
+    assert {path.name for path in found} == {"results.json", "evidence.json", "patch.json", "state.json", "layout.json"}
     for path in found:
         json.loads(path.read_text(), parse_constant=refused)
     with safetensors.safe_open(finished / "checkpoint.safetensors", "pt") as file:
@@ -322,8 +331,8 @@ class BreakingAttack(FlowAttack):
 
     updates = 0
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Any, view: Any) -> Tensor:
-        loss = super().loss(hit, clean, scene, view)
+    def loss(self, output: Tensor, clean: Tensor, scene: Any, view: Any) -> Tensor:
+        loss = super().loss(output, clean, scene, view)
         if loss.requires_grad:
             self.updates += 1
         return loss * math.nan if self.updates > 5 else loss
@@ -383,7 +392,13 @@ def test_two_processes_train_the_patch_of_one(
     "choice",
     [
         ("placement.motion=static", "optimizer=sign", "patch.shape=circle", "renderer.whole_frame=true"),
-        ("placement.motion=random", "optimizer=adam", "schedule=onecycle", "patch.variable=tanh", "placement.tilt=20"),
+        (
+            "placement.motion=random",
+            "optimizer=adam",
+            "schedule=onecycle",
+            "patch.parameterisation=tanh",
+            "placement.tilt=20",
+        ),
         ("placement.motion=scene", "optimizer=sgd", "schedule=step", "patch.shape=circle", "renderer.whole_frame=true"),
     ],
     ids=["static", "random", "scene"],
@@ -412,8 +427,8 @@ def test_everything_at_once(
     lines = MetricsCsv.read(folder / "metrics.csv")
     assert {"attack", "content", "nps", "tv"} <= lines[-1].keys()
     assert all(math.isfinite(value) for line in lines for value in line.values())
-    start = Patch.create(resolution=16, size_mm=60).free.detach()
-    assert "variable=tanh" in "".join(choice) or (texture(folder) - start).abs().max() > 1e-4
+    start = Patch.create(resolution=16, size_mm=60).parameter.detach()
+    assert "parameterisation=tanh" in "".join(choice) or (texture(folder) - start).abs().max() > 1e-4
     shown = Patch.load(folder / "patch.png")
     assert (shown.mask.mean() < 0.9) == ("patch.shape=circle" in choice)
 

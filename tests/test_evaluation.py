@@ -101,7 +101,7 @@ def test_a_photograph_of_a_print_has_the_places_of_this_eot_and_nothing_else_of_
     texture, plain = torch.zeros(3, 16, 16), evaluator()
     bare = replace(plain, renderer=Renderer(plain.renderer.placement))
     found, digital = (
-        (one.photographed(texture, range(3)) for one in (plain, bare)),
+        (one.photograph(texture, range(3)) for one in (plain, bare)),
         bare.measure({"p": always(texture)}, range(3)),
     )
     first, second = found
@@ -203,8 +203,8 @@ def test_clean_frames_are_measured_without_a_patch() -> None:
         assert clean["turned", region] == 0
     assert clean["epe_truth", "all"] > 0
     assert clean["loss", "all"] == pytest.approx(1, abs=1e-6)
-    hit = {(row["metric"], row["region"]): row["mean"] for row in rows if row["condition"] == "patch"}
-    assert hit["epe_clean", "patch"] > 10 * hit["epe_clean", "outside"] > 0
+    output = {(row["metric"], row["region"]): row["mean"] for row in rows if row["condition"] == "patch"}
+    assert output["epe_clean", "patch"] > 10 * output["epe_clean", "outside"] > 0
 
 
 def test_evaluation_disturbs_no_generator() -> None:
@@ -275,7 +275,7 @@ def test_a_strong_patch_worked() -> None:
     noise = np.random.default_rng(0).normal(scale=0.02, size=(2, 20))
     noise -= noise.mean(axis=1, keepdims=True)
     verdict = judge(run([1.0] * 20, 0.9 + noise[0], 0.5 + noise[1]), FlowAttack())
-    assert verdict.worked
+    assert verdict.works
     assert verdict.factor == pytest.approx(5)
     assert verdict.sentence == "The patch works: it has 5.0 times the effect of a random patch of its size."
     assert "outside the patch: 1.000 without a patch, 0.900 [0.8" in verdict.facts
@@ -285,17 +285,17 @@ def test_a_strong_patch_worked() -> None:
 
 def test_an_error_is_stronger_when_it_is_higher() -> None:
     attack = FlowAttack(target="zero", distance="epe")
-    assert attack.headline == ("epe_clean", "outside")
-    assert judge(run([0] * 9, [1] * 9, [3] * 9, attack.headline), attack).factor == pytest.approx(3)
-    assert judge(run([0] * 9, [1] * 9, [3] * 9, attack.headline), attack).worked
-    assert not judge(run([0] * 9, [3] * 9, [1] * 9, attack.headline), attack).worked
+    assert attack.primary_metric == ("epe_clean", "outside")
+    assert judge(run([0] * 9, [1] * 9, [3] * 9, attack.primary_metric), attack).factor == pytest.approx(3)
+    assert judge(run([0] * 9, [1] * 9, [3] * 9, attack.primary_metric), attack).works
+    assert not judge(run([0] * 9, [3] * 9, [1] * 9, attack.primary_metric), attack).works
 
 
 @pytest.mark.parametrize("patch", [0.9, 0.95], ids=["equal", "weaker"])
 def test_what_a_random_patch_does_as_well_did_not_work(patch: float) -> None:
     """However far both are from the clean frames."""
     verdict = judge(run([1.0] * 20, [0.9] * 20, [patch] * 20), FlowAttack())
-    assert not verdict.worked
+    assert not verdict.works
     assert verdict.outcome is Outcome.FAILS
     assert verdict.sentence == "The patch does not work: a random patch does as much."
 
@@ -309,12 +309,12 @@ def test_the_patch_itself_out_of_focus_or_on_paper_is_no_rival() -> None:
 
 def test_one_lucky_scene_is_no_success() -> None:
     patch = [0.9] * 19 + [-1.0]
-    assert not judge(run([1.0] * 20, [0.9] * 20, patch), FlowAttack()).worked
+    assert not judge(run([1.0] * 20, [0.9] * 20, patch), FlowAttack()).works
 
 
 def test_a_random_patch_without_effect_gives_no_factor() -> None:
     verdict = judge(run([0.9] * 20, [0.95] * 20, [0.2] * 20), FlowAttack())
-    assert verdict.worked
+    assert verdict.works
     assert verdict.factor == math.inf
     assert verdict.sentence == "The patch works, and a random patch of its size has no effect."
     assert "effect" not in verdict.facts
@@ -323,9 +323,9 @@ def test_a_random_patch_without_effect_gives_no_factor() -> None:
 def test_a_pattern_must_beat_a_plain_card_too() -> None:
     measured = run([1.0] * 20, [0.9] * 20, [0.5] * 20)
     weaker = [one("black", n, 0.8) for n in range(20)]
-    assert judge(measured + weaker, FlowAttack()).worked
+    assert judge(measured + weaker, FlowAttack()).works
     verdict = judge(measured + weaker + [one("white", n, 0.5) for n in range(20)], FlowAttack())
-    assert not verdict.worked
+    assert not verdict.works
     assert verdict.factor == pytest.approx(5)
     assert verdict.sentence == "The patch does not work: a white card does as much."
     assert "0.500 [0.500, 0.500] with a white card, 0.900 [0.900, 0.900] with a random patch" in verdict.facts
@@ -342,7 +342,7 @@ def test_of_controls_that_do_as_much_the_first_is_told(first: str) -> None:
 def test_scenes_are_compared_with_themselves() -> None:
     """A small gain in every scene shows although the scenes differ far more."""
     level = np.linspace(-0.5, 0.9, 20)
-    assert judge(run([1.0] * 20, level, level - 0.02), FlowAttack()).worked
+    assert judge(run([1.0] * 20, level, level - 0.02), FlowAttack()).works
 
 
 def test_pure_noise_hardly_ever_works() -> None:
@@ -352,7 +352,7 @@ def test_pure_noise_hardly_ever_works() -> None:
     for _ in range(300):
         level = draw.normal(0.7, 0.2, size=24)
         random, patch = level + draw.normal(scale=0.1, size=(2, 24))
-        worked += judge(run([1.0] * 24, random, patch), FlowAttack()).worked
+        worked += judge(run([1.0] * 24, random, patch), FlowAttack()).works
     assert worked <= 18
 
 
@@ -426,23 +426,23 @@ def test_of_few_scenes_nothing_is_concluded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "metric", "sentence"),
+    ("goal", "is_metric", "sentence"),
     [
         ("near", True, "The patch works: it makes its place look 12 m nearer (random patch: 5.0 m)."),
         ("far", False, "it makes its place look farther by 1200 % of the scene's range (random patch: 500 %)."),
     ],
 )
-def test_the_size_is_the_way_from_the_clean_value(goal: str, metric: bool, sentence: str) -> None:
-    """A depth attack's headline is what is left of the way to the target: 20 m without a patch."""
+def test_the_size_is_the_way_from_the_clean_value(goal: str, is_metric: bool, sentence: str) -> None:
+    """A depth attack's primary metric is what is left of the way to the target: 20 m without a patch."""
     attack = DepthAttack(goal)
-    attack.bind(SimpleNamespace(name="v", metric=metric, reach=(0.0, 80.0)), Pictures())
-    verdict = judge(run([20.0] * 9, [15.0] * 9, [8.0] * 9, attack.headline), attack)
+    attack.bind(SimpleNamespace(name="v", is_metric=is_metric, depth_range=(0.0, 80.0)), Pictures())
+    verdict = judge(run([20.0] * 9, [15.0] * 9, [8.0] * 9, attack.primary_metric), attack)
     assert verdict.sentence.endswith(sentence)
 
 
 def test_rates_have_wilsons_interval_and_other_metrics_the_bootstraps() -> None:
     class Rates(FlowAttack):
-        metrics_known = {**FlowAttack.metrics_known, "turned": Metric("turned", "higher", rate=True)}  # noqa: RUF012
+        metric_info = {**FlowAttack.metric_info, "turned": Metric("turned", "higher", rate=True)}  # noqa: RUF012
 
     measured = [Measured("patch", n, {("turned", "all"): float(n < 8), ("cosine", "all"): n / 10}) for n in range(10)]
     turned, cosine = summarise(measured, Rates())
@@ -468,10 +468,10 @@ def test_the_references_of_an_ensemble_are_tuples() -> None:
 def test_the_best_hand_drawn_texture_is_the_strongest_on_these_scenes() -> None:
     measures = evaluator()
     mine = HandDrawn("stripes", 3, 40, colours=("001", "110"))
-    tried = {str(one): one for one in (*hand_drawn.known(), mine)}
+    tried = {str(one): one for one in (*hand_drawn.standard_textures(), mine)}
     textures = {name: always(one.texture(16, 16)) for name, one in tried.items()}
     measured = measures.measure(textures, [1, 4, 7])
     scores = {name: per_scene(measured, name, HEADLINE).mean() for name in tried}
     best = measures.best_drawn([1, 4, 7], [mine])
     assert scores[str(best)] == min(scores.values())
-    assert measures.best_drawn([1, 4, 7]) in hand_drawn.known()
+    assert measures.best_drawn([1, 4, 7]) in hand_drawn.standard_textures()

@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md: parts outside the tree, each one file and one YAML."""
+"""The examples of docs/pages/how_to/parts.md: parts outside the tree, each one file and one YAML."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def test_a_folder_that_is_a_file_is_an_input_error(tmp_path: Path) -> None:
 
 
 def test_what_the_package_ships_is_found() -> None:
-    assert (files.shipped("conf") / "train.yaml").is_file()
-    assert files.shipped("assets").is_dir()
+    assert (files.package_folder("conf") / "train.yaml").is_file()
+    assert files.package_folder("assets").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_no_two_get_the_same_numbered_folder(tmp_path: Path) -> None:
 def test_a_folder_is_claimed_once_until_it_is_let_go(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with files.claimed(folder), pytest.raises(InputError, match="got one that another process works in"):
-        files.claimed(folder)
+    with files.claim(folder), pytest.raises(InputError, match="got one that another process works in"):
+        files.claim(folder)
     assert list(folder.iterdir()) == []
-    with files.claimed(folder):
+    with files.claim(folder):
         shutil.rmtree(folder)  # by somebody else: nothing is left to let go
 
 
@@ -158,11 +158,11 @@ def test_the_claim_of_a_process_dies_with_it(tmp_path: Path) -> None:
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         child = os.fork()
     if child == 0:
-        files.claimed(tmp_path)
+        files.claim(tmp_path)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert (tmp_path / ".lock").exists()
-    with files.claimed(tmp_path):
+    with files.claim(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 

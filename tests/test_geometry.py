@@ -277,3 +277,11 @@ def test_distance_to_edge_does_not_count_edges_of_the_frame() -> None:
     assert corner.tolist() == [[min(4 - x, 3 - y) for x in range(5)] for y in range(4)]
     # Rows 6 to 9 end with the frame; columns 5 to 9 do not.
     assert middle.tolist() == [[min(x, 4 - x, y) for x in range(5)] for y in range(4)]
+
+
+@pytest.mark.parametrize("side", [1, 3, 15])
+def test_the_highest_around_a_pixel_is_opencvs_dilation(side: int) -> None:
+    values = random(2, 1, 12, 17).float().where(random(2, 1, 12, 17, seed=1) > 0.9, 0)
+    kernel = np.ones((side, side), np.uint8)
+    expected = [cv2.dilate(one.numpy(), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) for one in values[:, 0]]
+    assert np.array_equal(geometry.highest(values, side)[:, 0].numpy(), np.stack(expected))

@@ -25,7 +25,9 @@ def test_periods_are_along_the_longer_side() -> None:
     assert torch.equal(tall, HandDrawn("stripes", 2).texture(4, 8).rot90(1, (1, 2)))
 
 
-@pytest.mark.parametrize("one", [*hand_drawn.known(), HandDrawn("stripes", 3.3, 27, 0.4, 0.3, ("110", "001"))], ids=str)
+@pytest.mark.parametrize(
+    "one", [*hand_drawn.standard_textures(), HandDrawn("stripes", 3.3, 27, 0.4, 0.3, ("110", "001"))], ids=str
+)
 def test_a_drawing_does_not_depend_on_the_resolution(one: HandDrawn) -> None:
     texture = one.texture(64, 64)
     assert texture.shape == (3, 64, 64)
@@ -49,9 +51,9 @@ def test_checkers_change_both_ways() -> None:
 
 def test_random_and_varied_drawings_can_be_written_and_read() -> None:
     generator = torch.Generator().manual_seed(0)
-    one = hand_drawn.drawn(generator)
+    one = hand_drawn.sample(generator)
     for _ in range(200):
-        one = hand_drawn.varied(one, generator)
+        one = hand_drawn.vary(one, generator)
         assert HandDrawn.read(one.facts()) == one
         assert one.colours[0] != one.colours[1]
 

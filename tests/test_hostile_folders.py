@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 import sys
@@ -251,9 +252,10 @@ STATE: dict[str, Any] = {
     "step": [-1, "4", None, 1.5, True],
     "queries": [-1, "4", None],
     "best_score": ["x", None, []],
-    "optimizer": [None, 3, [], [{"lr": 1}]],
-    "optimizer_state": [None, [1], {"a": {}}],
-    "schedule": [None, 3],
+    # What torch takes as it is, and what only its next step would stumble over.
+    "optimizer": [None, 3, [], [{"lr": 1}], [{"params": [0]}], [{"params": [0], "lr": math.nan}]],
+    "optimizer_state": [None, [1], {"a": {}}, {"0": {"step": 3}}, {"0": {"step": "x", "exp_avg": 1}}],
+    "schedule": [None, 3, {"base_lrs": "x"}, {"last_epoch": "x"}, {"optimizer": 1}],
 }
 
 
@@ -270,9 +272,9 @@ def test_a_checkpoint_of_no_run_is_refused(stranger: Path, job: Any, key: str, v
 @pytest.mark.parametrize(
     ("name", "texture"),
     [
-        ("free", torch.full((3, 16, 16), torch.nan)),
-        ("free", torch.zeros(3, 17, 16)),
-        ("free", torch.zeros(1, 16, 16)),
+        ("parameter", torch.full((3, 16, 16), torch.nan)),
+        ("parameter", torch.zeros(3, 17, 16)),
+        ("parameter", torch.zeros(1, 16, 16)),
         ("best", torch.full((3, 16, 16), torch.inf)),
         ("best", torch.zeros(3, 8, 8)),
         ("best", torch.full((3, 16, 16), 2.0)),
@@ -283,10 +285,10 @@ def test_a_texture_that_no_patch_has_is_refused(stranger: Path, job: Any, name: 
         text = file.metadata()["state"].partition(" ")[2]
     tensors = safetensors.torch.load_file(stranger / checkpoint.FILE)
     write(stranger, text, tensors | {name: texture})
-    before = job.patch.free.detach().clone()
+    before = job.patch.parameter.detach().clone()
     with pytest.raises(InputError, match="expected the checkpoint of a run"):
         checkpoint.resume(job, stranger)
-    assert torch.equal(job.patch.free, before)
+    assert torch.equal(job.patch.parameter, before)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from patchattack.indicators import (
     Indicator,
     best_last,
     indicators,
+    is_overfitting,
+    is_saturated,
     no_gradient,
-    parted,
-    saturated,
     start_kept,
     still_falling,
 )
@@ -70,16 +70,16 @@ def test_texels_have_no_gradient(share: float, raised: bool) -> None:
 def test_values_are_stuck_at_the_ends_of_their_range(ends: int, raised: bool) -> None:
     best = GREY.clone()
     best.view(3, 16)[:, :ends] = torch.tensor([0.0, 1.0, 0.002]).view(3, 1)
-    assert saturated(best, GREY, MASK).raised is raised
+    assert is_saturated(best, GREY, MASK).raised is raised
     black_and_white = (torch.arange(48) % 2).float().view(3, 4, 4)
-    assert not saturated(best, black_and_white, MASK).raised  # as a palette's texels are from the start
+    assert not is_saturated(best, black_and_white, MASK).raised  # as a palette's texels are from the start
 
 
 def test_what_is_not_printed_does_not_count() -> None:
     mask, best = MASK.clone(), GREY.clone()
     mask[:, :2] = 0
     best[:, :2] = 1
-    assert saturated(best, GREY, mask).sentence == "0 % of the colour values are at 0 or 1."
+    assert is_saturated(best, GREY, mask).sentence == "0 % of the colour values are at 0 or 1."
     assert start_kept(best, GREY, mask, 50).raised
 
 
@@ -106,11 +106,11 @@ def test_the_start_was_never_left(step: int, moved: float, raised: bool) -> None
 def test_the_validation_loss_parts_from_the_training_loss(
     training: list[float], validation: dict[int, float], raised: bool | None
 ) -> None:
-    assert parted(history(training, validation)).raised is raised
+    assert is_overfitting(history(training, validation)).raised is raised
 
 
 def test_what_parted_is_said() -> None:
-    found = parted(history([3.0, 3.0, 2.0, 2.0, 1.0, 1.0], {0: 3.2, 5: 3.5}))
+    found = is_overfitting(history([3.0, 3.0, 2.0, 2.0, 1.0, 1.0], {0: 3.2, 5: 3.5}))
     assert found.sentence == "The training loss fell by 2, the validation loss rose by 0.3."
 
 

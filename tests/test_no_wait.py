@@ -37,7 +37,7 @@ from patchattack.scene import Scene
 from patchattack.search import Plan
 from patchattack.update import Update
 
-CONF = files.shipped("conf").resolve()
+CONF = files.package_folder("conf").resolve()
 DEVICE = torch.device("meta")
 SIZES = {"classification": (32, 32), "detection": (64, 128)}
 
@@ -144,7 +144,7 @@ def test_no_step_waits(victim: str) -> None:
         losses = update.losses()
     assert {"attack", *options("regularizers")} == losses.keys()
     assert {value.device for value in losses.values()} == {DEVICE}
-    assert patch.free.grad is not None
+    assert patch.parameter.grad is not None
 
 
 @pytest.mark.parametrize(("placement", "changes"), PLACEMENTS)
@@ -155,7 +155,7 @@ def test_no_placement_waits(placement: str, changes: dict[str, Any]) -> None:
     with watched():
         scene = scenes("flow").to(DEVICE)
         renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, NUMBERS)).frames.sum().backward()
-    assert patch.free.grad is not None
+    assert patch.parameter.grad is not None
 
 
 def test_waits_are_seen() -> None:

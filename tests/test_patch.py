@@ -32,7 +32,7 @@ def test_a_patch_is_its_texture_its_mask_and_its_size() -> None:
     assert patch.size_mm == (150, 150)
     assert patch().min() >= 0
     assert patch().max() <= 1
-    assert [name for name, _ in patch.named_parameters()] == ["free"]
+    assert [name for name, _ in patch.named_parameters()] == ["parameter"]
     assert patch.dpi == pytest.approx((32 / 150 * 25.4,) * 2)
 
 
@@ -118,38 +118,38 @@ def test_free_pixels_stay_in_range_after_project() -> None:
     assert before.max() > 1
     assert patch.project_() is None
     assert torch.equal(patch(), before.clamp(0, 1))
-    assert patch.free.requires_grad
+    assert patch.parameter.requires_grad
 
 
 def test_the_tanh_variable_starts_at_the_texture_and_never_leaves_the_range() -> None:
     texture = random(3, 8, 8)
     texture[0, 0, :2] = torch.tensor([0.0, 1.0])
-    patch = Patch(texture, torch.ones(1, 8, 8), (10, 10), variable="tanh")
+    patch = Patch(texture, torch.ones(1, 8, 8), (10, 10), parameterisation="tanh")
     torch.testing.assert_close(patch(), texture, rtol=0, atol=6e-4)
-    (gradient,) = torch.autograd.grad(patch().sum(), patch.free)
+    (gradient,) = torch.autograd.grad(patch().sum(), patch.parameter)
     assert gradient.isfinite().all()
     assert gradient.min() > 0  # black and white texels can still move
     with torch.no_grad():
-        patch.free.add_(torch.linspace(-50, 50, 64).view(8, 8))
-    free = patch.free.detach().clone()
+        patch.parameter.add_(torch.linspace(-50, 50, 64).view(8, 8))
+    free = patch.parameter.detach().clone()
     patch.project_()
-    assert torch.equal(patch.free, free)
+    assert torch.equal(patch.parameter, free)
     assert 0 <= patch().min() <= patch().max() <= 1
 
 
 def test_a_palette_variable_shows_its_colours_alone_and_still_moves() -> None:
     colours = [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.8, 0.1, 0.1]]
-    patch = Patch(random(3, 8, 8), torch.ones(1, 8, 8), (10, 10), variable="palette", palette=colours)
+    patch = Patch(random(3, 8, 8), torch.ones(1, 8, 8), (10, 10), parameterisation="palette", palette=colours)
     shown = patch().flatten(1).T
     distance = torch.cdist(random(3, 8, 8).flatten(1).T, torch.tensor(colours))
     torch.testing.assert_close(shown, torch.tensor(colours)[distance.argmin(dim=1)], rtol=0, atol=1e-6)
     weights = random(3, 8, 8)
-    (gradient,) = torch.autograd.grad((patch() * weights).sum(), patch.free)
+    (gradient,) = torch.autograd.grad((patch() * weights).sum(), patch.parameter)
     torch.testing.assert_close(gradient, weights)
     with torch.no_grad():
-        patch.free.fill_(3)
+        patch.parameter.fill_(3)
     patch.project_()
-    assert patch.free.max() == 1
+    assert patch.parameter.max() == 1
 
 
 def test_bars_are_two_pieces() -> None:
@@ -160,7 +160,7 @@ def test_bars_are_two_pieces() -> None:
 
 @pytest.mark.parametrize("variable", ["pixels", "tanh", "palette"])
 def test_a_patch_comes_back_from_its_file(tmp_path: Path, variable: str) -> None:
-    patch = Patch.create(shape="circle", resolution=48, size_mm=[123.4, 56.7], variable=variable)
+    patch = Patch.create(shape="circle", resolution=48, size_mm=[123.4, 56.7], parameterisation=variable)
     patch.save(tmp_path / "patch.png", {"victims": ["a", "b"]})
     loaded = Patch.load(tmp_path / "patch.png")
     torch.testing.assert_close(loaded(), patch(), rtol=0, atol=0.5 / 255 + 1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from patchattack import files
-from patchattack.redaction import all_redacted, is_redacted, quoted, redacted
+from patchattack.redaction import all_redacted, is_redacted, quote, redact
 
 ADDRESSES = {
     "rtsp://user:s3cret@10.0.0.5:554/live": "rtsp://***@10.0.0.5:554/live",
@@ -37,13 +37,13 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_what_nobody_else_may_read_is_hidden(address: str) -> None:
-    assert redacted(address) == ADDRESSES[address]
-    assert redacted(ADDRESSES[address]) == ADDRESSES[address]
+    assert redact(address) == ADDRESSES[address]
+    assert redact(ADDRESSES[address]) == ADDRESSES[address]
     # As shells, JSON and pages write it; a page that is made of it is redacted again.
     typed = shlex.join(["python", "x.py", f"source={address}", "rate=5"])
     for written in (typed, json.dumps({"source": address}), f"<dd>{address.replace('&', '&amp;')}</dd>"):
-        assert "s3c" not in redacted(written)
-    assert redacted(typed).endswith("rate=5")
+        assert "s3c" not in redact(written)
+    assert redact(typed).endswith("rate=5")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_nobody_else_may_read_is_hidden(address: str) -> None:
     ],
 )
 def test_everything_else_stays(text: str) -> None:
-    assert redacted(text) == text
+    assert redact(text) == text
     assert not is_redacted(text)
 
 
@@ -89,7 +89,7 @@ def test_no_text_file_has_a_password(tmp_path: Path) -> None:
 
 
 def test_a_stranger_s_text_is_one_short_line_that_steers_no_terminal() -> None:
-    said = quoted("\x1b[2J\x1b]0;owned\x07red\n\n of KEY-1 \u202e" + "x" * 1000, 60, "KEY-1")
+    said = quote("\x1b[2J\x1b]0;owned\x07red\n\n of KEY-1 \u202e" + "x" * 1000, 60, "KEY-1")
     assert said.startswith("\ufffd[2J\ufffd]0;owned\ufffdred of *** \ufffd")
     assert len(said) == 60
     assert said.endswith("…")

@@ -38,7 +38,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Paper:
     """The print of a random patch."""
     patch = Patch(random_texture(32, 32, 0), torch.ones(1, 32, 32), (150.0, 150.0))
     path = tmp_path_factory.mktemp("print") / "sheet.png"
-    return rehearse.printed(path, Sheet(), SHEET, patch, Unknown.draw(0))
+    return rehearse.print_sheet(path, Sheet(), SHEET, patch, Unknown.draw(0))
 
 
 def filmed(path: Path, paper: Paper, seed: int = 0, printer: int = 0) -> tuple[bytes, list[Truth | None]]:
@@ -157,31 +157,31 @@ def test_a_camera_that_turns_sees_the_same_world_elsewhere(paper: Paper) -> None
 def test_the_print_changes_colours_and_keeps_places() -> None:
     unknown = Unknown.draw(0)
     image = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
-    shown = unknown.printed(image)
+    shown = unknown.print_image(image)
     assert (shown.shape, shown.dtype) == (image.shape, np.float32)
     assert shown.min() >= 0
     assert shown.max() <= 1
-    np.testing.assert_array_equal(unknown.printed(image[::-1, ::-1]), shown[::-1, ::-1])
+    np.testing.assert_array_equal(unknown.print_image(image[::-1, ::-1]), shown[::-1, ::-1])
     assert np.abs(shown - image / 255).mean() > 0.03
-    greys = unknown.printed(np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[None, :, None], 3, axis=2))[0]
+    greys = unknown.print_image(np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[None, :, None], 3, axis=2))[0]
     assert (np.diff(greys, axis=0) > 0).all()
     assert greys[0].max() < 0.1  # black ink
     assert (greys[25] < (greys[0] + greys[-1]) / 2).all()  # dot gain
-    assert np.abs(shown - Unknown.draw(1).printed(image)).mean() > 0.01
+    assert np.abs(shown - Unknown.draw(1).print_image(image)).mean() > 0.01
 
 
 def test_the_camera_darkens_corners_and_blurs_in_place() -> None:
     unknown = Unknown.draw(0)
-    seen = unknown.photographed(np.full((61, 101, 3), 0.6, np.float32), 1.0, 0).astype(float)
+    seen = unknown.photograph(np.full((61, 101, 3), 0.6, np.float32), 1.0, 0).astype(float)
     assert seen[:10, :10].mean() < seen[25:35, 45:55].mean() - 5
     assert seen.std(axis=(0, 1)).min() > 0
     assert seen[..., 0].mean() != pytest.approx(seen[..., 2].mean(), abs=0.5)  # white balance
-    assert (unknown.photographed(np.full((61, 101, 3), 0.6, np.float32), 1.0, 1) != seen).any()  # noise of its own
-    darker = unknown.photographed(np.full((61, 101, 3), 0.6, np.float32), 0.5, 0)
+    assert (unknown.photograph(np.full((61, 101, 3), 0.6, np.float32), 1.0, 1) != seen).any()  # noise of its own
+    darker = unknown.photograph(np.full((61, 101, 3), 0.6, np.float32), 0.5, 0)
     assert darker.mean() == pytest.approx(seen.mean() * 0.5 ** (1 / 2.2), rel=0.02)
     dot = np.zeros((61, 101, 3), np.float32)
     dot[20, 70] = 1
-    quiet = replace(unknown, noise=0.0).photographed(dot, 1.0, 0).sum(axis=2, dtype=float)
+    quiet = replace(unknown, noise=0.0).photograph(dot, 1.0, 0).sum(axis=2, dtype=float)
     y, x = (np.average(place, weights=quiet) for place in np.mgrid[:61, :101])
     assert (x, y) == pytest.approx((70, 20), abs=0.02)
 
@@ -317,8 +317,8 @@ def test_one_command_rehearses_all_of_it(start: Callable[..., Any], tmp_path: Pa
     # The calibration knows what the camera makes of a print.
     colours = np.random.default_rng(0).integers(0, 256, (1, 200, 3)).astype(np.uint8)
     unknown = Unknown.draw(0)
-    seen = unknown.printed(colours)[0] * (0.95 * unknown.balance) ** (1 / 2.2)
-    fitted = Calibration.load(out / "calibration.json").seen(torch.from_numpy(colours[0] / 255).float()).numpy()
+    seen = unknown.print_image(colours)[0] * (0.95 * unknown.balance) ** (1 / 2.2)
+    fitted = Calibration.load(out / "calibration.json").predict(torch.from_numpy(colours[0] / 255).float()).numpy()
     assert np.abs(fitted - seen).mean() < 0.01
     assert np.abs(colours[0] / 255 - seen).mean() > 0.04
 

@@ -63,7 +63,7 @@ def test_a_runs_own_test_part_is_held_out_and_no_more(tmp_path: Path, photograph
     source = build(data)
     for number, seen in enumerate((None, 14)):  # earlier versions did not write it down
         held_out = runs.HeldOut([str(finished(tmp_path / str(number), data, seen))], data, source, build)
-        assert held_out(source, SETTINGS) == SETTINGS.parts(20)[2] == list(range(14, 20))
+        assert held_out(source, SETTINGS) == SETTINGS.split_indices(20)[2] == list(range(14, 20))
         held_out.check(source, range(14, 20))
         with pytest.raises(
             InputError, match=r"got 1 of 2 that it was trained or validated on; give the run's own seed"

@@ -14,14 +14,14 @@ from patchattack import files
 from patchattack.controls import SAME_PATCH, controls
 from patchattack.patch import Patch
 
-EXPERIMENTS = sorted(path.stem for path in (files.shipped("conf") / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (files.package_folder("conf") / "experiment").glob("*.yaml"))
 SMALL = {
     "classification": ("data.scenes=32", "data.size=[32,32]"),
     "depth": ("data.scenes=8", "data.size=[32,64]"),
     "detection": ("data.scenes=12", "data.size=[64,128]", "attack.min_height=6"),
     "flow": ("data.scenes=8", "data.size=[32,64]"),
 }
-TASKS = {  # a region of the headline, and conditions beside clean, grey, random and patch
+TASKS = {  # a region of the primary metric, and conditions beside clean, grey, random and patch
     "classification": ("success", {"photo"}),
     "depth": ("gap", set()),
     "detection": ("recall", set()),
@@ -39,17 +39,18 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("task", SMALL)
 def test_a_task_runs_from_its_attack_alone(
     task: str, tmp_path: Path, command: Callable[..., Any], training: tuple[str, ...]
 ) -> None:
     outcome = command(f"attack={task}", *training, *SMALL[task], f"output={tmp_path / 'run'}")
     assert outcome.status == 0, outcome.err
-    headline, others = TASKS[task]
+    primary_metric, others = TASKS[task]
     found = rows(tmp_path / "run")
     assert {row["condition"] for row in found} == {"clean", "drawn", *SAME_PATCH, *controls(Patch.create())} | others
-    assert {row["condition"] for row in found if row["metric"] == headline} == {row["condition"] for row in found}
-    values = [row["mean"] for row in found if row["metric"] == headline and row["n"]]
+    assert {row["condition"] for row in found if row["metric"] == primary_metric} == {row["condition"] for row in found}
+    values = [row["mean"] for row in found if row["metric"] == primary_metric and row["n"]]
     assert values
     assert all(map(math.isfinite, values))
     report = (tmp_path / "run" / "report.html").read_text()
@@ -58,7 +59,7 @@ def test_a_task_runs_from_its_attack_alone(
     again = command(str(tmp_path / "run"), str(tmp_path / "run"), f"output={tmp_path / 'both'}", entry="compare")
     assert again.status == 0, again.err
     assert (
-        next(row["label"] for row in found if row["metric"] == headline)
+        next(row["label"] for row in found if row["metric"] == primary_metric)
         in (tmp_path / "both" / "report.html").read_text()
     )
 
@@ -67,7 +68,12 @@ def test_a_task_runs_from_its_attack_alone(
 def test_a_published_set_up_is_one_command(
     experiment: str, tmp_path: Path, command: Callable[..., Any], training: tuple[str, ...]
 ) -> None:
-    task = (files.shipped("conf") / "experiment" / f"{experiment}.yaml").read_text().split("/attack: ")[1].split()[0]
+    task = (
+        (files.package_folder("conf") / "experiment" / f"{experiment}.yaml")
+        .read_text()
+        .split("/attack: ")[1]
+        .split()[0]
+    )
     small = (*training, *SMALL[task])
     if experiment == "one_place":  # the keys of the source that its scene comes from
         small = tuple(one.replace("data.s", "data.source.s") for one in small)

@@ -117,11 +117,11 @@ def updates(job: Job) -> list[tuple[Tensor, Tensor]]:
     found: list[tuple[Tensor, Tensor]] = []
 
     def note_pixels(*_: object) -> None:
-        before.append(job.patch.free.detach().clone())
+        before.append(job.patch.parameter.detach().clone())
 
     def note_gradient(*_: object) -> None:
-        assert job.patch.free.grad is not None
-        found.append((before[-1], job.patch.free.grad.clone()))
+        assert job.patch.parameter.grad is not None
+        found.append((before[-1], job.patch.parameter.grad.clone()))
 
     job.optimizer.register_step_pre_hook(note_pixels)
     job.optimizer.register_step_post_hook(note_gradient)
@@ -133,20 +133,20 @@ def test_every_update_has_the_gradient_of_its_own_batch(make: Callable[..., Job]
     found = updates(job)
     finish(job, tmp_path)
     assert len(found) == 6
-    numbers = job.settings.parts(8)[0]
+    numbers = job.settings.split_indices(8)[0]
     shown = list(batches._loader(job, numbers, 0))
     for step in (0, 4):
         fresh = make(replace(SETTINGS, draws=3))
         with torch.no_grad():
-            fresh.patch.free.copy_(found[step][0])
+            fresh.patch.parameter.copy_(found[step][0])
         keys = [(job.seed, TRAINING, step, place, draw) for place in (0, 1) for draw in range(3)]
         batch = batches._batch(fresh, shown[step], seeding.numbers(keys))
         losses = update.losses_of(fresh, batch, seeding.generator(0))
         assert losses.keys() == {"attack", "tv"}
         sum(losses.values()).backward()  # type: ignore[union-attr]
-        assert fresh.patch.free.grad is not None
-        assert fresh.patch.free.grad.abs().max() > 0
-        torch.testing.assert_close(found[step][1], fresh.patch.free.grad, rtol=1e-4, atol=1e-7)
+        assert fresh.patch.parameter.grad is not None
+        assert fresh.patch.parameter.grad.abs().max() > 0
+        torch.testing.assert_close(found[step][1], fresh.patch.parameter.grad, rtol=1e-4, atol=1e-7)
 
 
 def test_accumulated_batches_are_one_batch(make: Callable[..., Job], tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(
     make: Callable[..., Job], tmp_path: Path, optimizer: str, schedule: str, variable: str, changes: dict[str, Any]
 ) -> None:
     def fresh() -> Job:
-        patch = Patch.create(resolution=16, size_mm=60, variable=variable)
+        patch = Patch.create(resolution=16, size_mm=60, parameterisation=variable)
         settings = replace(SETTINGS, **changes)
         return make(settings, optimizer=OPTIMIZERS[optimizer], schedule=SCHEDULES[schedule], patch=patch)
 
@@ -375,7 +375,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(
     assert progress.step == 5  # where no line of metrics is due
     tracker = Recorded()
     training.train(again, tmp_path / "stopped", tracker, progress)
-    assert torch.equal(again.patch.free, whole.patch.free)
+    assert torch.equal(again.patch.parameter, whole.patch.parameter)
     assert torch.equal(progress.best, end.best)
     assert (progress.best_step, progress.best_score) == (end.best_step, end.best_score)
     assert tracker.lines == [line for line in expected.lines if line[0] > 5]
@@ -395,7 +395,7 @@ def test_candidates_are_optimised_as_each_would_be_alone(make: Callable[..., Job
     alone = []
     for start in starts[0]:
         job = make(settings, OPTIMIZERS["adam"])
-        job.patch.begin_with(start)
+        job.patch.set_texture(start)
         alone.append((job, *finish(job, tmp_path)))
     best = min(range(3), key=lambda number: ranks[number])
     torch.testing.assert_close(together.patch().detach(), alone[best][0].patch().detach(), rtol=0, atol=1e-4)
@@ -411,8 +411,8 @@ def test_each_validation_drops_the_worse_half_and_each_stage_is_finer(make: Call
     shapes: list[tuple[tuple[int, ...], ...]] = []
 
     def note(*_: object) -> None:
-        memory = job.optimizer.state[job.patch.free]
-        shapes.append((tuple(job.patch.free.shape), tuple(memory["exp_avg"].shape)))
+        memory = job.optimizer.state[job.patch.parameter]
+        shapes.append((tuple(job.patch.parameter.shape), tuple(memory["exp_avg"].shape)))
 
     job.optimizer.register_step_post_hook(note)
     finish(job, tmp_path)
@@ -458,11 +458,11 @@ def test_batches_that_grow_show_as_many_scenes_in_all(make: Callable[..., Job], 
 def test_a_cutout_hides_another_rectangle_in_every_view_of_the_training(make: Callable[..., Job]) -> None:
     job = make(replace(SETTINGS, cutout=0.9, draws=3))
     keys = [(0, place, draw) for place in range(2) for draw in range(3)]
-    shown = batches._shown(job, seeding.numbers(keys))
+    shown = batches._visible_texels(job, seeding.numbers(keys))
     assert shown is not None
     assert shown.shape == (6, 1, 16, 16)
     assert len({tuple(one.flatten().tolist()) for one in shown}) == 6
-    part = batches._shown(job, seeding.numbers(keys[4:]))
+    part = batches._visible_texels(job, seeding.numbers(keys[4:]))
     assert part is not None
     assert torch.equal(part, shown[4:])
     for hidden in 1 - shown[:, 0]:  # one rectangle
@@ -474,8 +474,8 @@ def test_a_cutout_hides_another_rectangle_in_every_view_of_the_training(make: Ca
     def gradient(shown: Tensor | None) -> Tensor:
         job.patch.zero_grad()
         update.losses_of(job, replace(batch, shown=shown), seeding.generator(0))["attack"].backward()
-        assert job.patch.free.grad is not None
-        return job.patch.free.grad.clone()
+        assert job.patch.parameter.grad is not None
+        return job.patch.parameter.grad.clone()
 
     half = torch.ones(6, 1, 16, 16)
     half[..., :8] = 0
@@ -516,8 +516,8 @@ class Breaks(FlowAttack):
         super().__init__()
         self.left, self.how = at, how
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Any, view: Any) -> Tensor:
-        loss = super().loss(hit, clean, scene, view)
+    def loss(self, output: Tensor, clean: Tensor, scene: Any, view: Any) -> Tensor:
+        loss = super().loss(output, clean, scene, view)
         if loss.requires_grad:
             self.left -= 1
             if self.left < 0:
@@ -583,7 +583,7 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 def test_parts_share_no_scene(scenes: int, split: tuple[float, float, float]) -> None:
     settings = replace(SETTINGS, split=split, validation_scenes=1000, test_scenes=1000)
     try:
-        parts = settings.parts(scenes)
+        parts = settings.split_indices(scenes)
     except InputError:
         assert scenes < 10  # a tenth of fewer scenes may be none
         return
@@ -595,7 +595,7 @@ def test_parts_share_no_scene(scenes: int, split: tuple[float, float, float]) ->
 
 def test_large_parts_are_thinned_evenly() -> None:
     settings = replace(SETTINGS, split=(0.2, 0.4, 0.4), validation_scenes=4, test_scenes=8)
-    training_part, validation, test = settings.parts(100)
+    training_part, validation, test = settings.split_indices(100)
     assert training_part == list(range(20))
     assert validation == [20, 30, 40, 50]
     assert test == [60, 65, 70, 75, 80, 85, 90, 95]
@@ -603,7 +603,7 @@ def test_large_parts_are_thinned_evenly() -> None:
 
 def test_an_empty_part_is_refused() -> None:
     with pytest.raises(InputError, match="got 5 scenes split into 5, 0, 0; give more scenes"):
-        replace(SETTINGS, split=(0.96, 0.02, 0.02)).parts(5)
+        replace(SETTINGS, split=(0.96, 0.02, 0.02)).split_indices(5)
 
 
 def test_an_epoch_takes_every_scene_once_wherever_it_is_entered(make: Callable[..., Job]) -> None:
@@ -622,11 +622,11 @@ def test_an_epoch_takes_every_scene_once_wherever_it_is_entered(make: Callable[.
 
 
 @pytest.mark.parametrize("score", [0.5, math.nan])
-def test_the_loss_decides_where_the_headline_does_not(
+def test_the_loss_decides_where_the_primary_metric_does_not(
     make: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float
 ) -> None:
-    def undecided(_: FlowAttack, hit: Tensor, *__: Any) -> dict[tuple[str, str], Tensor]:
-        return {FlowAttack().headline: torch.full((len(hit),), score)}
+    def undecided(_: FlowAttack, output: Tensor, *__: Any) -> dict[tuple[str, str], Tensor]:
+        return {FlowAttack().primary_metric: torch.full((len(output),), score)}
 
     monkeypatch.setattr(FlowAttack, "metrics", undecided)
     optimizer = functools.partial(torch.optim.Adam, lr=0.3)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from patchattack.eot.transform import Transform, checked_range, per_image
+from patchattack.eot.transform import Transform, check_range, per_image
 from patchattack.seeding import Numbers
 
 
@@ -18,7 +18,7 @@ class Posterise(Transform):
     """
 
     def __init__(self, range: Sequence[float] = (4, 8)) -> None:
-        self.range = checked_range("appearance.posterise.range", range, 2)
+        self.range = check_range("appearance.posterise.range", range, 2)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """``[N, 1]`` parameters of N images: drawing is apart from applying, so that a draw can be replayed."""

@@ -15,6 +15,6 @@ class Rounded(Preprocessing):
     def __init__(self, levels: int = 8) -> None:
         self.steps = levels - 1
 
-    def cleaned(self, images: Tensor) -> Tensor:
+    def clean(self, images: Tensor) -> Tensor:
         """``[N, 3, H, W]`` in [0, 1], each image for itself."""
         return straight_through((images * self.steps).round() / self.steps, images)

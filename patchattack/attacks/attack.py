@@ -53,7 +53,7 @@ class Size:
     small: float
     unit: str = "%"
 
-    def shown(self, effect: float) -> str:
+    def format(self, effect: float) -> str:
         """An effect with its unit."""
         number = 100 * effect if self.unit == "%" else effect
         return f"{number:.{1 if abs(number) < 9.95 else 0}f} {self.unit}".replace("-", "−")
@@ -64,18 +64,19 @@ class Attack(ABC):
 
     Attributes:
         task: which victims it fits.
-        metrics_known: every metric's name with how to read it.
-        headline: the metric and the region that decide whether a patch works.
-        quality: the metric and the region that say how good an output is, where the data know: what a defence may cost.
+        metric_info: every metric's name with how to read it.
+        primary_metric: the metric and the region that decide whether a patch works.
+        clean_metric: the metric and the region that say how good an output is, where the data know: what a defence may
+            cost.
         size: how a verdict names the effect in plain words; None leaves it at a comparison with a random patch.
         nothing_to_win: why metrics that count what a patch wins can be unknown in every scene.
     """
 
     nothing_to_win: str = "it is wrong without a patch already, or there is nothing to change"
     task: str
-    metrics_known: Mapping[str, Metric]
-    headline: tuple[str, str]
-    quality: tuple[str, str]
+    metric_info: Mapping[str, Metric]
+    primary_metric: tuple[str, str]
+    clean_metric: tuple[str, str]
     size: Size | None = None
 
     def bound(self, victim: Any, source: Source) -> Self:
@@ -100,18 +101,18 @@ class Attack(ABC):
     ) -> np.ndarray:
         """How far each scene is won, in [0, 1]; NaN where there is nothing to win.
 
-        It is the metric ``success`` where the attack has one, else the headline where that is a rate (1 minus it where
-        a stronger attack lowers it). Otherwise a scene is won (1) where the headline has moved in the attack's
-        direction by more than the share ``margin`` of its value without the patch; by more than ``margin`` in its own
-        unit, where that value is 0 (of an error against the clean prediction it is).
+        It is the metric ``success`` where the attack has one, else the primary metric where that is a rate (1 minus it
+        where a stronger attack lowers it). Otherwise a scene is won (1) where the primary metric has moved in the
+        attack's direction by more than the share ``margin`` of its value without the patch; by more than ``margin`` in
+        its own unit, where that value is 0 (of an error against the clean prediction it is).
 
         Args:
             metrics: with the patch, values of any one shape.
             clean: of the same scenes without it.
             margin: see above.
         """
-        key = next((key for key in metrics if key[0] == "success"), self.headline)
-        metric, values = self.metrics_known[key[0]], np.asarray(metrics[key], dtype=float)
+        key = next((key for key in metrics if key[0] == "success"), self.primary_metric)
+        metric, values = self.metric_info[key[0]], np.asarray(metrics[key], dtype=float)
         if metric.rate:
             return values if metric.sign > 0 else 1 - values
         before = np.asarray(clean[key], dtype=float)
@@ -120,9 +121,9 @@ class Attack(ABC):
 
     def success_in_words(self, margin: float) -> str:
         """What :meth:`success` counts."""
-        name = "success" if "success" in self.metrics_known else self.headline[0]
-        metric = self.metrics_known[name]
-        where = {"outside": " outside the patch", "patch": " on the patch"}.get(self.headline[1], "")
+        name = "success" if "success" in self.metric_info else self.primary_metric[0]
+        metric = self.metric_info[name]
+        where = {"outside": " outside the patch", "patch": " on the patch"}.get(self.primary_metric[1], "")
         if metric.rate:
             return f"success is {'1 minus ' if metric.sign < 0 else ''}the {metric.label}{where}"
         return (
@@ -140,18 +141,18 @@ class Attack(ABC):
         return {}
 
     @abstractmethod
-    def loss(self, hit: Any, clean: Any, scene: Scene, view: View) -> Tensor:
+    def loss(self, output: Any, clean: Any, scene: Scene, view: View) -> Tensor:
         """``[B]``, lower when the attack is stronger.
 
         Args:
-            hit: the victim's output on the view.
+            output: the victim's output on the view.
             clean: its output on the same scenes without the patch.
             scene: the scenes, on the victim's device.
             view: the rendered scenes.
         """
 
     @abstractmethod
-    def metrics(self, hit: Any, clean: Any, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+    def metrics(self, output: Any, clean: Any, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
         """``(metric, region) -> [B]``; NaN where a scene has nothing to measure."""
 
     @abstractmethod

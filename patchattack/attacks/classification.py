@@ -50,9 +50,9 @@ class ClassificationAttack(Attack):
     """
 
     task = "classification"
-    quality = ("accuracy", "all")
-    headline = ("success", "all")
-    metrics_known: Mapping[str, Metric] = {
+    clean_metric = ("accuracy", "all")
+    primary_metric = ("success", "all")
+    metric_info: Mapping[str, Metric] = {
         "success": Metric("attack success rate", "higher", rate=True),
         "success_top5": Metric("attack success rate among the five likeliest classes", "higher", rate=True),
         "confidence": Metric("probability of the target class, or of any but the true one", "higher"),
@@ -107,9 +107,9 @@ class ClassificationAttack(Attack):
             "least_likely": "makes the victim see the least likely class in {} of the images",
         }[self.goal]
         self.size = Size(("success", "all"), words, small=0.1)
-        self._numbers = self._matched(victim.name, source) if source.classes else None
+        self._numbers = self._class_map(victim.name, source) if source.classes else None
 
-    def _matched(self, victim: str, source: Source) -> Tensor:
+    def _class_map(self, victim: str, source: Source) -> Tensor:
         """``[classes + 1]`` the source's classes in the victim's numbers; the last entry, -1, is that of label -1."""
         if tuple(source.classes) == self._classes:  # a name that stands for two classes does no harm then
             return torch.tensor([*range(len(self._classes)), -1])
@@ -138,44 +138,44 @@ class ClassificationAttack(Attack):
         for number in range(min(len(source), SEARCHED)):
             scene = source[number]
             if self._labels(scene).item() == self._number:
-                photos.append(_seen_from_the_front(scene, size))
+                photos.append(_front_view(scene, size))
             if scene.label is None or len(photos) == PHOTOS:
                 break
         return photos
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
+    def loss(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: -log P of the class aimed at or log P of the true one; or the margin that is left, down to -κ."""
         aim = self._aim(clean, scene).unsqueeze(1)
         if self.distance == "log_probability":
-            score = hit.log_softmax(dim=1).gather(1, aim)
+            score = output.log_softmax(dim=1).gather(1, aim)
         else:
-            score = hit.gather(1, aim) - hit.scatter(1, aim, -math.inf).amax(dim=1, keepdim=True)
+            score = output.gather(1, aim) - output.scatter(1, aim, -math.inf).amax(dim=1, keepdim=True)
         score = score.squeeze(1) if self.goal == "untargeted" else -score.squeeze(1)
         return score if self.distance == "log_probability" else score.clamp(min=-self.confidence)
 
     @torch.no_grad()
-    def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
-        """Each of :attr:`metrics_known`; all but the accuracy are NaN where the patch has nothing to win."""
+    def metrics(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+        """Each of :attr:`metric_info`; all but the accuracy are NaN where the patch has nothing to win."""
         labels, truth, aim = self._labels(scene), self._truth(clean, scene), self._aim(clean, scene)
         winnable = clean.argmax(dim=1) == truth
         if self.goal != "untargeted":
             winnable = winnable & (aim != truth)
 
         def measured(values: Tensor, counts: Tensor) -> Tensor:
-            return torch.where(counts, values.to(hit.dtype), torch.nan)
+            return torch.where(counts, values.to(output.dtype), torch.nan)
 
         def won(values: Tensor) -> Tensor:
             """What is true of the class aimed at, or untrue of the true one."""
-            return measured(1 - values.to(hit.dtype) if self.goal == "untargeted" else values, winnable)
+            return measured(1 - values.to(output.dtype) if self.goal == "untargeted" else values, winnable)
 
-        first = hit.argmax(dim=1)
+        first = output.argmax(dim=1)
         found = {
             "success": won(first == aim),
-            "confidence": won(hit.softmax(dim=1).gather(1, aim.unsqueeze(1)).squeeze(1)),
+            "confidence": won(output.softmax(dim=1).gather(1, aim.unsqueeze(1)).squeeze(1)),
             "accuracy": measured(first == labels, labels >= 0),
         }
-        if hit.shape[1] > TOP:
-            found["success_top5"] = won((hit.topk(TOP, dim=1).indices == aim.unsqueeze(1)).any(dim=1))
+        if output.shape[1] > TOP:
+            found["success_top5"] = won((output.topk(TOP, dim=1).indices == aim.unsqueeze(1)).any(dim=1))
         return {(name, "all"): values for name, values in found.items()}
 
     def _labels(self, scene: Scene) -> Tensor:
@@ -229,7 +229,7 @@ class ClassificationAttack(Attack):
         ]
 
 
-def _seen_from_the_front(scene: Scene, size: tuple[int, int]) -> Tensor:
+def _front_view(scene: Scene, size: tuple[int, int]) -> Tensor:
     """``[3, h, w]`` in [0, 1]: what the surface of a single scene shows in frame 0; without a surface, that frame."""
     frame = scene.to("cpu").frames[:, 0]
     if scene.surface is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchattack import geometry
 from patchattack.attacks.attack import Attack, Metric, Size
-from patchattack.attacks.pictures import bar, coloured, over
+from patchattack.attacks.pictures import bar, colour_map, over
 from patchattack.devices import constant, transfer
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source, View
@@ -68,7 +68,7 @@ class DepthAttack(Attack):
     """
 
     task = "depth"
-    quality = ("error_truth", "all")
+    clean_metric = ("error_truth", "all")
 
     def __init__(
         self,
@@ -97,13 +97,13 @@ class DepthAttack(Attack):
         self.goal, self.target, self.region = goal, target, region
         self.tolerance, self.margin, self.distance, self.weights = tolerance, margin, distance, weights
         self.attacked = "all" if region == "all" else "patch"
-        self.headline = ("gap", self.attacked)
+        self.primary_metric = ("gap", self.attacked)
 
     def bind(self, victim: Any, source: Source) -> None:
         """Settle the target for what the victim can express, and what its numbers mean.
 
         Args:
-            victim: whose ``metric`` and ``reach`` count.
+            victim: whose ``is_metric`` and ``depth_range`` count.
             source: of the scenes, which need a surface for that region.
 
         Raises:
@@ -114,24 +114,24 @@ class DepthAttack(Attack):
                 "attack.region=surface: expected scenes with a surface that carries the patch, got scenes without; "
                 "choose patch or all, or other data"
             )
-        self.metric: bool = victim.metric
-        self.farthest = victim.reach[1] if self.metric else FARTHEST
-        self.aim = self._metres(victim) if self.metric else self._percentile(victim)
+        self.is_metric: bool = victim.is_metric
+        self.farthest = victim.depth_range[1] if self.is_metric else FARTHEST
+        self.aim = self._metres(victim) if self.is_metric else self._percentile(victim)
         # Inverse depth grows towards the camera, metres away from it.
-        self.direction = 1.0 if (self.goal == "near") != self.metric else -1.0
-        target = f"{self.aim:g} m" if self.metric else f"percentile {self.aim:g} of the clean inverse depth"
+        self.direction = 1.0 if (self.goal == "near") != self.is_metric else -1.0
+        target = f"{self.aim:g} m" if self.is_metric else f"percentile {self.aim:g} of the clean inverse depth"
         beyond = {"near": "nearer", "far": "farther"}[self.goal]
-        slack = f"{100 * self.tolerance:g} %" + ("" if self.metric else " of the clean range")
-        unit = "m" if self.metric else "share of the clean range of inverse depth"
-        self.widest = min(WIDEST[0], self.farthest) if self.metric else WIDEST[1]
+        slack = f"{100 * self.tolerance:g} %" + ("" if self.is_metric else " of the clean range")
+        unit = "m" if self.is_metric else "share of the clean range of inverse depth"
+        self.widest = min(WIDEST[0], self.farthest) if self.is_metric else WIDEST[1]
         what = {"patch": "its place", "surface": "the surface that carries it", "all": "the whole frame"}[self.region]
         way = {"near": "nearer", "far": "farther"}[self.goal]
         self.size = (
-            Size(self.headline, f"makes {what} look {{}} {way}", small=1.0, unit="m")
-            if self.metric
-            else Size(self.headline, f"makes {what} look {way} by {{}} of the scene's range", small=0.1)
+            Size(self.primary_metric, f"makes {what} look {{}} {way}", small=1.0, unit="m")
+            if self.is_metric
+            else Size(self.primary_metric, f"makes {what} look {way} by {{}} of the scene's range", small=0.1)
         )
-        self.metrics_known = {
+        self.metric_info = {
             "gap": Metric(f"mean distance left to {target} ({unit})", "lower"),
             "success": Metric(f"share of scenes whose mean is {target} or {beyond} (± {slack})", "higher", rate=True),
             "reached": Metric(f"share of pixels that are at {target} or {beyond} (± {slack})", "higher"),
@@ -140,13 +140,13 @@ class DepthAttack(Attack):
             "error_truth": Metric(f"mean error against the true depth up to {self.farthest:g} m (m)", "higher"),
         }
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
+    def loss(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: what the region lacks of the target and the margin beyond it; 0 of a region without a pixel.
 
         It is the mean distance, in metres or in shares of the clean range, or the logarithm of the mean's ratio.
 
         Args:
-            hit: ``[B, 1, H, W]`` of the victim on the view.
+            output: ``[B, 1, H, W]`` of the victim on the view.
             clean: ``[B, 1, H, W]`` of the victim on the same scenes without the patch.
             scene: the scenes.
             view: the rendered scenes.
@@ -155,19 +155,19 @@ class DepthAttack(Attack):
         counts = self._regions(scene, view)[self.attacked]
         pixels = counts.sum(dim=(1, 2, 3))
         if self.distance == "log_ratio":
-            mean = torch.where(counts, hit, 0).sum(dim=(1, 2, 3)) / pixels.clamp(min=1)
+            mean = torch.where(counts, output, 0).sum(dim=(1, 2, 3)) / pixels.clamp(min=1)
             lacking = goal.flatten().clamp(min=SMALLEST).log() - mean.clamp(min=SMALLEST).log()
             return (self.direction * lacking + self.margin).clamp(min=0) * (pixels > 0)
-        aim = goal + self.direction * self.margin * (goal if self.metric else unit.where(unit.isfinite(), 0))
-        away = (hit - aim).abs() / unit
+        aim = goal + self.direction * self.margin * (goal if self.is_metric else unit.where(unit.isfinite(), 0))
+        away = (output - aim).abs() / unit
         if self.weights == "cospgd":
-            away = away * ((hit.detach() - aim).abs() / (clean - aim).abs().clamp(min=SMALLEST)).clamp(max=1)
+            away = away * ((output.detach() - aim).abs() / (clean - aim).abs().clamp(min=SMALLEST)).clamp(max=1)
         away = torch.where(counts, away, 0)
         return away.sum(dim=(1, 2, 3)) / pixels.clamp(min=1)
 
     @torch.no_grad()
-    def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
-        """Each of :attr:`metrics_known` that can be had.
+    def metrics(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+        """Each of :attr:`metric_info` that can be had.
 
         The region ``patch`` is the one that is attacked, the surface too, ``outside`` is the rest and shows what spills
         over; ``success`` and ``reached`` are of the attacked region alone. A relative victim has ``relative`` and
@@ -175,30 +175,30 @@ class DepthAttack(Attack):
         """
         goal, unit = self._scale(clean)
         parts = self._regions(scene, view)
-        slack = self.tolerance * (goal if self.metric else unit)
+        slack = self.tolerance * (goal if self.is_metric else unit)
 
         def there(values: Tensor) -> Tensor:
             return self.direction * (values - goal) >= -slack
 
         attacked = parts[self.attacked]
-        before, after = (average(values, attacked).view(-1, 1, 1, 1) for values in (clean, hit))
+        before, after = (average(values, attacked).view(-1, 1, 1, 1) for values in (clean, output))
         success = torch.where(there(before) | before.isnan(), torch.nan, there(after).float())
         found = {
-            ("gap", self.attacked): average((self.direction * (goal - hit)).clamp(min=0) / unit, attacked),
+            ("gap", self.attacked): average((self.direction * (goal - output)).clamp(min=0) / unit, attacked),
             ("success", self.attacked): success.flatten(),
-            ("reached", self.attacked): average(there(hit).float(), attacked),
+            ("reached", self.attacked): average(there(output).float(), attacked),
         }
         everywhere = torch.ones_like(attacked)
-        maps = {"error": ((hit - clean).abs() / unit, everywhere)}
-        if self.metric or scene.depth is not None:
-            clean_metres, hit_metres = clean, hit
-            if not self.metric:
+        maps = {"error": ((output - clean).abs() / unit, everywhere)}
+        if self.is_metric or scene.depth is not None:
+            clean_metres, output_metres = clean, output
+            if not self.is_metric:
                 assert scene.depth is not None
-                clean_metres, hit_metres = (metres(output, clean, scene.depth) for output in (clean, hit))
-            maps["relative"] = ((hit_metres - clean_metres).abs() / clean_metres.clamp(min=NEAREST), everywhere)
+                clean_metres, output_metres = (metres(one, clean, scene.depth) for one in (clean, output))
+            maps["relative"] = ((output_metres - clean_metres).abs() / clean_metres.clamp(min=NEAREST), everywhere)
             if scene.depth is not None:
                 known = scene.depth.isfinite() & (scene.depth <= self.farthest)
-                maps["error_truth"] = ((hit_metres - scene.depth.nan_to_num()).abs(), known)
+                maps["error_truth"] = ((output_metres - scene.depth.nan_to_num()).abs(), known)
         return found | {
             (name, region): average(values, counts & part)
             for name, (values, counts) in maps.items()
@@ -211,14 +211,14 @@ class DepthAttack(Attack):
         The scale is that of the first output, which is the clean one, from its 2nd to its 98th percentile.
         """
         nearness = torch.cat(outputs)[:, 0].cpu()
-        if self.metric:
+        if self.is_metric:
             nearness = -nearness.clamp(min=NEAREST).log()
         low, high = nearness[0].flatten().quantile(torch.tensor([0.02, 0.98]))
-        return list(coloured((nearness - low) / (high - low).clamp(min=1e-6), "magma"))
+        return list(colour_map((nearness - low) / (high - low).clamp(min=1e-6), "magma"))
 
     def legend(self) -> tuple[Tensor, str]:
         """A bar of the colours."""
-        strip = coloured(torch.linspace(0, 1, 192).expand(1, 16, -1), "magma")[0]
+        strip = colour_map(torch.linspace(0, 1, 192).expand(1, 16, -1), "magma")[0]
         return strip, "Dark is far and bright is near, on one scale per scene: that of the clean prediction."
 
     def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
@@ -226,25 +226,25 @@ class DepthAttack(Attack):
 
         Colours go by the root of the change, so that metres show beside the tens of metres of what hides the sky.
         """
-        unit = self._scale(clean)[1] * self.widest * (-1 if self.metric else 1)  # metres grow away from the camera
+        unit = self._scale(clean)[1] * self.widest * (-1 if self.is_metric else 1)  # metres grow away from the camera
         pictures = []
         for output, frame in zip(outputs, frames, strict=True):
             nearer = ((output - clean) / unit)[:, 0].detach().float().cpu()
-            colours = coloured((nearer.sign() * nearer.abs().sqrt() + 1) / 2, CHANGED)
+            colours = colour_map((nearer.sign() * nearer.abs().sqrt() + 1) / 2, CHANGED)
             pictures.append(over(frame[0], colours[0]))
         return pictures
 
     def changes_legend(self) -> tuple[Tensor, str]:
         """A bar from farther to nearer."""
         full, quarter = (
-            (f"{self.widest:g} m", f"{self.widest / 4:g} m") if self.metric else ("the range", "a quarter of it")
+            (f"{self.widest:g} m", f"{self.widest / 4:g} m") if self.is_metric else ("the range", "a quarter of it")
         )
         text = "How the depth changed against that without a patch: red is nearer, blue is farther."
         return bar(CHANGED, [full, quarter, "0", quarter, full]), text
 
     def _metres(self, victim: Any) -> float:
         """The target for a metric victim."""
-        nearest, farthest = victim.reach
+        nearest, farthest = victim.depth_range
         if self.target is None:
             wanted = METRES[self.goal]
             aim = min(max(wanted, nearest), farthest)
@@ -270,7 +270,7 @@ class DepthAttack(Attack):
 
     def _scale(self, clean: Tensor) -> tuple[Tensor, Tensor]:
         """The target and the unit of distances to it, ``[B, 1, 1, 1]``, in the victim's numbers."""
-        if self.metric:
+        if self.is_metric:
             one = torch.ones_like(clean[:, :, :1, :1])
             return self.aim * one, one
         shares = constant((self.aim, 5, 95), clean.dtype, clean.device) / 100

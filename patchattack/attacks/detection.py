@@ -21,7 +21,7 @@ from patchattack.scene import Scene, Source, View
 
 GOALS = ("hide", "hide_class", "appear")
 BOXES = ("labels", "victim", "auto")
-SUPPRESSION = 0.7  # IoU above which the lower of two detections of a class is dropped
+NMS_IOU = 0.7  # IoU above which the lower of two detections of a class is dropped
 PICTURE = 320  # pixels that a picture is high at least
 ATTACKED, OTHER = "#c2410c", "#2f6690"  # boxes in the pictures
 LOST, KEPT, NEW = (209, 36, 47), (63, 111, 78), (194, 65, 12)  # boxes in the pictures of changes, RGB
@@ -65,14 +65,14 @@ class DetectionAttack(Attack):
     """
 
     task = "detection"
-    quality = ("ap50", "all")
-    metrics_known: Mapping[str, Metric] = {
+    clean_metric = ("ap50", "all")
+    metric_info: Mapping[str, Metric] = {
         "recall": Metric("share of the attacked objects that are detected", "lower", rate=True),
         "success": Metric("success rate (an object lost, or one that appeared)", "higher", rate=True),
         "score": Metric("highest score of an attacked object's candidates", "lower"),
-        "false": Metric("detections where there is no object", "higher"),
+        "false_positives": Metric("detections where there is no object", "higher"),
         "ap50": Metric("average precision at IoU 0.5, scene by scene", "lower"),
-        "lure": Metric("highest score of the class on the patch", "higher"),
+        "appear_score": Metric("highest score of the class on the patch", "higher"),
     }
 
     def __init__(
@@ -100,7 +100,7 @@ class DetectionAttack(Attack):
             raise InputError(f"attack.min_height: expected pixels of 0 or more, got {min_height}")
         self.goal, self.target, self.boxes, self.min_height = goal, target, boxes, min_height
         self.confidence, self.iou, self.overlap = confidence, iou, overlap
-        self.headline = ("success" if goal == "appear" else "recall", "all")
+        self.primary_metric = ("success" if goal == "appear" else "recall", "all")
         lost = "sees one without a patch already" if goal == "appear" else "finds none of the objects without a patch"
         self.nothing_to_win = f"it {lost}"
 
@@ -114,8 +114,10 @@ class DetectionAttack(Attack):
             InputError: there is no such class, no labels where labels are asked for, or none that the victim knows.
         """
         self._names = tuple(victim.classes)
-        self._cls = None if self.target is None else number_of("attack.target", self.target, self._names, victim.name)
-        called = "" if self._cls is None else self._names[self._cls]
+        self._target = (
+            None if self.target is None else number_of("attack.target", self.target, self._names, victim.name)
+        )
+        called = "" if self._target is None else self._names[self._target]
         words = {
             "hide": "hides {} of the objects that are found without it",
             "hide_class": f"hides {{}} of all objects of class {called} that are found without it",
@@ -134,9 +136,11 @@ class DetectionAttack(Attack):
         self._of_boxes = self._names if self._from_victim else source.classes
         known = by_name(self._names)
         numbers = [known.get(plain(name), [-1])[0] for name in self._of_boxes]
-        usable = max(numbers, default=-1) >= 0 if self._cls is None else self._cls in numbers
+        usable = max(numbers, default=-1) >= 0 if self._target is None else self._target in numbers
         if not usable:
-            wanted = "boxes of a class that it knows" if self._cls is None else f"boxes of {self._names[self._cls]}"
+            wanted = (
+                "boxes of a class that it knows" if self._target is None else f"boxes of {self._names[self._target]}"
+            )
             raise InputError(
                 f"victim {victim.name}: expected {wanted}, got data with {few(self._of_boxes) or 'no class'}; use "
                 "attack.boxes=victim for what the victim itself detects, or set attack.target"
@@ -158,9 +162,9 @@ class DetectionAttack(Attack):
             return torch.cat([found.boxes, found.classes.unsqueeze(1)], dim=1)
 
         together = self.goal == "hide_class"
-        objects = Objects(source, self._attacked, self._of_boxes, together, find if self._from_victim else None)
+        objects = Objects(source, self._is_attacked, self._of_boxes, together, find if self._from_victim else None)
         if not len(objects):
-            what = "an object of a class that the victim knows" if self._cls is None else self._names[self._cls]
+            what = "an object of a class that the victim knows" if self._target is None else self._names[self._target]
             found = f"detected by the victim at {self.confidence:g} or more" if self._from_victim else "labelled"
             raise InputError(
                 f"data: expected {what}, {found} and at least {self.min_height:g} px high, got none in {len(source)} "
@@ -168,7 +172,7 @@ class DetectionAttack(Attack):
             )
         return objects
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
+    def loss(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: a smooth maximum over an object's candidates, and its mean over the attacked objects.
 
         It is ``log(1 + Σ s / (1 - s))`` of their scores ``s``: ``-log(1 - s)`` of a single one, never less than that of
@@ -179,44 +183,49 @@ class DetectionAttack(Attack):
         patch. Zero, with no gradient, where there is no candidate. Where candidates lie is not part of the gradient.
         """
         if self.goal == "appear":
-            best, some = self._lure(hit, view)
+            best, some = self._appear_score(output, view)
             return torch.where(some, -best.clamp(min=1e-12).log(), 0)
-        scores = self._scores(hit, scene)
+        scores = self._scores(output, scene)
         odds = scores / (1 - scores).clamp(min=1e-6)
         return odds.sum(dim=2).log1p().sum(dim=1) / self._targets(scene).sum(dim=1).clamp(min=1)
 
     @torch.no_grad()
-    def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+    def metrics(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
         """What is known of the scenes as a whole; detections and objects are matched image by image.
 
         A detection is the best of its like: candidates of at least ``confidence``, after suppression within each
         class. ``recall`` is the share of the attacked objects that a detection of their class finds. ``success`` is
         the share of those found on the clean frame that are not found now. ``score`` is the mean over the attacked
-        objects, ``false`` counts the detections that overlap no object, whatever its class. ``ap50`` is the average
+        objects, ``false_positives`` counts the detections that overlap no object of any class. ``ap50`` is the average
         precision over all of this one scene's objects, at IoU 0.5, mean over their classes: detections below
         ``confidence`` do not enter, and scenes are not pooled, so it is no benchmark's mAP.
 
         To make one appear, ``success`` is a score of at least ``confidence`` on the patch; unknown where the clean
-        frame has one there already. ``lure`` is that score.
+        frame has one there already. ``appear_score`` is that score.
         """
         if self.goal == "appear":
-            lure, already = self._lure(hit, view)[0], self._lure(clean, view)[0]
-            success = torch.where(already >= self.confidence, torch.nan, (lure >= self.confidence).to(lure.dtype))
-            return {("success", "all"): success, ("lure", "all"): lure}
+            score, already = self._appear_score(output, view)[0], self._appear_score(clean, view)[0]
+            success = torch.where(already >= self.confidence, torch.nan, (score >= self.confidence).to(score.dtype))
+            return {("success", "all"): success, ("appear_score", "all"): score}
         assert scene.boxes is not None
         truth = scene.boxes[..., :4], self._classes(scene.boxes), self._targets(scene)
         boxes, classes, targets = (values.cpu() for values in truth)
-        columns: dict[str, list[Tensor]] = {"recall": [], "success": [], "false": [], "ap50": []}
+        columns: dict[str, list[Tensor]] = {"recall": [], "success": [], "false_positives": [], "ap50": []}
         for now, before, box, number, target in zip(
-            detections(hit, self.confidence), detections(clean, self.confidence), boxes, classes, targets, strict=True
+            detections(output, self.confidence),
+            detections(clean, self.confidence),
+            boxes,
+            classes,
+            targets,
+            strict=True,
         ):
-            seen, was_seen = (_seen(found, box, number, self.iou) for found in (now, before))
+            seen, was_seen = (_is_detected(found, box, number, self.iou) for found in (now, before))
             columns["recall"].append(seen[target].float().mean())
             columns["success"].append((~seen[target & was_seen]).float().mean())
-            columns["false"].append((_iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
+            columns["false_positives"].append((_iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
             columns["ap50"].append(average_precision(now, box, number))
-        score = self._scores(hit, scene).amax(dim=2).sum(dim=1) / self._targets(scene).sum(dim=1)
-        measured = {(name, "all"): torch.stack(values).to(hit) for name, values in columns.items()}
+        score = self._scores(output, scene).amax(dim=2).sum(dim=1) / self._targets(scene).sum(dim=1)
+        measured = {(name, "all"): torch.stack(values).to(output) for name, values in columns.items()}
         return measured | {("score", "all"): score}
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
@@ -237,7 +246,7 @@ class DetectionAttack(Attack):
                     picture,
                     (larger * (found.boxes + 0.5) - 0.5).round().flip(0),  # the best on top
                     [f"{self._names[c]} {score:.2f}" for c, score in zip(classes, scores, strict=True)][::-1],
-                    [ATTACKED if self._cls in (None, c) else OTHER for c in classes][::-1],
+                    [ATTACKED if self._target in (None, c) else OTHER for c in classes][::-1],
                     label_colors="white",
                     fill_labels=True,
                 )
@@ -247,7 +256,7 @@ class DetectionAttack(Attack):
     def legend(self) -> tuple[None, str]:
         """No picture, the boxes carry their names."""
         text = f"Boxes are detections of at least {self.confidence:g} with class and score"
-        return None, f"{text}." if self._cls is None else f"{text}; those of {self._names[self._cls]} are orange."
+        return None, f"{text}." if self._target is None else f"{text}; those of {self._names[self._target]} are orange."
 
     def changes(self, outputs: list[Any], clean: Any, frames: list[Tensor]) -> list[Tensor]:
         """The frames in grey with what was detected without the patch, kept or lost, and what is new."""
@@ -262,7 +271,7 @@ class DetectionAttack(Attack):
                     image.box(box, NEW, f"new {self._names[number]}")
             for box, number, kept in zip(before.boxes, before.classes.tolist(), same.any(dim=0).tolist(), strict=True):
                 image.box(box, KEPT if kept else LOST, "" if kept else f"lost {self._names[number]}", not kept)
-            drawn.append(image.finished())
+            drawn.append(image.render())
         return drawn
 
     def changes_legend(self) -> tuple[None, str]:
@@ -274,16 +283,16 @@ class DetectionAttack(Attack):
         """``[...]`` the victim's class for rows ``[..., 5]`` of boxes, -1 where there is none."""
         return transfer(self._numbers, boxes.device)[boxes[..., 4].nan_to_num(-1).long()]
 
-    def _attacked(self, boxes: Tensor) -> Tensor:
+    def _is_attacked(self, boxes: Tensor) -> Tensor:
         """``[...]`` bool: rows ``[..., 5]`` of boxes that are high enough and of the class."""
         classes = self._classes(boxes)
-        right = classes >= 0 if self._cls is None else classes == self._cls
+        right = classes >= 0 if self._target is None else classes == self._target
         return right & (boxes[..., 3] - boxes[..., 1] >= self.min_height)
 
     def _targets(self, scene: Scene) -> Tensor:
         """``[B, N]`` bool: the objects that this attack hides."""
         assert scene.boxes is not None
-        targets = self._attacked(scene.boxes)
+        targets = self._is_attacked(scene.boxes)
         if self.goal == "hide":
             targets[:, 1:] = False
         return targets
@@ -296,15 +305,15 @@ class DetectionAttack(Attack):
         scores = candidates[..., 4:].mT.gather(1, classes.unsqueeze(-1).expand(-1, -1, candidates.shape[1]))
         return torch.where(overlaps & self._targets(scene).unsqueeze(-1), scores, 0)
 
-    def _lure(self, candidates: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    def _appear_score(self, candidates: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """``[B]`` highest score of the class among the candidates whose centre is on the patch, and whether any is."""
         corners = transfer(view.corners[:, :1], candidates.device).to(candidates.dtype)  # [B, 1, 4, 2]
         low, high = corners.amin(dim=2), corners.amax(dim=2)
         boxes = candidates[..., :4].detach()
         centres = (boxes[..., :2] + boxes[..., 2:]) / 2
         counts = ((centres >= low) & (centres <= high)).all(dim=-1)
-        assert self._cls is not None
-        return torch.where(counts, candidates[..., 4 + self._cls], 0).amax(dim=1), counts.any(dim=1)
+        assert self._target is not None
+        return torch.where(counts, candidates[..., 4 + self._target], 0).amax(dim=1), counts.any(dim=1)
 
 
 class _Drawing:
@@ -339,7 +348,7 @@ class _Drawing:
                 self.image, name, (x + 4, y - 5), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA
             )
 
-    def finished(self) -> Tensor:
+    def render(self) -> Tensor:
         """``[3, h, w]`` in [0, 1]."""
         return torch.from_numpy(self.image).permute(2, 0, 1).float() / 255
 
@@ -356,12 +365,12 @@ def detections(candidates: Tensor, confidence: float) -> list[Detections]:
         drawn = (image[:, 2:4] >= image[:, :2]).all(dim=1, keepdim=True)  # a box that ends before it begins is none
         rows, classes = ((image[:, 4:] >= confidence) & drawn).nonzero(as_tuple=True)
         boxes, scores = image[rows, :4], image[rows, 4 + classes]
-        kept = batched_nms(boxes, scores, classes, SUPPRESSION)
+        kept = batched_nms(boxes, scores, classes, NMS_IOU)
         found.append(Detections(boxes[kept].cpu(), scores[kept].cpu(), classes[kept].cpu()))
     return found
 
 
-def matched(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> list[int | None]:
+def match(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> list[int | None]:
     """The object that each detection finds: none is found twice, and the highest score chooses first.
 
     Args:
@@ -383,7 +392,7 @@ def average_precision(found: Detections, boxes: Tensor, classes: Tensor) -> Tens
 
     As in PASCAL VOC from 2010 on. NaN without objects; arguments as in :func:`matched`.
     """
-    right = torch.tensor([one is not None for one in matched(found, boxes, classes, 0.5)], dtype=torch.bool)
+    right = torch.tensor([one is not None for one in match(found, boxes, classes, 0.5)], dtype=torch.bool)
     areas = []
     for number in classes[classes >= 0].unique():
         hits = right[found.classes == number]
@@ -393,9 +402,9 @@ def average_precision(found: Detections, boxes: Tensor, classes: Tensor) -> Tens
     return torch.stack(areas).mean() if areas else torch.tensor(torch.nan)
 
 
-def _seen(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> Tensor:
+def _is_detected(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> Tensor:
     """``[N]`` bool: which objects any detection finds; arguments as in :func:`matched`."""
-    objects = matched(found, boxes, classes, least)
+    objects = match(found, boxes, classes, least)
     return torch.tensor([number in objects for number in range(len(boxes))], dtype=torch.bool)
 
 

@@ -16,7 +16,7 @@ from patchattack.scene import Scene, Source, View
 class EnsembleAttack(Attack):
     """The same attack on every member of an ensemble; outputs are tuples, None where a member was not asked.
 
-    Metrics are the members' means, and the headline's also stands alone for each member, as ``metric/member``.
+    Metrics are the members' means, and the primary metric's also stands alone for each member, as ``metric/member``.
 
     Args:
         attack: on one victim.
@@ -27,18 +27,18 @@ class EnsembleAttack(Attack):
     def __init__(self, attack: Attack, victims: Mapping[str, Any], combine: str) -> None:
         self.attacks = dict.fromkeys(victims, attack)
         self.victims, self.combine = victims, combine
-        self.task, self.headline, self.quality = attack.task, attack.headline, attack.quality
+        self.task, self.primary_metric, self.clean_metric = attack.task, attack.primary_metric, attack.clean_metric
         self.nothing_to_win = attack.nothing_to_win
 
     def bind(self, victim: Any, source: Source) -> None:
         """Each member gets an attack of its own."""
         self.attacks = {name: attack.bound(self.victims[name], source) for name, attack in self.attacks.items()}
-        headline = self.first.metrics_known[self.headline[0]]
+        metric = self.first.metric_info[self.primary_metric[0]]
         own = {
-            f"{self.headline[0]}/{name}": type(headline)(f"{headline.label}, {name}", headline.stronger, headline.rate)
+            f"{self.primary_metric[0]}/{name}": type(metric)(f"{metric.label}, {name}", metric.stronger, metric.rate)
             for name in self.attacks
         }
-        self.metrics_known = {**self.first.metrics_known, **own}
+        self.metric_info = {**self.first.metric_info, **own}
         self.size = self.first.size
 
     @property
@@ -57,22 +57,22 @@ class EnsembleAttack(Attack):
         """Those of the attack."""
         return self.first.controls(source, patch)
 
-    def loss(self, hit: Any, clean: Any, scene: Scene, view: View) -> Tensor:
+    def loss(self, output: Any, clean: Any, scene: Scene, view: View) -> Tensor:
         """``[B]``: the mean or the highest of the members' losses."""
         losses = torch.stack(
             [
-                attack.loss(output, reference, scene, view)
-                for attack, output, reference in zip(self.attacks.values(), hit, clean, strict=True)
-                if output is not None
+                attack.loss(one, reference, scene, view)
+                for attack, one, reference in zip(self.attacks.values(), output, clean, strict=True)
+                if one is not None
             ]
         )
         return losses.amax(dim=0) if self.combine == "worst" else losses.mean(dim=0)
 
-    def metrics(self, hit: Any, clean: Any, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
-        """The members' means, and each member's headline."""
+    def metrics(self, output: Any, clean: Any, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+        """The members' means, and each member's primary metric."""
         found = {
-            name: attack.metrics(output, reference, scene, view)
-            for (name, attack), output, reference in zip(self.attacks.items(), hit, clean, strict=True)
+            name: attack.metrics(one, reference, scene, view)
+            for (name, attack), one, reference in zip(self.attacks.items(), output, clean, strict=True)
         }
         shared = set.intersection(*(set(metrics) for metrics in found.values()))
         means = {
@@ -80,8 +80,8 @@ class EnsembleAttack(Attack):
             for key in next(iter(found.values()))
             if key in shared
         }
-        metric, region = self.headline
-        return means | {(f"{metric}/{name}", region): metrics[self.headline] for name, metrics in found.items()}
+        metric, region = self.primary_metric
+        return means | {(f"{metric}/{name}", region): metrics[self.primary_metric] for name, metrics in found.items()}
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
         """The members' pictures below one another."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchattack import geometry
 from patchattack.attacks.attack import Attack, Metric, Size
-from patchattack.attacks.pictures import bar, coloured, enlarged, over
+from patchattack.attacks.pictures import bar, colour_map, enlarge, over
 from patchattack.devices import constant
 from patchattack.errors import InputError
 from patchattack.scene import Scene, View
@@ -48,8 +48,8 @@ class FlowAttack(Attack):
     """
 
     task = "flow"
-    quality = ("epe_truth", "all")
-    metrics_known: Mapping[str, Metric] = {
+    clean_metric = ("epe_truth", "all")
+    metric_info: Mapping[str, Metric] = {
         "cosine": Metric("cosine similarity to the clean flow", "lower"),
         "turned": Metric("share of pixels whose flow turned by more than 90°", "higher"),
         "epe_clean": Metric("end-point error against the clean flow (px)", "higher"),
@@ -84,14 +84,16 @@ class FlowAttack(Attack):
         where = "patch" if region == "patch" else "outside"
         place = {"patch": "on it", "outside": "outside it"}[where]
         if target is None:
-            self.headline = ("cosine", where)
+            self.primary_metric = ("cosine", where)
             words = f"turns the motion of {{}} of the moving pixels {place} by more than 90°"
             self.size = Size(("turned", where), words, small=0.1)
         else:
-            self.headline = ("epe_clean", where)
-            self.size = Size(self.headline, f"changes the motion {place} by {{}} on average", small=1.0, unit="px")
+            self.primary_metric = ("epe_clean", where)
+            self.size = Size(
+                self.primary_metric, f"changes the motion {place} by {{}} on average", small=1.0, unit="px"
+            )
 
-    def loss(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
+    def loss(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: the cosine or minus the distance to the clean flow; or the distance to the target."""
         goal = clean
         if self.target is not None:
@@ -99,31 +101,31 @@ class FlowAttack(Attack):
         counts = regions(view)[self.region]
         if self.distance == "cosine":
             counts = counts & (length(clean) > self.still)
-            towards = -cosine(hit, goal)
+            towards = -cosine(output, goal)
         elif self.distance == "epe":
-            towards = (hit - goal).square().sum(dim=1).add(1e-8).sqrt()
+            towards = (output - goal).square().sum(dim=1).add(1e-8).sqrt()
         else:
-            towards = (hit - goal).abs().sum(dim=1)
+            towards = (output - goal).abs().sum(dim=1)
         if self.weights == "cospgd":
-            similar = cosine(hit.detach(), goal)
+            similar = cosine(output.detach(), goal)
             towards = towards * (1 + similar if self.target is None else 1 - similar) / 2
         value = torch.where(counts, towards, 0).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
         return -value if self.target is None else value
 
     @torch.no_grad()
-    def metrics(self, hit: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
-        """Each of :attr:`metrics_known` over the whole frame, outside the patch and on it."""
+    def metrics(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
+        """Each of :attr:`metric_info` over the whole frame, outside the patch and on it."""
         moves = length(clean) > self.still
-        similarity = cosine(hit, clean)
+        similarity = cosine(output, clean)
         everywhere = torch.ones_like(moves)
         maps = {
             "cosine": (similarity, moves),
             "turned": ((similarity < 0).float(), moves),
-            "epe_clean": (length(hit - clean), everywhere),
+            "epe_clean": (length(output - clean), everywhere),
         }
         if scene.flow is not None:
             known = scene.flow.isfinite().all(dim=1)
-            maps["epe_truth"] = (length(hit - scene.flow.nan_to_num()), known)
+            maps["epe_truth"] = (length(output - scene.flow.nan_to_num()), known)
         return {
             (name, region): torch.where(counts & part, values, 0).sum(dim=(1, 2)) / (counts & part).sum(dim=(1, 2))
             for name, (values, counts) in maps.items()
@@ -147,7 +149,7 @@ class FlowAttack(Attack):
         colours = flow_to_image(torch.cat([scaled, unit]))[:-1].float() / 255
         still = (moved < self.still).float()
         return [
-            _with_arrows(enlarged(colour, PICTURE), flow, quiet)
+            _with_arrows(enlarge(colour, PICTURE), flow, quiet)
             for colour, flow, quiet in zip(colours, scaled, still, strict=True)
         ]
 
@@ -172,8 +174,8 @@ class FlowAttack(Attack):
         pictures = []
         for output, frame in zip(outputs, frames, strict=True):
             turned = cosine(output.detach().float().cpu(), before).clamp(-1, 1).acos() / math.pi
-            colours = torch.where(moves.unsqueeze(1), coloured(turned, TURNED), STANDS)
-            pictures.append(enlarged(over(frame[0], colours[0]), PICTURE))
+            colours = torch.where(moves.unsqueeze(1), colour_map(turned, TURNED), STANDS)
+            pictures.append(enlarge(over(frame[0], colours[0]), PICTURE))
         return pictures
 
     def changes_legend(self) -> tuple[Tensor, str]:

@@ -13,7 +13,7 @@ SEEN_THROUGH = 0.3  # share of the grey frame in a map that lies over it
 TEXT = "#1a1c1f"
 
 
-def coloured(values: Tensor, name: str) -> Tensor:
+def colour_map(values: Tensor, name: str) -> Tensor:
     """``[N, 3, H, W]`` in a colour map of matplotlib's for ``values [N, H, W]``, from its first colour at 0 to 1."""
     from matplotlib import colormaps
 
@@ -27,7 +27,7 @@ def over(frame: Tensor, colours: Tensor) -> Tensor:
     return (1 - SEEN_THROUGH) * colours + SEEN_THROUGH * grey
 
 
-def enlarged(picture: Tensor, height: int) -> Tensor:
+def enlarge(picture: Tensor, height: int) -> Tensor:
     """``picture [3, H, W]`` by the least whole factor that makes it at least ``height`` pixels high."""
     factor = max(1, -(-height // picture.shape[1]))
     if factor == 1:
@@ -40,7 +40,7 @@ def bar(name: str, labels: Sequence[str]) -> Tensor:
     from PIL import Image, ImageDraw, ImageFont
 
     width, height, margin = 400, 26, 16
-    colours = coloured(torch.linspace(0, 1, width).expand(1, height, -1), name)[0]
+    colours = colour_map(torch.linspace(0, 1, width).expand(1, height, -1), name)[0]
     image = Image.new("RGB", (width + 2 * margin, height + 46), "white")
     image.paste(Image.fromarray((colours * 255).round().byte().permute(1, 2, 0).numpy()), (margin, 8))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(22)

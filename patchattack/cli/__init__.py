@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -22,8 +23,8 @@ from patchattack import files, folders
 from patchattack.cli import stored
 from patchattack.cli.checks import check_added, check_chosen, check_renamed, check_types, fits, key_of
 from patchattack.cli.messages import explain, in_one_line
-from patchattack.errors import InputError, VictimError, assignment, shortened
-from patchattack.redaction import printable, redacted
+from patchattack.errors import InputError, VictimError, assignment, shorten
+from patchattack.redaction import printable, redact
 
 _CONFIG_DIR = ("--config-dir", "-cd")
 
@@ -44,7 +45,7 @@ def command(
     """
 
     def job(config: DictConfig) -> None:
-        plain = _resolved(config)
+        plain = _resolve(config)
         if "seed" in plain and (not fits(plain["seed"], int) or plain["seed"] < 0):
             raise InputError(f"seed: expected an integer >= 0, got {plain['seed']}")
         if name != "train" and plain.get("resume") is not None:
@@ -91,7 +92,7 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
         of_the_run = stored.overrides_of_the_run(typed, of_run)
         sys.argv[1:] = _with_several_victims(_for_help([*of_the_run, *typed], name, example))
         stored.check_whole(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(files.shipped("conf").resolve()), config_name=name)(job)()
+        hydra.main(version_base="1.3", config_path=str(files.package_folder("conf").resolve()), config_name=name)(job)()
     except BrokenPipeError:  # of Hydra's own output
         _silence()
     except Exception as error:
@@ -101,23 +102,28 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
         # Whatever Hydra raises while it composes comes of the command line; =3 ends in a ValueError.
         _say(error, explain(error) or in_one_line(error), full_error)
     except KeyboardInterrupt as stop:
-        _interrupted(stop)
+        _exit_interrupted(stop)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = full_error
     if failures:
         sys.exit(2)
 
 
-def _find_own_modules(typed: Sequence[str]) -> None:
-    """Let a ``_target_`` name modules of the working folder and of ``--config-dir``, after those that are installed."""
-    given = [
+def _config_folders(typed: Sequence[str]) -> list[Path]:
+    """Those of ``--config-dir``."""
+    given = (
         one.partition("=")[2] or follows
         for one, follows in zip(typed, [*typed[1:], "."], strict=False)
         if one.startswith(_CONFIG_DIR)
-    ]
-    for folder in (Path.cwd(), *map(Path, given)):
-        if str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
+    )
+    return [Path(folder).resolve() for folder in given]
+
+
+def _find_own_modules(typed: Sequence[str]) -> None:
+    """Let a ``_target_`` name modules of the working folder and of ``--config-dir``, after those that are installed."""
+    for folder in map(str, (Path.cwd().resolve(), *_config_folders(typed))):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _silence() -> None:
@@ -131,13 +137,13 @@ def _say(error: Exception, line: str | None, full_error: str) -> None:
     if full_error == "1" or line is None:
         raise error
     if os.environ.get("LOCAL_RANK", "0") == "0":  # every process meets the same error
-        print(f"patchattack: {printable(redacted(shortened(line)))}", file=sys.stderr)
+        print(f"patchattack: {printable(redact(shorten(line)))}", file=sys.stderr)
 
 
-def _interrupted(stop: KeyboardInterrupt, again: str | None = None) -> None:
+def _exit_interrupted(stop: KeyboardInterrupt, again: str | None = None) -> None:
     """Say that Ctrl-C has ended the work, and how to resume it; exit with its status."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{str(stop) or 'interrupted'}." + (f" Resume with: {redacted(again)}" if again else ""))
+        print(f"{str(stop) or 'interrupted'}." + (f" Resume with: {redact(again)}" if again else ""))
     sys.exit(130)
 
 
@@ -147,7 +153,7 @@ def resumable(again: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        _interrupted(stop, again)
+        _exit_interrupted(stop, again)
     except VictimError as stop:
         raise InputError(f"{stop}; what was done is kept, resume with: {again}") from stop
 
@@ -165,17 +171,17 @@ def program() -> str:
 
 def program_with(*words: str) -> str:
     """The same program with other overrides, quoted already, but for the passwords and tokens of addresses."""
-    return redacted(" ".join([program(), *words]))
+    return redact(" ".join([program(), *words]))
 
 
 def command_line() -> str:
     """What to type to repeat what runs now."""
-    return program_with(*map(shlex.quote, stored.typed()))
+    return program_with(*map(shlex.quote, stored.typed_overrides()))
 
 
 def command_into(folder: Path) -> str:
     """What to type to resume what writes into ``folder`` now."""
-    others = [one for one in stored.typed() if key_of(one) != "output"]
+    others = [one for one in stored.typed_overrides() if key_of(one) != "output"]
     return program_with(*map(shlex.quote, others), assignment("output", folder))
 
 
@@ -195,11 +201,11 @@ def build(plain: dict[str, Any]) -> dict[str, Any]:
     """Each ``_target_`` of a resolved config made; ``defense`` is not among them, the victims are behind it."""
     built = make(plain)
     if defenses := built.pop("defense", None):
-        from patchattack.victims.defended import defended
+        from patchattack.victims.defended import defend
 
-        built["victim"] = defended(built["victim"], defenses)
+        built["victim"] = defend(built["victim"], defenses)
         if "victims" in built:
-            built["victims"] = {name: defended(victim, defenses) for name, victim in built["victims"].items()}
+            built["victims"] = {name: defend(victim, defenses) for name, victim in built["victims"].items()}
     return built
 
 
@@ -224,24 +230,30 @@ def build_parts(plain: dict[str, Any], resumed: Path | None = None) -> Any:
     return Parts(**{names.get(key, key): part for key, part in built.items()}, journal=journal)
 
 
-def _resolved(config: DictConfig) -> dict[str, Any]:
+def _resolve(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def _for_help(arguments: list[str], name: str, example: str) -> list[str]:
-    """Where help is asked for: print the command's own, and let Hydra show the config below it, and nothing else.
+    """Where help is asked for: print the command's own and the groups, and let Hydra show the config below them.
 
-    A config that leaves the attack open shows that of one: without any there is nothing to compose.
+    Hydra's own help takes seconds to list the groups. A config that leaves the attack open shows that of one: without
+    any there is nothing to compose.
     """
     if not {"-h", "--help"} & set(arguments):
         return arguments
-    print(example)
-    text = (files.shipped("conf") / f"{name}.yaml").read_text(encoding="utf-8")
+    folders = [files.package_folder("conf"), *_config_folders(arguments)]
+    options = sorted((path.parent.name, path.stem) for folder in folders for path in folder.glob("*/*.yaml"))
+    print(f"{example}\n\n== Configuration groups ==\nOf each choose an option, as group=option\n")
+    for group, found in itertools.groupby(options, key=lambda one: one[0]):
+        print(f"{group}: {', '.join(option for _, option in found)}")
+    print("\n== Config ==\nChange any value, as foo.bar=value\n")
+    text = (files.package_folder("conf") / f"{name}.yaml").read_text(encoding="utf-8")
     is_open = re.search(r"^  - (train$|attack: \?)", text, re.MULTILINE) and "override attack" not in text
     attack = ["attack=flow"] if is_open and "attack" not in map(key_of, arguments) else []
-    return ["hydra.help.header=''", "hydra.help.footer=''", *attack, *arguments]
+    return [*attack, *(one for one in arguments if one not in ("-h", "--help")), "--cfg=job"]
 
 
 def _with_several_victims(arguments: list[str]) -> list[str]:

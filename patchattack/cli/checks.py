@@ -22,6 +22,9 @@ RENAMED = {
     "attack=one_pixel": "the command patchattack one-pixel",
     "attack.cls": "attack.target",
     "attack.smallest": "attack.min_height",
+    "patch.variable": "patch.parameterisation",
+    "victim.metric": "victim.is_metric",
+    "victim.reach": "victim.depth_range",
 }
 
 

@@ -69,9 +69,9 @@ def choices(given: str, names: list[str]) -> str:
 
 def groups() -> list[str]:
     """Names of the config groups."""
-    return sorted(path.name for path in files.shipped("conf").iterdir() if path.is_dir())
+    return sorted(path.name for path in files.package_folder("conf").iterdir() if path.is_dir())
 
 
 def options_of(group: str) -> list[str]:
     """Names of the group's options, those that the package ships."""
-    return sorted(path.stem for path in (files.shipped("conf") / group).glob("*.yaml"))
+    return sorted(path.stem for path in (files.package_folder("conf") / group).glob("*.yaml"))

@@ -95,12 +95,12 @@ def _read_yaml(path: Path, kind: type) -> Any:
 
 def check_trusted(config: DictConfig, stored: list[str], typed: list[str]) -> None:
     """Refuse what only the folder of a run has named, where that would run code or send something."""
-    known = _known()
+    known = _known_entries()
     for one in typed:
         with contextlib.suppress(HydraException):
             override = OverridesParser.create().parse_override(one)
-            known |= {named[1:] for named in _trusted({key_of(one).rpartition(".")[2]: override.value()})}
-    found = _trusted(OmegaConf.to_container(config, resolve=True))
+            known |= {named[1:] for named in _trusted_entries({key_of(one).rpartition(".")[2]: override.value()})}
+    found = _trusted_entries(OmegaConf.to_container(config, resolve=True))
     strange = {path: value for path, key, value in found if (key, value) not in known}
     if strange:
         # The same may stand in several places: those that an override names say it best.
@@ -113,16 +113,16 @@ def check_trusted(config: DictConfig, stored: list[str], typed: list[str]) -> No
         )
 
 
-def _trusted(node: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+def _trusted_entries(node: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
     """Path, key and value of all that is :data:`TRUSTED` in a config."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         place = f"{path}.{key}".lstrip(".")
         if key in TRUSTED and value not in (None, False, "???"):
             yield place, key, str(value)
-        yield from _trusted(value, place)
+        yield from _trusted_entries(value, place)
 
 
-def _known() -> set[tuple[str, str]]:
+def _known_entries() -> set[tuple[str, str]]:
     """Key and value of all that is :data:`TRUSTED` in the YAMLs of the groups, ours and those of ``--config-dir``."""
     found = set()
     for source in HydraConfig.get().runtime.config_sources:
@@ -131,7 +131,7 @@ def _known() -> set[tuple[str, str]]:
                 for path in Path(source.path).glob(pattern):
                     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # Hydra says so where it is chosen
                         node = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-                        found |= {named[1:] for named in _trusted(node)}
+                        found |= {named[1:] for named in _trusted_entries(node)}
     return found
 
 
@@ -147,17 +147,17 @@ def check_whole(arguments: list[str]) -> None:
 def write(folder: Path, plain: dict[str, Any]) -> None:
     """Store the config of a new run and what was typed to start it."""
     files.write(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)))
-    files.write(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(typed())))
+    files.write(folder / OVERRIDES, OmegaConf.to_yaml(OmegaConf.create(typed_overrides())))
 
 
-def typed() -> list[str]:
+def typed_overrides() -> list[str]:
     """What was typed, and where a run was named what that was started with, but for ``resume=``."""
     return [one for one in HydraConfig.get().overrides.task if not one.startswith("resume=")]
 
 
 def to_type_again() -> list[str]:
     """Those of :func:`typed` that a run's folder is not trusted with, quoted for the shell."""
-    return [shlex.quote(one) for one in typed() if key_of(one).rpartition(".")[2] in TRUSTED]
+    return [shlex.quote(one) for one in typed_overrides() if key_of(one).rpartition(".")[2] in TRUSTED]
 
 
 def check_same(plain: dict[str, Any], folder: Path) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from patchattack import cli, folders
-from patchattack.errors import quoted
+from patchattack.errors import quote
 
 
 def main() -> None:
     """Words that set no key are runs."""
     runs = [word for word in sys.argv[1:] if not word.startswith("-") and ("=" not in word or Path(word).is_dir())]
     if runs:
-        listed = ",".join(quoted(run) for run in runs)
+        listed = ",".join(quote(run) for run in runs)
         sys.argv[1:] = [word for word in sys.argv[1:] if word not in runs] + [f"runs=[{listed}]"]
     cli.command("compare", run)
 

@@ -38,7 +38,7 @@ def run(parts: dict[str, Any]) -> None:
     fabric = processes.start(parts["trainer"])
 
     trials = camera_victims(select_victims(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
-    plan = rehearse.planned(
+    plan = rehearse.make_plan(
         *(trials[0], patch, sheets, parts["print"], parts["data"], Unknown.draw(parts["printer"]), parts["seed"]),
         **{key: parts[key] for key in ("size", "fps", "keep", "independent")},
     )

@@ -39,7 +39,7 @@ def run(parts: dict[str, Any]) -> None:
     print(f"round  queries  agreement with {notebook.victim} on {len(notebook.held_out)} held-out scenes")
     for row in notebook.rows:
         print("{round:5}  {queries:7}  {agreement:.3f} [{low:.3f}, {high:.3f}]".format(**row))
-    given = stored.typed()
+    given = stored.typed_overrides()
     print(
         f"\n  queries    {len(notebook.points)} to teach it and {len(notebook.held_out)} to measure it\n"
         f"  attack it  {attack(given, folder)}\n  transfer   {transfer(given, folder)}"

@@ -88,13 +88,13 @@ class BoxedImages(Source):
 
     def __getitem__(self, index: int) -> Scene:
         one = self.labelled[index]
-        frame, boxes = fitted(pictures.read(one.path), one.boxes, self.size)
+        frame, boxes = letterbox(pictures.read(one.path), one.boxes, self.size)
         if not len(boxes):
             boxes = torch.full((1, 5), torch.nan)
         return Scene(frames=frame[None, None], index=torch.tensor([index]), boxes=boxes[None])
 
 
-def fitted(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def letterbox(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The image as large as fits into ``size``, in its proportions and with grey beside it, and its boxes there.
 
     Args:
@@ -122,7 +122,7 @@ def fitted(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor,
     return frame, moved[area.argsort(descending=True, stable=True)].float()
 
 
-def clipped(left: float, top: float, right: float, bottom: float) -> list[float] | None:
+def clip(left: float, top: float, right: float, bottom: float) -> list[float] | None:
     """The box, in shares of the image, without what rounding lets stick out; None if it is not a box in the image."""
     box = [left, top, right, bottom]
     inside = [min(max(edge, 0.0), 1.0) for edge in box]

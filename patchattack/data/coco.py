@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from patchattack.data.boxes import BoxedImages, Labelled, clipped
+from patchattack.data.boxes import BoxedImages, Labelled, clip
 from patchattack.errors import InputError
 
 
@@ -44,7 +44,7 @@ class Coco(BoxedImages):
                 if one.get("iscrowd") or not (across and down):
                     continue
                 path, height, width = pictures[one["image_id"]]
-                box = clipped(x / width, y / height, (x + across) / width, (y + down) / height)
+                box = clip(x / width, y / height, (x + across) / width, (y + down) / height)
                 if box is None:
                     raise InputError(
                         f"{file}, annotation {one['id']}: expected a box [x, y, width, height] within the "

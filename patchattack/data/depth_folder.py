@@ -62,7 +62,7 @@ class DepthFolder(Source):
         self._turns: list[int | None] = []  # EXIF's number by which a depth map is turned, None is its own
         unsaid: list[Path] = []
         for frame, depth in self.pairs:
-            (height, width), turn = _fitted(frame, depth)
+            (height, width), turn = _match_sizes(frame, depth)
             found.append((height, width))
             self._turns.append(turn)
             if turn is not None and (turn < 5 or height == width):  # the map has both sizes
@@ -130,7 +130,7 @@ def _pairs(folder: Path, frames: str, depths: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _fitted(frame: Path, depth: Path) -> tuple[tuple[int, int], int | None]:
+def _match_sizes(frame: Path, depth: Path) -> tuple[tuple[int, int], int | None]:
     """Height and width of both as shown, and the frame's orientation where the depth map is turned by it."""
     picture, numbers = pictures.header(frame), pictures.header(depth)
     if numbers.orientation == 1 != picture.orientation and numbers.stored == picture.stored:

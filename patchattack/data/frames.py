@@ -16,7 +16,7 @@ from tqdm import tqdm
 from patchattack import pictures
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
-from patchattack.videos import decoded
+from patchattack.videos import decode
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 MEMORY = 8 * 2**30  # bytes that the decoded frames may take
@@ -149,14 +149,14 @@ def _open_folder(root: Path, pairs: bool | None) -> tuple[int, _Decoded]:
             "name another folder or a video with data.root"
         )
 
-    def decode() -> _Decoded:
+    def decoded() -> _Decoded:
         for place, path in paths.items():
             try:
                 yield place, str(path), pictures.read(path).permute(1, 2, 0).numpy()
             except InputError as error:
                 yield place, str(path), error
 
-    return len(paths), decode()
+    return len(paths), decoded()
 
 
 def _open_video(path: Path) -> tuple[int, _Decoded]:
@@ -169,7 +169,7 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
             f"{path}: expected a folder of images or a video ({', '.join(VIDEOS)}), got {got}; "
             "name one with data.root=PATH"
         )
-    video = cv2.VideoCapture(pictures.named(path))
+    video = cv2.VideoCapture(pictures.c_path(path))
     if not video.isOpened():
         raise InputError(
             f"{path}: expected a video that OpenCV decodes, got one that does not open; convert it to H.264 or "
@@ -177,9 +177,9 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
         )
     announced = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
 
-    def decode() -> _Decoded:
+    def decoded() -> _Decoded:
         number = 0
-        for number, frame in enumerate(decoded(video), 1):
+        for number, frame in enumerate(decode(video), 1):
             name = f"frame {number - 1} of {path}"
             damaged = InputError(f"{name}: expected one that can be decoded, got a damaged one")
             yield (0, number - 1), name, damaged if frame is None else cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
@@ -187,7 +187,7 @@ def _open_video(path: Path) -> tuple[int, _Decoded]:
         if number < announced:
             _log.warning("%s: it announces %d frames and has %d", path, announced, number)
 
-    return announced, decode()
+    return announced, decoded()
 
 
 def _sequences(folder: Path, names: list[str], pairs: bool | None) -> list[list[str]]:

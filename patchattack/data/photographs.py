@@ -92,7 +92,7 @@ class Photographs(Source):
         else:
             by_name = _places(Path(classes).expanduser(), found)  # the victim's own numbers: no names to compare
         numbers = torch.tensor([-1 if name is None else by_name[name] for name in names])
-        order = _mixed(numbers, seed) if shuffle else torch.arange(len(paths))
+        order = _mix(numbers, seed) if shuffle else torch.arange(len(paths))
         frames = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
         kept: list[int] = []
         refused: list[InputError] = []
@@ -102,7 +102,7 @@ class Photographs(Source):
             except InputError as error:
                 refused.append(error)
                 continue
-            frames[len(kept)] = _fitted(image, (height, width), crop)
+            frames[len(kept)] = _resize_and_crop(image, (height, width), crop)
             kept.append(row)
         skipped = f"{len(refused)} image(s) cannot be used, the first is {refused[0]}" if refused else ""
         if not kept:
@@ -171,7 +171,7 @@ def _class_names(root: Path, paths: list[Path], labels: str) -> list[str | None]
     if strangers := listed.keys() - {place.as_posix() for place in places}:
         raise InputError(
             f"{labels}: expected files of images in {root}, got {len(strangers)} that are not there, such as "
-            f"{_shown(min(strangers))}; name them relative to data.root"
+            f"{_cell_text(min(strangers))}; name them relative to data.root"
         )
     return [listed.get(place.as_posix()) for place in places]
 
@@ -210,7 +210,8 @@ def _read_csv(path: Path) -> dict[str, str]:
             continue
         if len(row) != 2 or not all(row):
             raise InputError(
-                f"{path}, line {number}: expected file,class, got '{_shown(','.join(row))}'; quote names with commas"
+                f"{path}, line {number}: expected file,class, got '{_cell_text(','.join(row))}'; quote names "
+                "with commas"
             )
         listed[row[0]] = row[1]
     if not listed:
@@ -218,12 +219,12 @@ def _read_csv(path: Path) -> dict[str, str]:
     return listed
 
 
-def _shown(cell: str) -> str:
+def _cell_text(cell: str) -> str:
     """A cell of a CSV file, which may hold lines, as part of a message."""
     return " ".join(cell.split())[:80]
 
 
-def _mixed(numbers: Tensor, seed: int) -> Tensor:
+def _mix(numbers: Tensor, seed: int) -> Tensor:
     """``[N]`` a random order in which every stretch has its share of each class, give or take two images.
 
     The images of a class, shuffled, take one each of as many equal slots, at a random place in their slot. So classes
@@ -239,7 +240,7 @@ def _mixed(numbers: Tensor, seed: int) -> Tensor:
     return places.argsort()
 
 
-def _fitted(image: Tensor, size: tuple[int, int], crop: float) -> Tensor:
+def _resize_and_crop(image: Tensor, size: tuple[int, int], crop: float) -> Tensor:
     """``image [3, H, W]``, uint8, resized until it just covers ``size / crop``; its centre ``[3, h, w]``."""
     height, width = image.shape[1:]
     scale = max(size[0] / height, size[1] / width) / crop

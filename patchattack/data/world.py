@@ -8,6 +8,7 @@ depth, the largest inverse depth is what is seen, and the ground truth follows i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from patchattack import geometry, seeding
 from patchattack.data import signs, textures
+from patchattack.data.world_layout import VARIANTS, Layout, Planes
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 
@@ -25,36 +27,9 @@ COUNTS = {"sky": 6, "ground": 8, "road": 8, "facade": 20, "vehicle": 20, "poster
 NEAR = 0.1  # metres; a plane that is nearer is not seen
 WIDEST = 110.0  # degrees that sky and ground are sure to fill
 LAYOUT, TEXTURES, LABELS, SIGNS = 0, 1, 2, 3  # what a generator is for, beside the seed
-VARIANTS = 6  # textures of each kind of sign
 CLASSES = {"billboard": (), "sign": tuple(signs.SIGNS), "vehicle": ("vehicle", "sign"), "none": ()}  # by subject
 SMALLEST = 6  # pixels along both sides of an object that is worth a box
 SEEN = 0.4  # share of an object's pixels in the frame that nothing hides, if it is worth a box
-
-
-@dataclass(frozen=True)
-class Planes:
-    """``P`` parallelograms per scene in world coordinates (metres), each with its texture.
-
-    Attributes:
-        origin, u, v: ``[B, P, 3]``; a point is ``origin + a·u + b·v``.
-        velocity: ``[B, P, 3]`` metres from frame 0 to frame 1.
-        repeat: ``[B, P, 2]`` how often the texture repeats along u and v.
-        tile: ``[B, P]`` int64 row of the texture bank.
-        gain: ``[B, P, 3]`` light on the plane, a factor on its colour.
-        objects: rows of each object's planes, the same in all scenes; the subject comes first, and the first of its
-            planes is the surface.
-        kinds: ``[B, N]`` int64 class of each object, or ``[B, 0]`` where there are no classes.
-    """
-
-    origin: Tensor
-    u: Tensor
-    v: Tensor
-    velocity: Tensor
-    repeat: Tensor
-    tile: Tensor
-    gain: Tensor
-    objects: list[range]
-    kinds: Tensor
 
 
 class World(Source):
@@ -133,12 +108,7 @@ class World(Source):
         self.classes = CLASSES[subject]
         self.device = torch.device(device)
         self.intrinsics = geometry.camera_matrix(self.size, field_of_view)
-        generator = seeding.generator(seed, TEXTURES)
-        tiles = [textures.bank(kind, count, TILE, generator) for kind, count in COUNTS.items()]
-        if self.classes:
-            generator = seeding.generator(seed, SIGNS)
-            tiles += [signs.bank(kind, VARIANTS, TILE, generator) for kind in signs.SIGNS]
-        self.atlas = geometry.MipAtlas.build(torch.cat(tiles).to(self.device), repeats=True)
+        self.atlas = _atlas(seed, bool(self.classes), self.device)
         self.bank = self.atlas.image.transpose(0, 1).flatten(1, 2).unsqueeze(0)  # all tiles below one another
         self.counts = COUNTS | {"sign": VARIANTS * len(signs.SIGNS)}
         starts = torch.tensor([0, *self.counts.values()]).cumsum(0)
@@ -281,148 +251,20 @@ class World(Source):
         return there[..., :2] / there[..., 2:], there[..., 2]
 
     def _lay_out(self, draws: Tensor, label: Tensor | None) -> tuple[Planes, Tensor, Tensor]:
-        """Planes, rotations to cameras ``[B, 2, 3, 3]`` and their centres ``[B, 2, 3]``.
+        """Planes, rotations to cameras ``[B, 2, 3, 3]`` and their centres ``[B, 2, 3]``; arguments as of Layout."""
+        layout = Layout(self, draws, label)
+        return layout.planes, layout.rotations, layout.centres
 
-        ``draws`` are uniform numbers ``[B, k]``, taken one after another; ``label`` numbers the sign that is the
-        subject.
-        """
-        draws = draws.double()
-        batch, taken = len(draws), 0
 
-        def take(low: float, high: float, n: int = 1) -> Tensor:
-            nonlocal taken
-            taken += n
-            return draws[:, taken - n : taken] * (high - low) + low  # [B, n]
-
-        def xyz(x: Tensor | float, y: Tensor | float, z: Tensor | float) -> Tensor:
-            parts = [torch.as_tensor(p, dtype=torch.float64).expand(batch, 1) for p in (x, y, z)]
-            return torch.cat(parts, dim=-1)
-
-        rows: list[dict[str, Tensor]] = []
-
-        def add(
-            kind: str, origin: Tensor, u: Tensor, v: Tensor, metres: float = 0.0, velocity: Tensor | None = None
-        ) -> None:
-            """A plane; its texture spans ``metres``, or the whole plane once."""
-            repeat = torch.ones(batch, 2, dtype=torch.float64)
-            if metres:
-                repeat = torch.stack([u.norm(dim=-1), v.norm(dim=-1)], dim=-1) / (metres * take(0.7, 1.5))
-            rows.append(
-                {
-                    "origin": origin,
-                    "u": u,
-                    "v": v,
-                    "velocity": torch.zeros_like(origin) if velocity is None else velocity,
-                    "repeat": repeat,
-                    "tile": (self.first_tile[kind] + (take(0, 1) * self.counts[kind]).long()).squeeze(1),
-                    "gain": take(0.55, 1.15) * take(0.95, 1.05, 3),
-                }
-            )
-
-        ground = take(*self.camera_height)  # metres below the camera
-        half_road = take(3.5, 7.0)
-        add("sky", xyz(-1500, -1000, 500), xyz(3000, 0, 0), xyz(0, 1500, 0), metres=800)
-        add("ground", xyz(-250, ground, -20), xyz(500, 0, 0), xyz(0, 0, 500), metres=3)
-        rise = ground - 0.03
-        shift = take(-1.5, 1.5)
-        lanes = take(1, 3).round()
-        add("road", xyz(-half_road + shift, rise, -20), xyz(2 * half_road, 0, 0), xyz(0, 0, 400))
-        rows[-1]["repeat"] = torch.cat([lanes, 400 / take(4, 9)], dim=-1)
-        for side in (-1.0, 1.0):
-            near = take(-8, 4)
-            for _ in range(3):
-                away = side * (half_road + take(0.5, 14))
-                length, height = take(6, 30), take(3, 14)
-                add(
-                    "facade",
-                    xyz(away, ground - height, near),
-                    xyz(side * take(-2, 2), 0, length),
-                    xyz(0, height, 0),
-                    metres=6,
-                )
-                near = near + length + take(0, 8)
-        add(
-            "facade", xyz(take(-60, -10), ground - 18, take(50, 120)), xyz(take(40, 90), 0, 0), xyz(0, 18, 0), metres=10
-        )
-        vehicles, roadside = [], []
-        for i in range(3):
-            width, height, length = take(1.6, 2.4), take(1.4, 3.2), take(3, 7)
-            if self.subject == "vehicle" and i == 0:
-                height, near = width, take(5, 15)
-                centre = xyz(take(-0.2, 0.2) * near, rise, near)
-            elif self.subject == "vehicle":  # the others do not hide it or stand in it
-                centre = xyz(take(-1, 1) * (half_road + 1), ground, near + take(8, 25))
-            else:
-                centre = xyz(take(-1, 1) * (half_road + 1), ground, take(6, 40))
-            vehicles.append(range(len(rows), len(rows) + 4))
-            turn = geometry.rotation(xyz(0, take(-25, 25), 0))
-            across, along, up = turn[..., 0] * width, turn[..., 2] * length, xyz(0, -1, 0) * height
-            moves = (take(0, 1) < 0.7).double()
-            velocity = moves * (turn[..., 2] * take(-0.6, 1.4) + turn[..., 0] * take(-0.15, 0.15))
-            corner = centre - across / 2 + up
-            add("vehicle", corner, across, -up, velocity=velocity)
-            add("vehicle", corner, along, -up, velocity=velocity)
-            add("vehicle", corner + across, along, -up, velocity=velocity)
-            add("vehicle", corner, across, along, velocity=velocity)
-        board = "sign" if self.subject == "vehicle" else "poster"
-        for _ in range(3):
-            left_or_right = take(0, 1).round() * 2 - 1
-            extent = take(0.7, 1.6)
-            corner = xyz(left_or_right * (half_road + take(0.2, 3)), ground - take(1.8, 3.5), take(5, 25))
-            turn = geometry.rotation(xyz(0, take(-25, 25), 0))
-            roadside.append(range(len(rows), len(rows) + 1))
-            add(board, corner, turn[..., 0] * extent, turn[..., 1] * extent)
-
-        rotation_0 = geometry.rotation(torch.cat([take(-4, 4), take(-10, 10), take(-2, 2)], dim=-1))
-        change = geometry.rotation(torch.cat([take(-0.5, 0.5), take(-1.5, 1.5), take(-0.6, 0.6)], dim=-1))
-        advance = torch.cat([take(-0.08, 0.08), take(-0.03, 0.03), take(0.1, 1.0)], dim=-1)
-        rotations = torch.stack([rotation_0, change @ rotation_0], dim=1)
-        centres = torch.stack([torch.zeros_like(advance), advance], dim=1)
-
-        objects, kinds = [], torch.empty(batch, 0, dtype=torch.long)
-        if self.subject == "vehicle":
-            objects, kinds = [*vehicles, *roadside], torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(batch, -1)
-        elif self.subject != "none":
-            objects = [range(len(rows), len(rows) + 1)]
-            # The subject is laid out as the camera sees it, so that it fills a good part of the frame.
-            shorter, focal = min(self.size), float(self.intrinsics[0, 0])
-            frame = torch.tensor([self.size[1], self.size[0]])
-            if label is None:
-                depth = take(5, 14)
-                turn = geometry.rotation(torch.cat([take(-8, 8), take(-35, 35), take(-5, 5)], dim=-1))
-                extent = take(0.3, 0.5) * shorter * depth / focal
-                place = torch.cat([take(0.2, 0.8), take(0.2, 0.7)], dim=-1) * frame
-            else:
-                kinds = label.unsqueeze(1)
-                extent, span = take(0.6, 1.0), take(0.45, 0.85) * shorter  # in metres and in pixels
-                depth = extent * focal / span
-                turn = geometry.rotation(torch.cat([take(-8, 8), take(-35, 35), take(-5, 5)], dim=-1))
-                turn = rotation_0.mT @ turn
-                place = (frame - 1) / 2 + (frame - span) * take(-0.5, 0.5, 2)
-            pixel = torch.cat([place, torch.ones_like(depth)], dim=-1)
-            ray = (torch.linalg.inv(self.intrinsics.double()) @ pixel.unsqueeze(-1)).squeeze(-1)
-            middle = (rotation_0.mT @ (ray * depth).unsqueeze(-1)).squeeze(-1)
-            middle[:, 1:2] = torch.minimum(middle[:, 1:2], ground - 0.6 * extent)
-            corner = middle - extent * (turn[..., 0] + turn[..., 1]) / 2
-            add("poster", corner, turn[..., 0] * extent, turn[..., 1] * extent)
-            if label is not None:
-                variant = (take(0, 1) * VARIANTS).long().squeeze(1)
-                rows[-1]["tile"] = self.first_tile["sign"] + label * VARIANTS + variant
-
-        stacked = {name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}
-        light = take(0.6, 1.2).unsqueeze(1)
-        planes = Planes(
-            stacked["origin"],
-            stacked["u"],
-            stacked["v"],
-            stacked["velocity"],
-            stacked["repeat"].float(),
-            stacked["tile"],
-            (stacked["gain"] * light).float(),
-            objects,
-            kinds,
-        )
-        return planes, rotations, centres
+@functools.lru_cache(maxsize=2)
+def _atlas(seed: int, with_signs: bool, device: torch.device) -> geometry.MipAtlas:
+    """The textures of a seed, drawn once for all its worlds."""
+    generator = seeding.generator(seed, TEXTURES)
+    tiles = [textures.bank(kind, count, TILE, generator) for kind, count in COUNTS.items()]
+    if with_signs:
+        generator = seeding.generator(seed, SIGNS)
+        tiles += [signs.bank(kind, VARIANTS, TILE, generator) for kind in signs.SIGNS]
+    return geometry.MipAtlas.build(torch.cat(tiles).to(device), repeats=True)
 
 
 @dataclass(frozen=True)

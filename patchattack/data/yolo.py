@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from patchattack import pictures
-from patchattack.data.boxes import BoxedImages, Labelled, clipped
+from patchattack.data.boxes import BoxedImages, Labelled, clip
 from patchattack.errors import InputError
 
 
@@ -97,7 +97,7 @@ def _boxes(path: Path, classes: Sequence[str]) -> Tensor:
                 f"{path}, line {number}: expected 'class x y width height', a confidence after it or a polygon "
                 f"'class x1 y1 x2 y2 x3 y3 ...', got '{line[:60]}'; export the labels as boxes"
             ) from error
-        box = clipped(*edges)
+        box = clip(*edges)
         if box is None or kind not in range(len(classes)):
             raise InputError(
                 f"{path}, line {number}: expected a class from 0 to {len(classes) - 1} and a box within the image in "

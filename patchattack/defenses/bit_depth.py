@@ -27,6 +27,6 @@ class BitDepth(Preprocessing):
             raise InputError(f"defense.bit_depth.bits: expected bits from 1 to 8, got {bits}")
         self.steps = 2**bits - 1
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        """See :meth:`Preprocessing.cleaned`."""
+    def clean(self, images: Tensor) -> Tensor:
+        """See :meth:`Preprocessing.clean`."""
         return straight_through((images * self.steps).round() / self.steps, images)

@@ -61,7 +61,7 @@ class Defense(ABC):
             What ``predict`` returns for frames of this size, with a gradient to ``frames`` that an attack can follow.
         """
 
-    def certified(self, frames: Tensor, predict: Predict) -> Tensor | None:
+    def certify(self, frames: Tensor, predict: Predict) -> Tensor | None:
         """``[B]`` int64: the class that no patch can change, -1 where there is none; None of a defence without proof.
 
         Args:
@@ -75,13 +75,13 @@ class Preprocessing(Defense):
     """A defence that changes the frames and asks once. One overrides :meth:`cleaned` and nothing else."""
 
     @abstractmethod
-    def cleaned(self, images: Tensor) -> Tensor:
+    def clean(self, images: Tensor) -> Tensor:
         """``images [N, 3, H, W]`` in [0, 1] as the victim shall see them; each depends on itself alone."""
 
     def __call__(self, frames: Tensor, predict: Predict) -> Any:
         """See :meth:`Defense.__call__`."""
         with torch.autocast(frames.device.type, enabled=False):  # what it does to pixels is not the network's business
-            cleaned = self.cleaned(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+            cleaned = self.clean(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return predict(cleaned)
 
 
@@ -93,7 +93,7 @@ def straight_through(value: Tensor, approximation: Tensor) -> Tensor:
     return approximation + (value - approximation).detach()
 
 
-def checked_share(key: str, share: float) -> float:
+def check_share(key: str, share: float) -> float:
     """``share`` as it came.
 
     Raises:
@@ -104,7 +104,7 @@ def checked_share(key: str, share: float) -> float:
     return share
 
 
-def checked_odd(key: str, side: int) -> int:
+def check_odd(key: str, side: int) -> int:
     """``side`` as it came.
 
     Raises:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchattack.defenses.defense import Preprocessing, checked_odd, checked_share, straight_through
+from patchattack import geometry
+from patchattack.defenses.defense import Preprocessing, check_odd, check_share, straight_through
 from patchattack.errors import InputError
 
 
@@ -33,11 +34,11 @@ class GradientSmoothing(Preprocessing):
         if strength <= 0:
             raise InputError(f"defense.gradient_smoothing.strength: expected a number above 0, got {strength}")
         self.strength = strength
-        self.threshold = checked_share("defense.gradient_smoothing.threshold", threshold)
-        self.side = checked_odd("defense.gradient_smoothing.side", side)
+        self.threshold = check_share("defense.gradient_smoothing.threshold", threshold)
+        self.side = check_odd("defense.gradient_smoothing.side", side)
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        """See :meth:`Preprocessing.cleaned`."""
+    def clean(self, images: Tensor) -> Tensor:
+        """See :meth:`Preprocessing.clean`."""
         steep = steepness(images)
         low, high = (end.detach() for end in (steep.amin((1, 2, 3), True), steep.amax((1, 2, 3), True)))
         steep = (steep - low) / (high - low).clamp(min=1e-6)
@@ -60,4 +61,4 @@ def window_mean(values: Tensor, side: int) -> Tensor:
 
 def spread(hot: Tensor, side: int) -> Tensor:
     """``[N, 1, H, W]`` in {0, 1}: an odd window around any pixel of ``hot`` (bool) reaches here."""
-    return F.max_pool2d(hot.float(), side, 1, side // 2)
+    return geometry.highest(hot.float(), side)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchattack.defenses.defense import Preprocessing, checked_odd, straight_through
+from patchattack.defenses.defense import Preprocessing, check_odd, straight_through
 from patchattack.defenses.gradient_smoothing import spread, steepness, window_mean
 from patchattack.errors import InputError
 
@@ -26,16 +26,16 @@ class Inpainting(Preprocessing):
     """
 
     def __init__(self, side: int) -> None:
-        self.side = checked_odd(f"defense.{self.name}.side", side)
+        self.side = check_odd(f"defense.{self.name}.side", side)
 
     @abstractmethod
     def suspicion(self, images: Tensor) -> Tensor:
         """``[N, 1, H, W]`` of the window around each pixel of ``images [N, 3, H, W]``; from 1 on it is a patch's."""
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        """See :meth:`Preprocessing.cleaned`."""
+    def clean(self, images: Tensor) -> Tensor:
+        """See :meth:`Preprocessing.clean`."""
         suspicion = self.suspicion(images)
-        painted = inpainted(images.detach(), spread(suspicion > 1, self.side) > 0)
+        painted = inpaint(images.detach(), spread(suspicion > 1, self.side) > 0)
         return straight_through(painted, torch.lerp(images, painted, suspicion / (1 + suspicion)))
 
 
@@ -99,20 +99,20 @@ class EntropyMasking(Inpainting):
         return entropy / (math.log(self.levels) * self.threshold)
 
 
-def inpainted(images: Tensor, hidden: Tensor) -> Tensor:
+def inpaint(images: Tensor, hidden: Tensor) -> Tensor:
     """``images [N, 3, H, W]`` with the pixels ``hidden [N, 1, H, W]`` (bool) filled from around them.
 
     Push and pull over a pyramid of means (Gortler et al. 1996, section 3.4): near the rim as the rim is, smoother the
     deeper. Grey where everything is hidden.
     """
     weight = (~hidden).to(images)
-    return torch.where(hidden, _filled(images * weight, weight), images)
+    return torch.where(hidden, _fill(images * weight, weight), images)
 
 
-def _filled(colour: Tensor, weight: Tensor) -> Tensor:
+def _fill(colour: Tensor, weight: Tensor) -> Tensor:
     """What ``colour [N, 3, h, w]``, times its ``weight [N, 1, h, w]`` in [0, 1], says of each pixel."""
     if weight.shape[-2:] == (1, 1):
         return torch.where(weight > 0, colour / weight.clamp(min=1e-6), 0.5)
     coarser = [F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in (colour, weight)]
-    below = F.interpolate(_filled(*coarser), size=weight.shape[-2:], mode="bilinear", align_corners=False)
+    below = F.interpolate(_fill(*coarser), size=weight.shape[-2:], mode="bilinear", align_corners=False)
     return colour + (1 - weight) * below

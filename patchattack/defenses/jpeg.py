@@ -31,16 +31,16 @@ class Jpeg(Preprocessing):
             raise InputError(f"defense.jpeg.quality: expected percent from 1 to 100, got {quality}")
         self.quality = quality
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        """See :meth:`Preprocessing.cleaned`."""
-        coded = torch.stack([self._coded(image) for image in images.detach()]).to(images)
+    def clean(self, images: Tensor) -> Tensor:
+        """See :meth:`Preprocessing.clean`."""
+        coded = torch.stack([self._compress(image) for image in images.detach()]).to(images)
         if not images.requires_grad:
             return coded
         from kornia.enhance import jpeg_codec_differentiable
 
         return straight_through(coded, jpeg_codec_differentiable(images, images.new_tensor([self.quality])))
 
-    def _coded(self, image: Tensor) -> Tensor:
+    def _compress(self, image: Tensor) -> Tensor:
         """``image [3, H, W]`` after the file."""
         pixels = (image.cpu() * 255).round().byte().permute(1, 2, 0).numpy()
         _, file = cv2.imencode(

@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement
 import torch
 from torch import Tensor
 
-from patchattack.defenses.defense import Defense, Predict, checked_share
+from patchattack.defenses.defense import Defense, Predict, check_share
 from patchattack.errors import InputError
 
 GREY = 0.5  # of the masks
@@ -41,7 +41,7 @@ class PatchCleanser(Defense):
     def __init__(self, side: float = 0.3, masks: int = 6) -> None:
         if masks < 2:
             raise InputError(f"defense.patch_cleanser.masks: expected at least 2, got {masks}")
-        self.side, self.masks = checked_share("defense.patch_cleanser.side", side), masks
+        self.side, self.masks = check_share("defense.patch_cleanser.side", side), masks
         self._generator: torch.Generator | None = None
 
     def randomise(self, generator: torch.Generator | None) -> None:
@@ -53,8 +53,8 @@ class PatchCleanser(Defense):
         masks = self._masks(frames)
         if self._generator is not None:
             rows = torch.randint(len(masks), (len(frames),), generator=self._generator)
-            return predict(masked(frames, masks[rows.to(frames.device)]))
-        logits = torch.stack([predict(masked(frames, mask)) for mask in masks], dim=1)  # [B, masks, classes]
+            return predict(mask_out(frames, masks[rows.to(frames.device)]))
+        logits = torch.stack([predict(mask_out(frames, mask)) for mask in masks], dim=1)  # [B, masks, classes]
         votes = logits.argmax(dim=2)
         labels = votes.mode(dim=1).values
         with torch.no_grad():
@@ -66,21 +66,21 @@ class PatchCleanser(Defense):
     def _second_round(self, frame: Tensor, votes: Tensor, majority: Tensor, masks: Tensor, predict: Predict) -> Tensor:
         """The first dissenter's vote that no second mask changes, or else the majority's (algorithm 1)."""
         for first in (votes != majority).nonzero().flatten().tolist():
-            pairs = masked(frame, masks | masks[first])
+            pairs = mask_out(frame, masks | masks[first])
             if (predict(pairs).argmax(dim=1) == votes[first]).all():
                 return votes[first]
         return majority
 
     @torch.no_grad()
-    def certified(self, frames: Tensor, predict: Predict) -> Tensor:
-        """See :meth:`Defense.certified`."""
+    def certify(self, frames: Tensor, predict: Predict) -> Tensor:
+        """See :meth:`Defense.certify`."""
         masks = self._masks(frames)
-        labels = predict(masked(frames, masks[0])).argmax(dim=1)
+        labels = predict(mask_out(frames, masks[0])).argmax(dim=1)
         for first, second in combinations_with_replacement(range(len(masks)), 2):
             rows = (labels >= 0).nonzero().flatten()
             if len(rows) == 0:
                 break
-            both = predict(masked(frames[rows], masks[first] | masks[second])).argmax(dim=1)
+            both = predict(mask_out(frames[rows], masks[first] | masks[second])).argmax(dim=1)
             labels[rows] = torch.where(both == labels[rows], both, -1)
         return labels
 
@@ -90,7 +90,7 @@ class PatchCleanser(Defense):
         return mask_set(size, math.ceil(self.side * min(size)), self.masks).to(frames.device)
 
 
-def masked(frames: Tensor, masks: Tensor) -> Tensor:
+def mask_out(frames: Tensor, masks: Tensor) -> Tensor:
     """``frames [B, 1, 3, H, W]``, grey where ``masks [..., 1, 1, H, W]`` (bool) are."""
     return torch.where(masks, GREY, frames)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchattack.defenses.defense import Defense, Predict, checked_odd, straight_through
+from patchattack.defenses.defense import Defense, Predict, check_odd, straight_through
 from patchattack.defenses.gradient_smoothing import spread, window_mean
-from patchattack.defenses.inpainting import inpainted
+from patchattack.defenses.inpainting import inpaint
 from patchattack.errors import InputError
 
 
@@ -34,7 +34,7 @@ class SaliencyMasking(Defense):
     def __init__(self, threshold: float = 4.0, side: int = 9) -> None:
         if threshold <= 1:
             raise InputError(f"defense.saliency.threshold: expected a multiple above 1, got {threshold}")
-        self.threshold, self.side = threshold, checked_odd("defense.saliency.side", side)
+        self.threshold, self.side = threshold, check_odd("defense.saliency.side", side)
 
     def check(self, victim: Any) -> None:
         """See :meth:`Defense.check`."""
@@ -49,7 +49,7 @@ class SaliencyMasking(Defense):
         images = frames[:, 0]
         saliency = self._saliency(frames, predict)
         hidden = spread(window_mean(saliency, self.side) > self.threshold * saliency.mean((1, 2, 3), True), self.side)
-        return predict(straight_through(inpainted(images.detach(), hidden > 0), images).unsqueeze(1))
+        return predict(straight_through(inpaint(images.detach(), hidden > 0), images).unsqueeze(1))
 
     def _saliency(self, frames: Tensor, predict: Predict) -> Tensor:
         """``[B, 1, H, W]`` of ``frames [B, 1, 3, H, W]``."""

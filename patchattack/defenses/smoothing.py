@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchattack.defenses.defense import Preprocessing, checked_odd
+from patchattack.defenses.defense import Preprocessing, check_odd
 from patchattack.errors import InputError
 
 
@@ -24,10 +24,10 @@ class Median(Preprocessing):
     name = "median"
 
     def __init__(self, side: int = 3) -> None:
-        self.side = checked_odd("defense.median.side", side)
+        self.side = check_odd("defense.median.side", side)
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        """See :meth:`Preprocessing.cleaned`."""
+    def clean(self, images: Tensor) -> Tensor:
+        """See :meth:`Preprocessing.clean`."""
         padded = F.pad(images, (self.side // 2,) * 4, mode="replicate")
         return padded.unfold(2, self.side, 1).unfold(3, self.side, 1).flatten(4).median(dim=-1).values
 
@@ -49,8 +49,8 @@ class Gaussian(Preprocessing):
             raise InputError(f"defense.gaussian.sigma: expected pixels above 0, got {sigma}")
         self.sigma = float(sigma)
 
-    def cleaned(self, images: Tensor) -> Tensor:
-        """See :meth:`Preprocessing.cleaned`."""
+    def clean(self, images: Tensor) -> Tensor:
+        """See :meth:`Preprocessing.clean`."""
         from kornia.filters import gaussian_blur2d
 
         side = 2 * round(3 * self.sigma + 0.5) + 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patchattack.devices import constant, transfer
-from patchattack.eot.transform import Transform, checked_range, per_image
+from patchattack.eot.transform import Transform, check_range, per_image
 from patchattack.seeding import Numbers
 
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue, as in kornia and OpenCV
@@ -21,7 +21,7 @@ class Contrast(Transform):
     """Scale the texture's colours: ``range`` is the factor's (1 leaves them)."""
 
     def __init__(self, range: Sequence[float] = (0.8, 1.2)) -> None:
-        self.range = checked_range("appearance.contrast.range", range, 0)
+        self.range = check_range("appearance.contrast.range", range, 0)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """A factor, ``[N, 1]``."""
@@ -38,7 +38,7 @@ class Brightness(Transform):
     """Add light: ``range`` is in units of the full scale (0 leaves the texture)."""
 
     def __init__(self, range: Sequence[float] = (-0.1, 0.1)) -> None:
-        self.range = checked_range("appearance.brightness.range", range, -1, 1)
+        self.range = check_range("appearance.brightness.range", range, -1, 1)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """A summand, ``[N, 1]``."""
@@ -53,8 +53,8 @@ class Hue(Transform):
     """Turn the hue by ``range`` degrees and scale the saturation by ``saturation``."""
 
     def __init__(self, range: Sequence[float] = (-10, 10), saturation: Sequence[float] = (0.8, 1.2)) -> None:
-        self.range = checked_range("appearance.hue.range", range, -180, 180)
-        self.saturation = checked_range("appearance.hue.saturation", saturation, 0)
+        self.range = check_range("appearance.hue.range", range, -180, 180)
+        self.saturation = check_range("appearance.hue.saturation", saturation, 0)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """Degrees and factor, ``[N, 2]``."""
@@ -73,7 +73,7 @@ class WhiteBalance(Transform):
     """Light of another colour: red and blue gain against green, each in ``range``."""
 
     def __init__(self, range: Sequence[float] = (0.9, 1.1)) -> None:
-        self.range = checked_range("appearance.white_balance.range", range, 0)
+        self.range = check_range("appearance.white_balance.range", range, 0)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """Gains of red and blue, ``[N, 2]``."""
@@ -89,7 +89,7 @@ class Illumination(Transform):
     """Light that falls off across the patch in a random direction: the far edges differ by up to ``strength``."""
 
     def __init__(self, strength: float = 0.3) -> None:
-        self.range = checked_range("appearance.illumination.strength", (0, strength), 0, 1)
+        self.range = check_range("appearance.illumination.strength", (0, strength), 0, 1)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """Direction in degrees and strength, ``[N, 2]``."""
@@ -106,7 +106,7 @@ class Shadow(Transform):
     """A soft straight shadow over part of the patch that takes away up to ``strength`` of the light."""
 
     def __init__(self, strength: float = 0.5, softness: float = 0.05) -> None:
-        self.range = checked_range("appearance.shadow.strength", (0, strength), 0, 1)
+        self.range = check_range("appearance.shadow.strength", (0, strength), 0, 1)
         self.softness = softness
 
     def draw(self, numbers: Numbers) -> Tensor:
@@ -127,7 +127,7 @@ class PrintNoise(Transform):
     GRAIN = 64
 
     def __init__(self, sigma: float = 0.03) -> None:
-        self.range = checked_range("appearance.print_noise.sigma", (0, sigma), 0)
+        self.range = check_range("appearance.print_noise.sigma", (0, sigma), 0)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """The pattern, ``[N, 3, 64, 64]``, stretched over the texture."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from patchattack import files
 from patchattack.devices import constant, numbered, transfer
-from patchattack.eot.transform import Transform, checked_range
+from patchattack.eot.transform import Transform, check_range
 from patchattack.errors import InputError
 from patchattack.seeding import Numbers
 
@@ -70,7 +70,7 @@ class Calibration:
     noise: float | None
     note: str
 
-    def seen(self, colours: Tensor) -> Tensor:
+    def predict(self, colours: Tensor) -> Tensor:
         """The sRGB as seen, ``[n, 3]``, of the printed ``colours [n, 3]``; differentiable."""
         return look_up(self.table[None], colours[None])[0]
 
@@ -82,19 +82,19 @@ class Calibration:
         """
         step = torch.linspace(0, 1, 2 * len(self.table) - 1)
         grid = torch.cartesian_prod(step, step, step)
-        colours = grid[torch.cdist(wanted, self.seen(grid)).argmin(dim=1)]
+        colours = grid[torch.cdist(wanted, self.predict(grid)).argmin(dim=1)]
         damping = torch.full((len(wanted), 1, 1), 1e-3)
         identity = torch.eye(3).expand(len(wanted), 3, 3)
         for _ in range(20):
             with torch.enable_grad():
                 place = colours.detach().requires_grad_()
-                error = self.seen(place) - wanted
+                error = self.predict(place) - wanted
                 rows = [torch.autograd.grad(error[:, i].sum(), place, retain_graph=True)[0] for i in range(3)]
             jacobian, error = torch.stack(rows, dim=1), error.detach()
             normal = jacobian.mT @ jacobian + damping * identity
             change = torch.linalg.solve(normal, jacobian.mT @ error[..., None])[..., 0]
             moved = (colours - change).clamp(0, 1)
-            better = (self.seen(moved) - wanted).norm(dim=1, keepdim=True) < error.norm(dim=1, keepdim=True)
+            better = (self.predict(moved) - wanted).norm(dim=1, keepdim=True) < error.norm(dim=1, keepdim=True)
             colours = torch.where(better, moved, colours)
             damping = torch.where(better[..., None], damping / 3, damping * 3).clamp(1e-6, 1e3)
         return colours
@@ -153,9 +153,11 @@ class Calibrated(Transform):
     """
 
     def __init__(self, file: str | Path = "default", spread: float = 1.0) -> None:
-        self.range = checked_range("appearance.calibrated.spread", (0, spread), 0)
+        self.range = check_range("appearance.calibrated.spread", (0, spread), 0)
         path = (
-            files.shipped("assets") / "print" / "default_print.json" if file == "default" else Path(file).expanduser()
+            files.package_folder("assets") / "print" / "default_print.json"
+            if file == "default"
+            else Path(file).expanduser()
         )
         self.calibration = Calibration.load(path)
         self._table = self.calibration.table  # where the images were last

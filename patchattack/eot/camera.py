@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchattack.eot.jpeg import jpeg
-from patchattack.eot.transform import Transform, checked_range, per_image
 from patchattack.devices import constant, numbered
+from patchattack.eot.jpeg import jpeg
+from patchattack.eot.transform import Transform, check_range, per_image
 from patchattack.errors import InputError
 from patchattack.seeding import Numbers
 
@@ -20,7 +20,7 @@ class Defocus(Transform):
     """Gaussian blur with a standard deviation in ``range`` pixels."""
 
     def __init__(self, range: Sequence[float] = (0.1, 1.2)) -> None:
-        self.range = checked_range("camera.defocus.range", range, 0.05)
+        self.range = check_range("camera.defocus.range", range, 0.05)
         self.margin = int(3 * self.range[1] + 0.5)
 
     def draw(self, numbers: Numbers) -> Tensor:
@@ -32,7 +32,7 @@ class Defocus(Transform):
         places = tuple(-0.5 * place**2 for place in range(-self.margin, self.margin + 1))
         line = (constant(places, image.dtype, image.device) / parameters.square()).softmax(dim=-1)
         side = line.shape[1]
-        return _filtered(image, line.view(-1, 1, 1, side), line.view(-1, 1, side, 1))
+        return _filter(image, line.view(-1, 1, 1, side), line.view(-1, 1, side, 1))
 
 
 class MotionBlur(Transform):
@@ -59,14 +59,14 @@ class MotionBlur(Transform):
         turned = torch.view_as_real(constant(pixels, turn.dtype, image.device) * turn).round().abs()
         line = (turned <= constant((self.margin, 0), image.dtype, image.device)).all(dim=-1).to(image.dtype)
         line = line / line.sum(dim=(2, 3), keepdim=True)
-        return _filtered(image, torch.lerp(constant(nothing, image.dtype, image.device), line, share))
+        return _filter(image, torch.lerp(constant(nothing, image.dtype, image.device), line, share))
 
 
 class Gamma(Transform):
     """Another tone curve: the exponent is in ``range`` (1 leaves the image)."""
 
     def __init__(self, range: Sequence[float] = (0.8, 1.25)) -> None:
-        self.range = checked_range("camera.gamma.range", range, 0.01)
+        self.range = check_range("camera.gamma.range", range, 0.01)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """The exponent, ``[N, 1]``."""
@@ -88,7 +88,7 @@ class SensorNoise(Transform):
     per_frame = True
 
     def __init__(self, range: Sequence[float] = (0.0, 0.02)) -> None:
-        self.range = checked_range("camera.sensor_noise.range", range, 0)
+        self.range = check_range("camera.sensor_noise.range", range, 0)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """A tile of noise, ``[N, 3, 64, 64]``, that repeats over the frame."""
@@ -109,7 +109,7 @@ class Jpeg(Transform):
     block = 16
 
     def __init__(self, range: Sequence[float] = (50, 95)) -> None:
-        self.range = checked_range("camera.jpeg.range", range, 1, 100)
+        self.range = check_range("camera.jpeg.range", range, 1, 100)
 
     def draw(self, numbers: Numbers) -> Tensor:
         """Quality in percent, ``[N, 1]``."""
@@ -120,7 +120,7 @@ class Jpeg(Transform):
         return jpeg(image, parameters[:, 0])
 
 
-def _filtered(image: Tensor, *kernels: Tensor) -> Tensor:
+def _filter(image: Tensor, *kernels: Tensor) -> Tensor:
     """``image [N, 3, h, w]``, each filtered by its own of ``kernels [N, 1, kh, kw]``; its edge goes on as it is."""
     rows, columns = (sum(kernel.shape[side] // 2 for kernel in kernels) for side in (2, 3))
     filtered = F.pad(image.transpose(0, 1), (columns, columns, rows, rows), mode="replicate")

@@ -92,7 +92,7 @@ def _constants() -> tuple[Any, ...]:
         *(255 * there, 255 * black - 128, back / 255, zero + back.sum(dim=1).view(1, 3, 1) * 128 / 255),
         *(torch.outer(four, four).expand(2, 1, 4, 4), waves, waves.T, tables),
     )
-    return tuple(_nested(part.tolist()) for part in levels)
+    return tuple(_to_tuples(part.tolist()) for part in levels)
 
 
 def _affine(convert: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,6 @@ def _affine(convert: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     return matrix, (grey - matrix.sum(dim=1) / 2).view(1, 3, 1)
 
 
-def _nested(values: Any) -> Any:
+def _to_tuples(values: Any) -> Any:
     """Lists as tuples, at every depth."""
-    return tuple(map(_nested, values)) if isinstance(values, list) else values
+    return tuple(map(_to_tuples, values)) if isinstance(values, list) else values

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchattack import geometry
 from patchattack.devices import constant
-from patchattack.eot.transform import checked_range
+from patchattack.eot.transform import check_range
 from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.scene import Scene
@@ -94,13 +94,13 @@ class Uniform:
         if motion not in MOTIONS:
             raise InputError(f"placement.motion: expected one of {', '.join(MOTIONS)}, got {motion}")
         self.area, self.side, self.distance, self.motion = area, side, distance, motion
-        self.scale = checked_range("placement.scale", scale, 0.01)
-        self.rotation = checked_range("placement.rotation", rotation, -180, 180)
-        either = checked_range("placement.tilt", (-tilt, tilt), -80, 80)
-        self.yaw = either if yaw is None else checked_range("placement.yaw", yaw, -80, 80)
-        self.pitch = either if pitch is None else checked_range("placement.pitch", pitch, -80, 80)
-        self.x, self.y = checked_range("placement.x", x, 0, 1), checked_range("placement.y", y, 0, 1)
-        self.speed = checked_range("placement.speed", (-speed, speed), -1, 1)
+        self.scale = check_range("placement.scale", scale, 0.01)
+        self.rotation = check_range("placement.rotation", rotation, -180, 180)
+        either = check_range("placement.tilt", (-tilt, tilt), -80, 80)
+        self.yaw = either if yaw is None else check_range("placement.yaw", yaw, -80, 80)
+        self.pitch = either if pitch is None else check_range("placement.pitch", pitch, -80, 80)
+        self.x, self.y = check_range("placement.x", x, 0, 1), check_range("placement.y", y, 0, 1)
+        self.speed = check_range("placement.speed", (-speed, speed), -1, 1)
         ranges = (
             *(self.scale, self.rotation, self.pitch, self.yaw, self.x, self.y),
             *(self.speed, self.speed, (-3.0, 3.0), (0.96, 1.04), (-1.0, 1.0), (-1.0, 1.0)),  # of random motion
@@ -116,7 +116,7 @@ class Uniform:
         if scene.surface is not None and self.on_surface(scene):
             return on_plane(scene.surface, scale, turn, torch.full_like(place, 0.5), patch.size_mm)
         # In pixels about the patch's centre, [B, 4, 2].
-        shape = _turned(SQUARE * self._size(scene, patch), turn, scale)
+        shape = _rotate(SQUARE * self._size(scene, patch), turn, scale)
         if any(self.pitch + self.yaw):
             tilts = F.pad(tilts, (0, 1))  # about the horizontal axis, the vertical one, and none
             solid = F.pad(shape, (0, 1)) @ geometry.rotation(tilts).mT
@@ -130,9 +130,9 @@ class Uniform:
         first = shape + centre.unsqueeze(1)
         corners = [first] * scene.frames.shape[1]
         if len(corners) == 2 and self.motion == "random":
-            corners[1] = _moved(first, centre, scene.size, *motion)
+            corners[1] = _move(first, centre, scene.size, *motion)
         elif len(corners) == 2 and self.motion == "scene":
-            corners[1] = _carried(first, centre, scene)
+            corners[1] = _carry(first, centre, scene)
         return torch.stack(corners, dim=1)
 
     def _size(self, scene: Scene, patch: Patch) -> Tensor:
@@ -150,7 +150,7 @@ class Uniform:
             width, height = sizes.amax(dim=(0, 1)).tolist()
         else:
             if self.area is not None:
-                height = math.sqrt(self.area * rows * columns / proportion / patch.filled)
+                height = math.sqrt(self.area * rows * columns / proportion / patch.fill_ratio)
             else:
                 assert self.side is not None
                 height = self.side * min(rows, columns) / max(proportion, 1)
@@ -191,10 +191,10 @@ class OnSurface:
         x: Sequence[float] = (0.5, 0.5),
         y: Sequence[float] = (0.5, 0.5),
     ) -> None:
-        self.size = checked_range("placement.size", (size, size), 0.01)[0]
-        self.scale = checked_range("placement.scale", scale, 0.01)
-        self.rotation = checked_range("placement.rotation", rotation, -180, 180)
-        self.x, self.y = checked_range("placement.x", x), checked_range("placement.y", y)
+        self.size = check_range("placement.size", (size, size), 0.01)[0]
+        self.scale = check_range("placement.scale", scale, 0.01)
+        self.rotation = check_range("placement.rotation", rotation, -180, 180)
+        self.x, self.y = check_range("placement.x", x), check_range("placement.y", y)
         ranges = (self.scale, self.rotation, self.x, self.y)
         self._low, high = torch.tensor(ranges, dtype=torch.float64).unbind(-1)
         self._span = high - self._low
@@ -229,27 +229,27 @@ def on_plane(surface: Tensor, scale: Tensor, turn: Tensor, centre: Tensor, size_
         ``[B, T, 4, 2]``.
     """
     board = SQUARE * torch.tensor(size_mm, dtype=torch.float64) / max(size_mm)
-    board = _turned(board, turn, scale) + centre.unsqueeze(1)
+    board = _rotate(board, turn, scale) + centre.unsqueeze(1)
     return geometry.project(geometry.homography_from_corners(surface), board.unsqueeze(1))
 
 
-def _turned(points: Tensor, turn: Tensor, scale: Tensor) -> Tensor:
+def _rotate(points: Tensor, turn: Tensor, scale: Tensor) -> Tensor:
     """``points [..., n, 2]`` about the origin, ``turn [B, 1]`` degrees counter-clockwise, ``scale [B, 1]`` times."""
     # In the complex plane; y is down, so that what is counter-clockwise on the screen is clockwise there.
     return torch.view_as_real(torch.view_as_complex(points) * torch.polar(scale, torch.deg2rad(-turn)))
 
 
-def _moved(
+def _move(
     corners: Tensor, centre: Tensor, size: tuple[int, int], shift: Tensor, turn: Tensor, scale: Tensor, bend: Tensor
 ) -> Tensor:
     """Corners ``[B, 4, 2]`` after a similarity about the centre and a slight perspective change."""
-    about = _turned(corners - centre.unsqueeze(1), turn, scale)
+    about = _rotate(corners - centre.unsqueeze(1), turn, scale)
     slope = bend * 0.1 / max(size)
     about = about / (1 + (about * slope.unsqueeze(1)).sum(dim=-1, keepdim=True))
     return about + (centre + shift * min(size)).unsqueeze(1)
 
 
-def _carried(corners: Tensor, centre: Tensor, scene: Scene) -> Tensor:
+def _carry(corners: Tensor, centre: Tensor, scene: Scene) -> Tensor:
     """Corners ``[B, 4, 2]`` in frame 1 of an upright board that stands in the scene where its centre is seen.
 
     Its distance is the median of the known depths around the centre.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
@@ -153,5 +152,5 @@ class Renderer:
         if self.whole_frame:  # all of it where its surroundings lie within the window
             return (window.distance_to_edge() >= self.margin).to(coverage.dtype)
         if self.margin:
-            return (F.max_pool2d(coverage, 2 * self.margin + 1, 1, self.margin) > 0).to(coverage.dtype)
+            return (geometry.highest(coverage, 2 * self.margin + 1) > 0).to(coverage.dtype)
         return (coverage > 0).to(coverage.dtype)

@@ -13,7 +13,7 @@ from patchattack.errors import InputError
 from patchattack.seeding import Numbers
 
 
-def checked_range(
+def check_range(
     key: str, value: Sequence[float], low: float = -float("inf"), high: float = float("inf")
 ) -> tuple[float, float]:
     """``value`` as (low, high).

@@ -12,7 +12,7 @@ from patchattack.scene import Scene
 from patchattack.seeding import Numbers
 
 
-def zoomed(scene: Scene, most: float, numbers: Numbers, device: torch.device) -> Scene:
+def zoom_in(scene: Scene, most: float, numbers: Numbers, device: torch.device) -> Scene:
     """A random part of each scene, enlarged to the frame, on ``device``; all that is known of the scene follows.
 
     The factor is log-uniform from 1 to ``most`` and the part uniform among those that hold the scene's object, the
@@ -33,7 +33,7 @@ def zoomed(scene: Scene, most: float, numbers: Numbers, device: torch.device) ->
     first, last = (high - part).clamp(min=-0.5), low.minimum(edge - 0.5 - part)
     corner = first + (last - first) * luck[:, 1:]  # [B, 2] top left edge of the part
 
-    def moved(points: Tensor) -> Tensor:
+    def move(points: Tensor) -> Tensor:
         """Pixels ``[B, ..., 2]`` of the scene in the part."""
         shape = (-1, *[1] * (points.ndim - 2))
         shift, scale = (value.to(points).view(*shape, value.shape[-1]) for value in (corner, factor))
@@ -58,9 +58,9 @@ def zoomed(scene: Scene, most: float, numbers: Numbers, device: torch.device) ->
     if scene.flow is not None:
         changed["flow"] = changed["flow"] * factor.to(scene.flow)[:, :, None, None]
     if scene.surface is not None:
-        changed["surface"] = moved(scene.surface)
+        changed["surface"] = move(scene.surface)
     if scene.boxes is not None:
-        inside = moved(scene.boxes[..., :4].unflatten(-1, (2, 2))).clamp(min=-0.5)
+        inside = move(scene.boxes[..., :4].unflatten(-1, (2, 2))).clamp(min=-0.5)
         inside = inside.minimum(edge.to(inside) - 0.5).flatten(-2)
         gone = (inside[..., 2:] <= inside[..., :2]).any(dim=-1, keepdim=True)
         changed["boxes"] = torch.cat([inside, scene.boxes[..., 4:]], dim=-1).masked_fill(gone, torch.nan)

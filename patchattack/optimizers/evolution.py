@@ -77,7 +77,7 @@ class Evolution(GradientFree):
             memory["seed"] = torch.randint(_SEEDS, (1,), generator=self._generator).to(self.parameter)
             memory["told"] = torch.zeros(0, self.population + 1).to(self.parameter)
         if self._strategy is None:
-            self._strategy = self._begun()
+            self._strategy = self._start()
             for *losses, rate in memory["told"].tolist():
                 self._tell(self._ask(), losses, rate)
         tried = self._ask()
@@ -90,7 +90,7 @@ class Evolution(GradientFree):
         self.parameter.copy_(self._texture(self._strategy.mean))
         return min(losses)
 
-    def _begun(self) -> Any:
+    def _start(self) -> Any:
         import cma
 
         count = self.basis.shape.numel()

@@ -130,7 +130,7 @@ def check_positive(name: str, **values: float) -> None:
             raise InputError(f"optimizer {name}: expected {key} > 0, got {value}")
 
 
-def checked_betas(name: str, betas: Iterable[float]) -> tuple[float, float]:
+def check_betas(name: str, betas: Iterable[float]) -> tuple[float, float]:
     """The two of Adam, as a tuple.
 
     Raises:
@@ -142,7 +142,7 @@ def checked_betas(name: str, betas: Iterable[float]) -> tuple[float, float]:
     return found
 
 
-def checked_population(name: str, population: int) -> int:
+def check_population(name: str, population: int) -> int:
     """An even number of losses, which come in pairs.
 
     Raises:

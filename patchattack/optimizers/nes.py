@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from patchattack.errors import InputError
-from patchattack.optimizers.gradient_free import Closure, GradientFree, check_positive, checked_population
+from patchattack.optimizers.gradient_free import Closure, GradientFree, check_population, check_positive
 
 
 class NES(GradientFree):
@@ -42,7 +42,7 @@ class NES(GradientFree):
         if not 0 <= momentum < 1:
             raise InputError(f"optimizer nes: expected momentum in [0, 1), got {momentum}")
         super().__init__(params, {"lr": lr, "momentum": momentum}, basis, resolution)
-        self.population, self.sigma = checked_population("nes", population), sigma
+        self.population, self.sigma = check_population("nes", population), sigma
 
     @property
     def evaluations(self) -> int:

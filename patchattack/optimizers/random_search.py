@@ -13,8 +13,8 @@ class RandomSearch(GradientFree):
     """Squares of one random colour, each kept unless the loss rises (Sparse-RS, Croce et al. 2022, section 5).
 
     Every colour is a corner of the colour cube: its values are 0 or 1 in the parameter itself, which fits
-    ``patch.variable`` of pixels and palette. Nothing but the order of losses counts, so labels alone are enough; what
-    leaves the loss as it is, is kept too, and lets the search drift where labels do not change.
+    ``patch.parameterisation`` of pixels and palette. Nothing but the order of losses counts, so labels alone are
+    enough; what leaves the loss as it is, is kept too, and lets the search drift where labels do not change.
 
     Args:
         params: one parameter.

@@ -11,9 +11,9 @@ from torch.optim.optimizer import ParamsT
 from patchattack.optimizers.gradient_free import (
     Closure,
     GradientFree,
+    check_betas,
+    check_population,
     check_positive,
-    checked_betas,
-    checked_population,
 )
 
 
@@ -45,8 +45,8 @@ class SPSA(GradientFree):
         resolution: int = 8,
     ) -> None:
         check_positive("spsa", lr=lr, delta=delta)
-        super().__init__(params, {"lr": lr, "betas": checked_betas("spsa", betas)}, basis, resolution)
-        self.population, self.delta = checked_population("spsa", population), delta
+        super().__init__(params, {"lr": lr, "betas": check_betas("spsa", betas)}, basis, resolution)
+        self.population, self.delta = check_population("spsa", population), delta
 
     @property
     def evaluations(self) -> int:

@@ -11,9 +11,9 @@ from torch.optim.optimizer import ParamsT
 from patchattack.optimizers.gradient_free import (
     Closure,
     GradientFree,
+    check_betas,
+    check_population,
     check_positive,
-    checked_betas,
-    checked_population,
 )
 
 
@@ -45,8 +45,8 @@ class ZOO(GradientFree):
         resolution: int = 8,
     ) -> None:
         check_positive("zoo", lr=lr, delta=delta)
-        super().__init__(params, {"lr": lr, "betas": checked_betas("zoo", betas)}, basis, resolution)
-        self.coordinates = min(checked_population("zoo", population) // 2, self.basis.shape.numel())
+        super().__init__(params, {"lr": lr, "betas": check_betas("zoo", betas)}, basis, resolution)
+        self.coordinates = min(check_population("zoo", population) // 2, self.basis.shape.numel())
         self.delta = delta
 
     @property

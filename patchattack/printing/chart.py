@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from patchattack import files
-from patchattack.printing.sheet import Sheet, _embedded
+from patchattack.printing.profile import embed
+from patchattack.printing.sheet import Sheet
 
 VERSION = 1  # of layout and colours, told by the fiducials' ids: a chart on paper stays readable or is refused
 MARKERS = 12  # ids VERSION · MARKERS and on, clockwise from the top left
@@ -58,7 +59,7 @@ def colours() -> np.ndarray:
     return np.array(cells) / 255
 
 
-def repeated() -> np.ndarray:
+def is_repeated() -> np.ndarray:
     """Which of its cells are the repeated greys, ``[280]`` bool."""
     row, column = np.divmod(np.arange(ROWS * COLUMNS), COLUMNS)
     return (column + 2 * row) % 5 == 0
@@ -130,7 +131,7 @@ def write(path: Path, sheet: Sheet) -> None:
     pdf.setTitle(f"Colour chart, version {VERSION}")
     pdf.setCreator("patchattack")
     pdf.setViewerPreference("PrintScaling", "None")  # the print dialogue opens with "actual size"
-    pdf._colorsUsed[_embedded(pdf, sheet.profile)] = "DefaultRGB"  # as of a patch's sheet
+    pdf._colorsUsed[embed(pdf, sheet.profile)] = "DefaultRGB"  # as of a patch's sheet
     pdf.scale(_MM, _MM)  # from here on, lengths are millimetres
     top = page_height - sheet.margin_mm
     pdf.setFont("Helvetica-Bold", 4)

@@ -18,7 +18,7 @@ def linear(colours: Tensor) -> Tensor:
     return torch.where(colours > 0.04045, ((colours.clamp(min=0) + 0.055) / 1.055) ** 2.4, colours / 12.92)
 
 
-def encoded(light: Tensor) -> Tensor:
+def encode(light: Tensor) -> Tensor:
     """The inverse of :func:`linear`."""
     return torch.where(light > 0.0031308, 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055, light * 12.92)
 

@@ -220,11 +220,11 @@ def _sighting(grey: np.ndarray, sheet: Layout, seen: dict[int, np.ndarray]) -> S
     guess = _guess(sheet, seen)
     if guess is None:
         return None
-    sighting = _aligned(grey, sheet, guess)
+    sighting = _align(grey, sheet, guess)
     box, scale = _surroundings(sheet, guess)
     if sighting is None and scale > 1:  # few and small markers mislead: a closer look finds more of them
         guess = _guess(sheet, _read(grey, box, scale, [sheet]))
-        sighting = None if guess is None else _aligned(grey, sheet, guess)
+        sighting = None if guess is None else _align(grey, sheet, guess)
     return sighting
 
 
@@ -262,7 +262,7 @@ def _extent(sheet: Layout, homography: np.ndarray) -> tuple[np.ndarray, float]:
     return np.stack([points.min(axis=0), points.max(axis=0)]), max(float(np.median(sides)), 1.0)
 
 
-def _aligned(grey: np.ndarray, sheet: Layout, guess: np.ndarray) -> Sighting | None:
+def _align(grey: np.ndarray, sheet: Layout, guess: np.ndarray) -> Sighting | None:
     """The sighting that a rough homography leads to; None if too few markers prove to be there.
 
     The drawing of all markers is aligned with the image by efficient second-order minimisation (Benhimane & Malis
@@ -285,7 +285,7 @@ def _aligned(grey: np.ndarray, sheet: Layout, guess: np.ndarray) -> Sighting | N
     for _ in range(_STEPS):
         at = _project(matrix, spots.reshape(-1, 2)).reshape(spots.shape)  # [6, s·s, 2]
         x, y = np.moveaxis(at, -1, 0).astype(np.float32, order="C")
-        values = _normalised(cv2.remap(window.pixels, x, y, cv2.INTER_LINEAR).reshape(drawing.shape))
+        values = _normalise(cv2.remap(window.pixels, x, y, cv2.INTER_LINEAR).reshape(drawing.shape))
         there = (values * drawing).mean(axis=(1, 2)) > _ALIKE
         there &= ((at >= 0) & (at <= limit)).all(axis=(1, 2))
         if not there.any():
@@ -338,10 +338,10 @@ def _drawing(marker: int) -> np.ndarray:
     """``[s, s]``: how a camera sees the marker and the white around it at ``_GRID``, normalised."""
     white = np.kron(np.pad(~bits(marker), 1, constant_values=True), np.ones((2 * _SAMPLES, 2 * _SAMPLES)))
     blurred = cv2.GaussianBlur(white, (0, 0), 0.7 * _SAMPLES, borderType=cv2.BORDER_REPLICATE)
-    return _normalised(cv2.resize(blurred, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[None])[0]
+    return _normalise(cv2.resize(blurred, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)[None])[0]
 
 
-def _normalised(values: np.ndarray) -> np.ndarray:
+def _normalise(values: np.ndarray) -> np.ndarray:
     """``[n, s, s]`` with mean 0 and standard deviation 1 each."""
     values = values - values.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
     return values / (values.std(axis=(1, 2), keepdims=True) + 1e-9)

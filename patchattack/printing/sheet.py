@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import files
-from patchattack.errors import InputError, one_line
+from patchattack.errors import InputError
 from patchattack.patch import MILLIMETRES_PER_INCH
 from patchattack.printing import fiducials as markers
+from patchattack.printing import pages
 from patchattack.printing.fiducials import SHEETS, Layout
-
-PAGES = {"a4": (210.0, 297.0), "a3": (297.0, 420.0), "letter": (215.9, 279.4)}  # width, height in mm, upright
+from patchattack.printing.pages import Plan
+from patchattack.printing.profile import embed, load_profile
 
 _MOST_PAGES = 24
 _MOST_PIXELS = 200_000_000
-_SHARES = (0.21, 0.19, 0.175, 0.16)  # of the patch's shorter side that a marker takes: smaller ones to save a page
-_OVERLAP = 10.0  # mm that neighbouring pages share
-_HEAD = 10.0  # mm of title and note
-_GAP = 3.0  # mm for the cut marks, above and below what is cut out
-_WIDE = 180.0  # mm from which the ruler and the colour bar stand side by side
-_FOOT_WIDE, _FOOT_NARROW = 18.0, 36.0  # mm of ruler, colour bar, table and purpose
 _NARROWEST = 104.0  # mm for the ruler
 _POINTS = 72 / MILLIMETRES_PER_INCH  # per mm
 
@@ -78,11 +71,13 @@ class Sheet:
         field_of_view: float = 70,
         image_width: int = 1280,
     ) -> None:
-        if isinstance(page, str) and page not in PAGES:
-            raise InputError(f"print.page: expected one of {', '.join(PAGES)} or [width, height] in mm, got {page!r}")
+        if isinstance(page, str) and page not in pages.PAGES:
+            raise InputError(
+                f"print.page: expected one of {', '.join(pages.PAGES)} or [width, height] in mm, got {page!r}"
+            )
         if not isinstance(page, str) and not (len(page) == 2 and all(0 < side <= 10_000 for side in page)):
             raise InputError(f"print.page: expected [width, height] in mm, up to 10000 each, got {list(page)}")
-        self.paper = PAGES[page] if isinstance(page, str) else (float(page[0]), float(page[1]))
+        self.paper = pages.PAGES[page] if isinstance(page, str) else (float(page[0]), float(page[1]))
         self.page = page if isinstance(page, str) else f"{page[0]:g}x{page[1]:g}mm"
         room = min(self.paper) - 2 * margin_mm
         if not (margin_mm >= 0 and room >= _NARROWEST):
@@ -101,7 +96,7 @@ class Sheet:
             )
         self.margin_mm, self.fiducials, self.number, self.dpi = margin_mm, fiducials, number, dpi
         self.field_of_view, self.image_width = field_of_view, image_width
-        self.profile = _icc_profile(profile)
+        self.profile = load_profile(profile)
 
     def layout(self, size_mm: tuple[float, float], number: int | None = None) -> Layout:
         """The markers around a patch of ``size_mm``: of sheet ``number``, or of the sheet's own."""
@@ -154,8 +149,8 @@ class Sheet:
         pdf.setSubject(note)
         pdf.setCreator("patchattack")
         pdf.setViewerPreference("PrintScaling", "None")  # the print dialogue opens with "actual size"
-        colours = _embedded(pdf, self.profile)
-        pixels, outlines = self._drawn_patch(texture, mask, size_mm)
+        colours = embed(pdf, self.profile)
+        pixels, outlines = self._draw_patch(texture, mask, size_mm)
         picture = None if pixels is None else ImageReader(Image.fromarray(pixels))
         for page in range(plan.pages):
             # By this name, all device colours of the page are of the profile (ISO 32000-1, 8.6.5.6).
@@ -189,7 +184,7 @@ class Sheet:
         canvas = np.full((math.ceil((bottom - top) * scale), math.ceil((right - left) * scale), 3), 255, np.uint8)
         width, height = (round(side * scale) for side in size_mm)
         x, y = round(-left * scale), round(-top * scale)
-        picture, outlines = self._drawn_patch(texture, mask, size_mm)
+        picture, outlines = self._draw_patch(texture, mask, size_mm)
         if picture is not None:
             smaller = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
             canvas[y : y + height, x : x + width] = smaller
@@ -202,20 +197,12 @@ class Sheet:
         Image.fromarray(canvas).save(stream, "PNG", dpi=(self.dpi, self.dpi), icc_profile=self.profile)
         files.write(path, stream.getvalue())
 
-    def _plan(self, size_mm: tuple[float, float], number: int) -> _Plan:
+    def _plan(self, size_mm: tuple[float, float], number: int) -> Plan:
         """How the patch goes on paper: on one page if it can, else on the fewest."""
         width, height = size_mm
         if not (0 < width < math.inf and 0 < height < math.inf):
             raise InputError(f"print: expected a patch larger than 0 mm, got {width:g} × {height:g} mm")
-        papers = [self.paper, self.paper[::-1]]
-        if (width > height) != (self.paper[0] > self.paper[1]):
-            papers.reverse()
-        plans = [
-            self._plan_on(paper, size_mm, number, share)
-            for share in (_SHARES if self.fiducials else _SHARES[:1])
-            for paper in papers
-        ]
-        best = next((plan for plan in plans if plan.pages == 1), min(plans[:2], key=lambda plan: plan.pages))
+        best = pages.plan(self.paper, self.margin_mm, self.fiducials, size_mm, number)
         if best.pages > _MOST_PAGES:
             raise InputError(
                 f"print={self.page}: expected a patch that fits on {_MOST_PAGES} pages, got {width:g} × {height:g} mm, "
@@ -231,18 +218,7 @@ class Sheet:
             )
         return best
 
-    def _plan_on(self, paper: tuple[float, float], size_mm: tuple[float, float], number: int, share: float) -> _Plan:
-        layout = markers.layout(size_mm, number, share * min(size_mm))
-        bounds = layout.bounds_mm if self.fiducials else (0.0, 0.0, *size_mm)
-        foot = _FOOT_WIDE if paper[0] - 2 * self.margin_mm >= _WIDE else _FOOT_NARROW
-        room = (paper[0] - 2 * self.margin_mm, paper[1] - 2 * self.margin_mm - _HEAD - foot - 2 * _GAP)
-        counts = []
-        for free, extent in zip(room, (bounds[2] - bounds[0], bounds[3] - bounds[1]), strict=True):
-            fits = extent <= free + 1e-6
-            counts.append(1 if fits else math.ceil((extent - _OVERLAP) / max(free - _OVERLAP, 1e-3)))
-        return _Plan(paper, layout, bounds, (counts[0], counts[1]), foot)
-
-    def _drawn_patch(
+    def _draw_patch(
         self, texture: Tensor | None, mask: Tensor, size_mm: tuple[float, float]
     ) -> tuple[np.ndarray | None, list[np.ndarray]]:
         """The patch on white, ``[H, W, 3]`` uint8, and its outlines, ``[n, 2]`` mm each: of a mask with a shape, and of
@@ -254,7 +230,7 @@ class Sheet:
         width, height = size_mm
         fine = [round(side / MILLIMETRES_PER_INCH * self.dpi) for side in (height, width)]
         shape = [max(texels, pixels) for texels, pixels in zip(mask.shape[1:], fine, strict=True)]
-        shown = _enlarged(mask, shape)[0] > 0.5
+        shown = _enlarge(mask, shape)[0] > 0.5
         outlines = []
         if not shown.all():
             curves, _ = cv2.findContours(shown.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
@@ -264,14 +240,14 @@ class Sheet:
             outlines = [np.array([(0, 0), (width, 0), (width, height), (0, height)])]
         if texture is None:
             return None, outlines
-        paper = _enlarged(texture * mask + (1 - mask), shape)
+        paper = _enlarge(texture * mask + (1 - mask), shape)
         return np.ascontiguousarray((paper * 255).round().astype(np.uint8).transpose(1, 2, 0)), outlines
 
-    def _draw_cut_out(self, pdf: Any, plan: _Plan, page: int, picture: Any, outlines: Sequence[np.ndarray]) -> None:
+    def _draw_cut_out(self, pdf: Any, plan: Plan, page: int, picture: Any, outlines: Sequence[np.ndarray]) -> None:
         """A page's part of the patch with its markers, and the marks to cut it out by."""
         left, top, width, height = plan.tile(page)
-        bottom = self.margin_mm + plan.foot + _GAP
-        free = plan.paper[1] - self.margin_mm - _HEAD - _GAP - bottom
+        bottom = self.margin_mm + plan.foot + pages.GAP
+        free = plan.paper[1] - self.margin_mm - pages.HEAD - pages.GAP - bottom
         x, y = (plan.paper[0] - width) / 2, bottom + (free - height) / 2
         pdf.saveState()
         if plan.pages > 1:
@@ -291,14 +267,14 @@ class Sheet:
         pdf.setStrokeColorRGB(0, 0, 0)
         pdf.setLineWidth(_LINE)
         (column, row), (columns, rows) = plan.place(page), plan.counts
-        for edge, end in _marks(x, width, column > 0, column < columns - 1):
+        for edge, end in pages.edge_marks(x, width, column > 0, column < columns - 1):
             pdf.line(edge, y - 0.7, edge, y - end)
             pdf.line(edge, y + height + 0.7, edge, y + height + end)
-        for edge, end in _marks(y, height, row < rows - 1, row > 0):
+        for edge, end in pages.edge_marks(y, height, row < rows - 1, row > 0):
             pdf.line(x - 0.7, edge, x - end, edge)
             pdf.line(x + width + 0.7, edge, x + width + end, edge)
 
-    def _draw_head(self, pdf: Any, plan: _Plan, page: int, title: str, note: str) -> None:
+    def _draw_head(self, pdf: Any, plan: Plan, page: int, title: str, note: str) -> None:
         """Title, note and, where there are several pages, which one this is."""
         from reportlab.lib.utils import simpleSplit
         from reportlab.pdfbase.pdfmetrics import stringWidth
@@ -322,7 +298,7 @@ class Sheet:
         for line in simpleSplit(note, "Helvetica", 2.8, room)[:1]:
             pdf.drawString(left, top - 8.5, line)
 
-    def _draw_foot(self, pdf: Any, plan: _Plan, page: int) -> None:
+    def _draw_foot(self, pdf: Any, plan: Plan, page: int) -> None:
         """Ruler, colour bar, table and purpose."""
         from reportlab.lib.utils import simpleSplit
 
@@ -335,7 +311,7 @@ class Sheet:
                 f"Page {page + 1} of {plan.pages} (row {row + 1}, column {column + 1}): cut along the marks, "
                 f"glue edge to short mark.",
             )
-        if plan.foot == _FOOT_WIDE:
+        if plan.foot == pages.FOOT_WIDE:
             self._draw_scales(pdf, plan, left + 108, top, room - 108)
         else:
             self._draw_scales(pdf, plan, left, top - 16, room)
@@ -344,7 +320,7 @@ class Sheet:
         for row, line in enumerate(reversed(lines)):
             pdf.drawString(left, self.margin_mm + 0.6 + 2.7 * row, line)
 
-    def _draw_scales(self, pdf: Any, plan: _Plan, left: float, top: float, room: float) -> None:
+    def _draw_scales(self, pdf: Any, plan: Plan, left: float, top: float, room: float) -> None:
         """The colour bar, and how many pixels the patch's width spans at several distances."""
         cell = room / len(_STEPS)
         pdf.setFont("Helvetica", 1.5)
@@ -370,49 +346,6 @@ class Sheet:
         pdf.line(left, top - 9.7, left + room, top - 9.7)
         pdf.setFont("Helvetica", 1.8)
         pdf.drawRightString(left + room, top - 14, f"seen {self.field_of_view:g}° wide in {self.image_width} px")
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How a patch goes on paper.
-
-    Attributes:
-        paper: width and height of the pages, mm.
-        layout: of the markers.
-        bounds: left, top, right and bottom of what is cut out, in the patch's frame, mm.
-        counts: pages side by side, and below one another.
-        foot: height of what stands at the bottom of a page, mm.
-    """
-
-    paper: tuple[float, float]
-    layout: Layout
-    bounds: tuple[float, float, float, float]
-    counts: tuple[int, int]
-    foot: float
-
-    @property
-    def pages(self) -> int:
-        return self.counts[0] * self.counts[1]
-
-    def place(self, page: int) -> tuple[int, int]:
-        """Column and row of a page."""
-        return page % self.counts[0], page // self.counts[0]
-
-    def tile(self, page: int) -> tuple[float, float, float, float]:
-        """Left, top, width and height of a page's part, in the patch's frame, mm: all parts are of one size."""
-        starts, sizes = [], []
-        for axis, number in enumerate(self.place(page)):
-            extent, count = self.bounds[2 + axis] - self.bounds[axis], self.counts[axis]
-            size = (extent + (count - 1) * _OVERLAP) / count
-            starts.append(self.bounds[axis] + number * (size - _OVERLAP))
-            sizes.append(size)
-        return starts[0], starts[1], sizes[0], sizes[1]
-
-
-def _marks(start: float, size: float, before: bool, after: bool) -> list[tuple[float, float]]:
-    """Places along a side, and how far its marks reach: long ones to cut by, short ones for neighbours' edges."""
-    inner = [start + _OVERLAP] * before + [start + size - _OVERLAP] * after
-    return [(edge, 2.7) for edge in (start, start + size)] + [(edge, 1.7) for edge in inner]
 
 
 def _draw_ruler(pdf: Any, left: float, top: float) -> None:
@@ -469,40 +402,7 @@ def _blacken(canvas: np.ndarray, left: float, top: float, right: float, bottom: 
     cv2.subtract(part, np.repeat(cover[..., None], 3, axis=2), dst=part)
 
 
-def _enlarged(image: Tensor, shape: list[int]) -> np.ndarray:
+def _enlarge(image: Tensor, shape: list[int]) -> np.ndarray:
     """``image [C, h, w]`` in [0, 1] as ``[C, *shape]``, bilinear between its pixels' centres."""
     larger = F.interpolate(image.detach()[None].cpu(), shape, mode="bilinear", align_corners=False)
     return larger[0].clamp(0, 1).numpy()
-
-
-def _icc_profile(path: str | None) -> bytes:
-    """The profile in a file, or sRGB.
-
-    Raises:
-        InputError: it is missing, damaged, or not of RGB colours.
-    """
-    from PIL import ImageCms
-
-    if path is None:
-        made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        return made[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + made[36:]  # its date would differ every time
-    try:
-        content = Path(path).expanduser().read_bytes()
-        space = ImageCms.ImageCmsProfile(io.BytesIO(content)).profile.xcolor_space.strip()
-    except (OSError, ImageCms.PyCMSError) as error:
-        raise InputError(f"print.profile: expected a readable ICC profile, got {path} ({one_line(error)})") from error
-    if space != "RGB":
-        raise InputError(
-            f"print.profile: expected an ICC profile of RGB colours, got {space} in {path}; the sheet is RGB, and the "
-            "printer's driver converts it"
-        )
-    return content
-
-
-def _embedded(pdf: Any, profile: bytes) -> str:
-    """Add a colour space of an RGB profile to the document; its name there."""
-    from reportlab.pdfbase.pdfdoc import PDFArray, PDFDictionary, PDFName, PDFStream
-
-    stream = PDFStream(PDFDictionary({"N": 3, "Alternate": PDFName("DeviceRGB")}), profile)
-    pdf._doc.Reference(PDFArray([PDFName("ICCBased"), pdf._doc.Reference(stream)]), "profile")
-    return "profile"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError
-from patchattack.files import shipped
+from patchattack.files import package_folder
 
 
 def non_printability(texture: Tensor, palette: Tensor, mask: Tensor) -> Tensor:
@@ -84,7 +84,11 @@ class NonPrintability(nn.Module):
     def __init__(self, weight: float, palette: str | Path = "default") -> None:
         super().__init__()
         self.weight = weight
-        path = shipped("assets") / "palettes" / "default.csv" if palette == "default" else Path(palette).expanduser()
+        path = (
+            package_folder("assets") / "palettes" / "default.csv"
+            if palette == "default"
+            else Path(palette).expanduser()
+        )
         self.register_buffer("palette", load_palette(path))
 
     def forward(self, texture: Tensor, mask: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ import numpy as np
 
 from patchattack import files
 from patchattack.errors import InputError
-from patchattack.pictures import named
+from patchattack.pictures import c_path
 from patchattack.printing import chart
-from patchattack.rehearsal.street import Street, Take, View, seen
+from patchattack.rehearsal.street import Street, Take, View, patch_to_camera
 from patchattack.rehearsal.unknown import Unknown
 
 _SAMPLES = 3  # along each side of a pixel
@@ -81,7 +81,7 @@ def film(
         InputError: the video cannot be written.
     """
     height, width = street.frame
-    writer = cv2.VideoWriter(named(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+    writer = cv2.VideoWriter(c_path(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
     if not writer.isOpened():
         raise InputError(f"{path}: expected a video that OpenCV can write, got none; check the folder and its room")
     shots: list[tuple[Take, View] | None] = []
@@ -109,7 +109,7 @@ def photograph(street: Street, take: Take, view: View, paper: Paper, unknown: Un
     world = street.background(take, view).astype(np.float32) / 255
     world = cv2.resize(world, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
     lay(world, paper.image, street.homography(take, view) @ np.linalg.inv(paper.matrix))
-    return unknown.photographed(world, view.light, number)
+    return unknown.photograph(world, view.light, number)
 
 
 def lay(image: np.ndarray, paper: np.ndarray, matrix: np.ndarray) -> None:
@@ -133,9 +133,9 @@ def lay(image: np.ndarray, paper: np.ndarray, matrix: np.ndarray) -> None:
     shrink = min(1.0, 2 * sides.max())
     shape = max(1, round(columns * shrink)), max(1, round(rows * shrink))
     small = cv2.resize(paper, shape, interpolation=cv2.INTER_AREA) if shrink < 1 else paper
-    to_paper = _scaled(columns / small.shape[1], rows / small.shape[0])
+    to_paper = _scaling(columns / small.shape[1], rows / small.shape[0])
     away = np.array([(1, 0, -first[0]), (0, 1, -first[1]), (0, 0, 1.0)])
-    to_part = _scaled(_SAMPLES, _SAMPLES) @ away @ matrix @ to_paper
+    to_part = _scaling(_SAMPLES, _SAMPLES) @ away @ matrix @ to_paper
     fine = int(width) * _SAMPLES, int(height) * _SAMPLES
     colour = cv2.warpPerspective(small, to_part, fine, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     cover = cv2.warpPerspective(np.ones(small.shape[:2], np.float32), to_part, fine, flags=cv2.INTER_LINEAR)
@@ -153,7 +153,7 @@ def truth(street: Street, take: Take, view: View, number: int) -> Truth:
     to_pixels = street.homography(take, view)
     corners = _project(to_pixels, np.array([(0, 0), (width, 0), (width, height), (0, height)]))
     marks = _project(to_pixels, np.concatenate(list(sheet.markers.values())))
-    before = seen(take, view) / street.metres  # millimetres before the camera
+    before = patch_to_camera(take, view) / street.metres  # millimetres before the camera
     turned = np.column_stack([before[:, :2], np.cross(before[:, 0], before[:, 1])])
     place = before @ [width / 2, height / 2, 1]
     distance = float(np.linalg.norm(place))
@@ -186,8 +186,10 @@ def photograph_chart(path: Path, unknown: Unknown, size: tuple[int, int] = (1080
     there = np.array([(0.06, 0.04), (0.95, 0.05), (0.96, 0.96), (0.05, 0.95)]) * (width, height)
     rows, columns = page.shape[:2]
     here = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)])
-    lay(table, unknown.printed(page), cv2.getPerspectiveTransform(here.astype(np.float32), there.astype(np.float32)))
-    photo = cv2.cvtColor(unknown.photographed(table, 0.95, 0), cv2.COLOR_RGB2BGR)
+    lay(
+        table, unknown.print_image(page), cv2.getPerspectiveTransform(here.astype(np.float32), there.astype(np.float32))
+    )
+    photo = cv2.cvtColor(unknown.photograph(table, 0.95, 0), cv2.COLOR_RGB2BGR)
     files.write(path, cv2.imencode(path.suffix, photo)[1].tobytes())
 
 
@@ -206,7 +208,7 @@ def write_truth(path: Path, truths: Iterable[Truth | None]) -> None:
     files.write(path, "\n".join(lines) + "\n")
 
 
-def _scaled(x: float, y: float) -> np.ndarray:
+def _scaling(x: float, y: float) -> np.ndarray:
     """``[3, 3]``: scale pixels about the corner of the image, which is at (-0.5, -0.5)."""
     return np.array([(x, 0, (x - 1) / 2), (0, y, (y - 1) / 2), (0, 0, 1.0)])
 

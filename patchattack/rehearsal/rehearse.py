@@ -65,7 +65,7 @@ class Plan:
             raise InputError(f"fps: expected frames a second above 0, up to 240, got {self.fps}")
 
 
-def planned(
+def make_plan(
     trial: CameraVictim,
     patch: Patch,
     sheets: Sequence[Layout],
@@ -133,7 +133,7 @@ def frame_size(most: Sequence[int], victim: Sequence[int] | None) -> tuple[int, 
     return size
 
 
-def printed(path: Path, printer: Sheet, sheet: Layout, patch: Patch, unknown: Unknown) -> Paper:
+def print_sheet(path: Path, printer: Sheet, sheet: Layout, patch: Patch, unknown: Unknown) -> Paper:
     """The run's sheet as the unknown printer prints it; what it is told to is written to ``path`` as PNG.
 
     That is what the PDF has between its cut marks, in pixels of ``print.dpi``.
@@ -143,7 +143,7 @@ def printed(path: Path, printer: Sheet, sheet: Layout, patch: Patch, unknown: Un
     scale = printer.dpi / MILLIMETRES_PER_INCH
     left, top = sheet.bounds_mm[:2]
     matrix = np.array([(scale, 0, -left * scale - 0.5), (0, scale, -top * scale - 0.5), (0, 0, 1.0)])
-    return Paper(unknown.printed(pixels), matrix)
+    return Paper(unknown.print_image(pixels), matrix)
 
 
 def rehearse(
@@ -169,7 +169,7 @@ def rehearse(
         KeyboardInterrupt: Ctrl-C, also while a video is measured.
     """
     sheet = plan.setup.sheets[0]
-    paper = printed(folder / "sheet.png", plan.printer, sheet, plan.setup.patch, plan.unknown)
+    paper = print_sheet(folder / "sheet.png", plan.printer, sheet, plan.setup.patch, plan.unknown)
     found: dict[str, Any] = {}
     for name, part in parts.items():
         own = folder / name

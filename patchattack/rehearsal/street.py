@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from patchattack import geometry, seeding
-from patchattack.data.world import Planes, World
+from patchattack.data.world import World
+from patchattack.data.world_layout import Planes
 from patchattack.errors import InputError
 from patchattack.printing.fiducials import Layout
 
@@ -141,9 +142,9 @@ class Street(World):
         turn = _rotation(0, -yaw, 0)
         axes = turn @ _rotation(0, 0, -roll)[:, :2] * self.metres
         sheet = np.column_stack([axes, centre - axes @ np.array(self.sheet.size_mm) / 2])
-        return Take(self._put(planes, turn, centre - self.stage.beside * turn[:, 0]), sheet, [])
+        return Take(self._place(planes, turn, centre - self.stage.beside * turn[:, 0]), sheet, [])
 
-    def _put(self, planes: Planes, turn: np.ndarray, place: np.ndarray) -> Planes:
+    def _place(self, planes: Planes, turn: np.ndarray, place: np.ndarray) -> Planes:
         """The planes with the subject's surface at ``place [3]``, its axes those of ``turn [3, 3]``, and no traffic."""
         rows = planes.objects[0]
         first, own = rows[0], slice(rows.start, rows.stop)
@@ -176,14 +177,14 @@ class Street(World):
 
     def homography(self, take: Take, view: View) -> np.ndarray:
         """``[3, 3]`` from millimetres in the patch's frame to pixels of the frame, times the depth in metres."""
-        return self.matrix @ seen(take, view)
+        return self.matrix @ patch_to_camera(take, view)
 
     def numbers(self, kind: int, number: int, count: int) -> list[float]:
         """``count`` uniform numbers in [0, 1) of a take of one kind."""
         return seeding.uniform(seeding.generator(self.seed, _WAY, kind, number), (count,), 0, 1).tolist()
 
 
-def seen(take: Take, view: View) -> np.ndarray:
+def patch_to_camera(take: Take, view: View) -> np.ndarray:
     """``[3, 3]`` from millimetres ``(x, y, 1)`` in the patch's frame to metres before the camera."""
     return view.rotation @ (take.sheet - np.outer(view.centre, [0, 0, 1]))
 

@@ -63,7 +63,7 @@ class Unknown:
             noise=float(between(0.004, 0.012)[0]),
         )
 
-    def printed(self, image: np.ndarray) -> np.ndarray:
+    def print_image(self, image: np.ndarray) -> np.ndarray:
         """What paper shows of ``image [h, w, 3]`` uint8 RGB: float32 in [0, 1], each pixel by itself."""
         codes, place = np.unique(image.reshape(-1, 3) @ np.array([65536, 256, 1]), return_inverse=True)
         colours = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=-1) / 255
@@ -72,7 +72,7 @@ class Unknown:
         shown = np.clip(0.06 + 0.84 * (inked @ self.mix + terms @ self.bend), 0, 1).astype(np.float32)
         return shown[place].reshape(image.shape)
 
-    def photographed(self, image: np.ndarray, light: float, number: int) -> np.ndarray:
+    def photograph(self, image: np.ndarray, light: float, number: int) -> np.ndarray:
         """The photograph of what is before the camera.
 
         Args:

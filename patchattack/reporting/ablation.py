@@ -41,7 +41,7 @@ class AblationTable:
     Attributes:
         title: names the table.
         verdict: which ablations change the patch.
-        metric: the headline's, in words.
+        metric: the primary metric's, in words.
         stronger: ``lower`` or ``higher``: the way of a stronger attack.
         lines: from top to bottom.
         patches: name to RGBA ``[4, h, w]`` in [0, 1].

@@ -47,7 +47,7 @@ class Run:
         name: of its folder.
         config: key to value, keys with dots.
         task: of its attack.
-        headline: metric and region that its attack is judged by.
+        primary_metric: metric and region that its attack is judged by.
         rows: of results.json.
         history: the lines of metrics.csv.
         patch: ``[4, h, w]`` RGBA in [0, 1].
@@ -57,7 +57,7 @@ class Run:
     name: str
     config: dict[str, Any]
     task: str
-    headline: tuple[str, str]
+    primary_metric: tuple[str, str]
     rows: list[dict[str, Any]]
     history: list[dict[str, float]]
     patch: Tensor
@@ -82,12 +82,12 @@ def load_run(folder: Path) -> Run:
         if not isinstance(config, dict):
             raise ValueError(f"expected a config, got {config!r}")
         facts = read_facts(folder / "patch.png")
-        metric, region = facts["headline"]
+        metric, region = facts["primary_metric"]
         run = Run(
             name=folder.resolve().name,
             config=dict(_flat(config)),
             task=str(facts["task"]),
-            headline=(str(metric), str(region)),
+            primary_metric=(str(metric), str(region)),
             rows=rows,
             history=MetricsCsv.read(folder / "metrics.csv"),
             patch=torch.cat([patch(), patch.mask]).detach(),
@@ -95,8 +95,8 @@ def load_run(folder: Path) -> Run:
         )
         if not all(isinstance(row["label"], str) and row["stronger"] in ARROWS for row in rows):
             raise ValueError("rows without the words for their metrics")
-        if run.headline[0] not in run.words():
-            raise ValueError(f"no row of {run.headline[0]}")
+        if run.primary_metric[0] not in run.words():
+            raise ValueError(f"no row of {run.primary_metric[0]}")
         return run
     except InputError as error:
         raise InputError(f"runs: {folder}: {error}") from error
@@ -154,15 +154,15 @@ def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
 
     Args:
         path: of the file.
-        runs: of one task; the first one's headline metric is the comparison's.
+        runs: of one task; the first one's primary metric is the comparison's.
         command: repeats the comparison.
 
     Raises:
         InputError: the file cannot be written.
     """
-    headline = runs[0].headline
+    primary_metric = runs[0].primary_metric
     words = {name: metric for run in runs for name, metric in run.words().items()}
-    metric = words[headline[0]]
+    metric = words[primary_metric[0]]
     tables = [by_metric(run.rows) for run in runs]
     with figure_style():
         write_page(
@@ -173,11 +173,11 @@ def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
             sentence=_sentence(runs),
             warnings=_warnings(runs),
             differences=differences(runs),
-            headline=headline,
+            primary_metric=primary_metric,
             label=metric.label,
             stronger=metric.stronger,
             effect=_draw_effect(runs),
-            validation=_draw_curves([run for run in runs if run.headline == headline], "validation/patch"),
+            validation=_draw_curves([run for run in runs if run.primary_metric == primary_metric], "validation/patch"),
             losses=_draw_curves(runs, "attack"),
             tables=tables,
             metrics=list(dict.fromkeys(key for table in tables for key in table)),
@@ -188,17 +188,17 @@ def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
         )
 
 
-def _headline(run: Run, headline: tuple[str, str], condition: str) -> dict[str, Any] | None:
+def _primary_row(run: Run, primary_metric: tuple[str, str], condition: str) -> dict[str, Any] | None:
     """A condition's row, if its mean is known."""
-    row = by_metric(run.rows).get(headline, {}).get(condition)
+    row = by_metric(run.rows).get(primary_metric, {}).get(condition)
     return row if row is not None and math.isfinite(row["mean"]) else None
 
 
 def _sentence(runs: Sequence[Run]) -> str:
     """Which patch is the strongest, if any is."""
-    headline = runs[0].headline
-    metric = runs[0].words()[headline[0]]
-    found = [(run.name, row) for run in runs if (row := _headline(run, headline, "patch"))]
+    primary_metric = runs[0].primary_metric
+    metric = runs[0].words()[primary_metric[0]]
+    found = [(run.name, row) for run in runs if (row := _primary_row(run, primary_metric, "patch"))]
     if len(found) < 2:
         return f"Nothing to compare: fewer than two of the runs have measured the {metric.label}."
     (best, first), (other, second) = sorted(found, key=lambda pair: -metric.sign * pair[1]["mean"])[:2]
@@ -217,8 +217,8 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
         if len(set(found)) > 1:
             each = ", ".join(f"{version} ({run.name})" for version, run in zip(found, runs, strict=True))
             warnings.append(f"Made by different versions of {package}: {each}.")
-    if len({run.headline for run in runs}) > 1:
-        each = ", ".join(f"{' '.join(run.headline)} ({run.name})" for run in runs)
+    if len({run.primary_metric for run in runs}) > 1:
+        each = ", ".join(f"{' '.join(run.primary_metric)} ({run.name})" for run in runs)
         warnings.append(f"Their attacks want different things, and are judged by different metrics: {each}.")
     scenes = [key for key in differences(runs) if key.startswith(("data.", "trainer.split", "trainer.test_"))]
     if scenes:
@@ -227,19 +227,19 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
 
 
 def _draw_effect(runs: Sequence[Run]) -> str:
-    """The headline metric of every run's patch, and of the random patch in its place."""
-    headline = runs[0].headline
+    """The primary metric of every run's patch, and of the random patch in its place."""
+    primary_metric = runs[0].primary_metric
     entries = []
     for run in runs:
         for condition, name in (
             ("patch", textwrap.fill(run.name, 24, break_long_words=False)),
             ("random", "random patch"),
         ):
-            if row := _headline(run, headline, condition):
+            if row := _primary_row(run, primary_metric, condition):
                 entries.append((name, DAY[condition], row))
     figure, axes = axes_of(height=0.7 + 0.33 * len(entries))
     draw_intervals(axes, entries)
-    axes.set_xlabel(textwrap.fill(runs[0].words()[headline[0]].label, 50))
+    axes.set_xlabel(textwrap.fill(runs[0].words()[primary_metric[0]].label, 50))
     return svg(figure)
 
 

@@ -18,7 +18,7 @@ class DefenseTable:
     Attributes:
         title: names the table.
         verdict: one sentence.
-        quality: the metric of the column ``clean``, in words.
+        clean_metric: the metric of the column ``clean``, in words.
         metric: the patches' metric, in words.
         stronger: ``lower`` or ``higher``: the way of a stronger attack.
         patches: the columns of the picture.
@@ -30,7 +30,7 @@ class DefenseTable:
 
     title: str
     verdict: str
-    quality: str
+    clean_metric: str
     metric: str
     stronger: str
     patches: Sequence[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
@@ -20,6 +21,7 @@ from patchattack.files import write
 from patchattack.statistics import Outcome
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -38,11 +40,13 @@ DAY = {role: day for role, (day, _) in COLOURS.items()}
 REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
 STATES = {Outcome.WORKS: "worked", Outcome.FAILS: "failed", Outcome.INCONCLUSIVE: "undecided"}  # classes of the header
 ARROWS = {"lower": "↓", "higher": "↑"}  # the way of a stronger attack
+_NARROWEST = 0.05  # span of an axis of intervals, as a share of its greatest value: ticks of closer values collide
 _WIDEST = 640  # pixels; larger frames are shown reduced
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "svg.hashsalt": "patchattack",  # the same page has the same bytes
     "text.parse_math": False,
+    "axes.formatter.useoffset": False,  # a tick is its value, without a sum to do
 }
 
 
@@ -52,6 +56,12 @@ def write_page(path: Path, template: str, **values: Any) -> None:
     Raises:
         InputError: the file cannot be written.
     """
+    write(path, _templates().get_template(template).render(colours=COLOURS, states=STATES, **values))
+
+
+@functools.cache
+def _templates() -> Environment:
+    """Compiled once for all pages of a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -62,7 +72,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters |= {"png": _png, "number": number}
-    write(path, environment.get_template(template).render(colours=COLOURS, states=STATES, **values))
+    return environment
 
 
 def figure_style() -> AbstractContextManager[None]:
@@ -173,6 +183,10 @@ def draw_intervals(axes: Axes, entries: Sequence[tuple[str, str, dict[str, Any]]
     axes.set_yticks(range(len(entries)), [name for name, _, _ in entries], color=DAY["ink"])
     axes.set_ylim(len(entries) - 0.5, -0.9)
     axes.margins(x=0.12)
+    low, high = axes.get_xlim()
+    missing = _NARROWEST * max(abs(low), abs(high)) - (high - low)
+    if missing > 0:
+        axes.set_xlim(low - missing / 2, high + missing / 2)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=DAY["rule"], linewidth=0.6)
     axes.spines["left"].set_visible(False)
@@ -207,12 +221,12 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, str, float]]) -> None:
     point = axes.figure.dpi / 72
     box = axes.get_window_extent()
     wanted = [(axes.transData.transform((0, value))[1] - box.y0) / point for _, _, value in known]
-    placed = _apart(wanted, 1.25 * rcParams["font.size"], box.height / point)
+    placed = _spread(wanted, 1.25 * rcParams["font.size"], box.height / point)
     for text, before, after in zip(texts, wanted, placed, strict=True):
         text.xyann = (7, after - before)
 
 
-def _apart(wanted: Sequence[float], gap: float, length: float) -> list[float]:
+def _spread(wanted: Sequence[float], gap: float, length: float) -> list[float]:
     """The places in [0, length] nearest to ``wanted``, which ascend, that keep ``gap`` between neighbours.
 
     Less the gaps below it each place is free to be as low as its neighbour's: what remains is isotonic regression.

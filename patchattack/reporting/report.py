@@ -25,6 +25,7 @@ from patchattack.reporting.page import (
     svg,
     write_page,
 )
+from patchattack.reporting.threat_model import in_words
 from patchattack.statistics import Outcome
 
 if TYPE_CHECKING:
@@ -77,13 +78,14 @@ class Report:
         verdict: one sentence.
         facts: the numbers behind it, in words.
         outcome: of the comparison with the controls.
+        threat_model: as :func:`patchattack.reporting.threat_model.threat_model` gives it.
         rule: what the outcomes are and what a small effect is, in words.
         rows: the results: ``condition``, ``metric``, ``region``, ``mean``, ``low``, ``high`` (95 % interval), ``n``.
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
-        headline: metric and region of the verdict.
+        primary_metric: metric and region of the verdict.
         over: "step" or "queries": what the curves are drawn over.
-        history: lines of ``over``, losses, and "validation/patch" and "validation/random", which are in the headline's
+        history: lines of ``over``, losses, and "validation/patch" and "validation/random", which are in the primary
             metric; a scalar may be absent from a line.
         examples: scenes to look at.
         legend: ``[3, h, w]`` in [0, 1], the key to the outputs' colours.
@@ -100,11 +102,12 @@ class Report:
     verdict: str
     facts: str
     outcome: Outcome
+    threat_model: dict[str, Any]
     rule: str
     rows: list[dict[str, Any]]
     labels: dict[str, str]
     arrows: dict[str, str]
-    headline: tuple[str, str]
+    primary_metric: tuple[str, str]
     over: str
     history: list[dict[str, float]]
     examples: list[Example]
@@ -124,7 +127,7 @@ def write_report(path: Path, report: Report) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    metric, region = report.headline
+    metric, region = report.primary_metric
     regions = regions_of(report.rows)
     shown = regions.get(region, region)
     with figure_style():
@@ -135,6 +138,7 @@ def write_report(path: Path, report: Report) -> None:
             report=report,
             metric=metric,
             region=region,
+            box=in_words(report.threat_model),
             conditions=CONDITIONS,
             regions=regions,
             where=f", {shown}" if shown else "",
@@ -149,13 +153,13 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _effect(report: Report) -> str:
-    """The headline metric under every condition, with its interval."""
-    found = by_metric(report.rows)[report.headline]
+    """The primary metric under every condition, with its interval."""
+    found = by_metric(report.rows)[report.primary_metric]
     figure, axes = axes_of(height=0.7 + 0.3 * len(found))
     draw_intervals(
         axes, [(CONDITIONS.get(name, name), DAY.get(name, DAY["muted"]), found[name]) for name in in_order(found)]
     )
-    axes.set_xlabel(report.labels[report.headline[0]])
+    axes.set_xlabel(report.labels[report.primary_metric[0]])
     return svg(figure)
 
 
@@ -179,7 +183,7 @@ def _losses(report: Report) -> str | None:
 
 
 def _validation(report: Report) -> str | None:
-    """The headline metric on validation scenes, for the patch and for the control."""
+    """The primary metric on validation scenes, for the patch and for the control."""
     if not any("validation/patch" in line for line in report.history):
         return None
     figure, axes = axes_of(height=2.5)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from patchattack.controls import CONDITIONS
 from patchattack.files import write
+from patchattack.reporting import latex
 from patchattack.reporting.page import (
     ARROWS,
     DAY,
@@ -75,9 +76,9 @@ class Evidence:
 
     Attributes:
         title: names the sweep.
-        sentence: the headline, with the excess over random and its interval.
+        sentence: the primary metric, with the excess over random and its interval.
         outcome: of the comparison with the controls.
-        facts: the numbers behind the headline, in words.
+        facts: the numbers behind the primary metric, in words.
         setup: names and values, in their order, with the seeds.
         command: repeats the sweep.
         versions: package to version.
@@ -85,10 +86,10 @@ class Evidence:
         rows: ``victim``, ``patch``, ``axis``, ``level``, ``condition``, ``metric``, ``region``, ``mean``, ``low``,
             ``high`` (95 % interval) and ``n`` scenes. Controls are rows of every patch: they have its shape and places.
         excess: ``victim``, ``patch``, ``axis``, ``level``, ``mean``, ``low``, ``high``, ``p``, ``p_adjusted``, ``n``:
-            the patch beyond the random patch in the headline's metric, paired; above zero it is the stronger attack.
+            the patch beyond the random patch in the primary metric, paired; above zero it is the stronger attack.
         destruction: ``victim``, ``patch``, ``axis``, ``level``, ``rate``, ``low``, ``high``, ``n``: share of the
             baseline's successes that the level undoes (Kurakin et al. 2016).
-        headline: metric and region that decide.
+        primary_metric: metric and region that decide.
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
         examples: scenes to look at, all with the same number of frames.
@@ -109,7 +110,7 @@ class Evidence:
     rows: list[Row]
     excess: list[Row]
     destruction: list[Row]
-    headline: tuple[str, str]
+    primary_metric: tuple[str, str]
     labels: dict[str, str]
     arrows: dict[str, str]
     examples: list[Example]
@@ -136,7 +137,7 @@ def write_evidence(folder: Path, evidence: Evidence) -> None:
                 data = io.BytesIO()
                 figure.savefig(data, format=suffix, metadata=dict.fromkeys(left_out))
                 write(folder / "figures" / f"{name}.{suffix}", data.getvalue())
-    write(folder / "figures" / "headline.tex", _headline_table(numbers))
+    write(folder / "figures" / "primary_metric.tex", _primary_metric_table(numbers))
     write(folder / "figures" / "conditions.tex", _conditions_table(numbers))
     with figure_style():
         write_page(
@@ -159,18 +160,18 @@ class _Numbers:
     Attributes:
         evidence: all of it.
         pairs: victim and patch, in the rows' order, to the words that tell the pair from the others.
-        conditions: that the headline was measured under, in their order.
-        measured: ``(victim, patch, axis, level, condition)`` to the headline's row.
+        conditions: that the primary metric was measured under, in their order.
+        measured: ``(victim, patch, axis, level, condition)`` to the primary metric's row.
         excess, destroyed: ``(victim, patch, axis, level)`` to their rows.
-        label: the headline's metric in words, with the way of a stronger attack.
+        label: the primary metric in words, with the way of a stronger attack.
     """
 
     def __init__(self, evidence: Evidence) -> None:
-        metric = evidence.headline[0]
-        rows = [row for row in evidence.rows if (row["metric"], row["region"]) == evidence.headline]
+        metric = evidence.primary_metric[0]
+        rows = [row for row in evidence.rows if (row["metric"], row["region"]) == evidence.primary_metric]
         pairs = list(dict.fromkeys((row["victim"], row["patch"]) for row in rows))
         self.evidence = evidence
-        self.pairs = {pair: _told_apart(pair, pairs) for pair in pairs}
+        self.pairs = {pair: _pair_name(pair, pairs) for pair in pairs}
         self.conditions = in_order({row["condition"] for row in rows})
         self.measured = {(*_point(row), row["condition"]): row for row in rows}
         self.excess = {_point(row): row for row in evidence.excess}
@@ -221,7 +222,7 @@ def _point(row: Row) -> tuple[str, str, str, Level]:
     return row["victim"], row["patch"], row["axis"], row["level"]
 
 
-def _told_apart(pair: Pair, pairs: Sequence[Pair]) -> str:
+def _pair_name(pair: Pair, pairs: Sequence[Pair]) -> str:
     """The pair in as many words as it takes."""
     victim, patch = pair
     if len({victim for victim, _ in pairs}) == 1:
@@ -284,7 +285,7 @@ def _draw_excess(numbers: _Numbers) -> Figure:
 
 
 def _draw_baseline(numbers: _Numbers, pair: Pair) -> Figure:
-    """The headline's metric under every condition."""
+    """The primary metric under every condition."""
     rows = {name: numbers.measured.get((*pair, "baseline", "", name)) for name in numbers.conditions}
     entries = [
         (CONDITIONS.get(name, name), DAY.get(name, DAY["muted"]), row) for name, row in rows.items() if row is not None
@@ -415,7 +416,7 @@ def _draw_maps(numbers: _Numbers, pair: Pair, axis: str) -> Figure:
     success = _values(numbers.measured, [(*point, "patch") for point in points])[0]
     low, high = _unit(numbers.measured)
     strength = (success - low) / max(high - low, 1e-9)
-    if numbers.evidence.arrows[numbers.evidence.headline[0]] == "lower":
+    if numbers.evidence.arrows[numbers.evidence.primary_metric[0]] == "lower":
         strength = 1 - strength
     excess = _values(numbers.excess, points)[0]
     most = max(map(abs, _extent(numbers.excess))) or 1.0
@@ -471,7 +472,7 @@ def _draw_map(
 # Tables for LaTeX
 
 
-def _headline_table(numbers: _Numbers) -> str:
+def _primary_metric_table(numbers: _Numbers) -> str:
     """The baseline: a line for each pair, as many means as a paper has room for, the excess and its p."""
     conditions = [name for name in ENDS if name in numbers.conditions]
     lines = []
@@ -504,45 +505,7 @@ def _excess_cells(numbers: _Numbers, point: tuple[Any, ...]) -> list[str]:
     return [" ".join(_cell(row)), _probability(row["p_adjusted"]), str(row["n"])] if row else ["–"] * 3
 
 
-def _tex(numbers: _Numbers, words: int, header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]]) -> str:
-    """A table for booktabs, a rule between its blocks; the first ``words`` columns hold words, the others numbers."""
-    line = r"{} \\".format
-    rows = [[line(" & ".join(map(_escaped, cells))) for cells in block] for block in blocks]
-    return "\n".join(
-        [
-            f"% {_sentence(numbers.evidence.labels[numbers.evidence.headline[0]])}, means and 95 % intervals.",
-            f"% {numbers.evidence.command}",
-            r"% Needs \usepackage{booktabs}.",
-            rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}",
-            r"\toprule",
-            line(" & ".join(map(_escaped, header))),
-            r"\midrule",
-            "\n\\midrule\n".join("\n".join(block) for block in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-TEX = {
-    **{one: f"\\{one}" for one in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "−": "$-$",
-    "–": "--",
-    "°": r"$^\circ$",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "µ": r"$\mu$",
-    "σ": r"$\sigma$",
-    "[": "{[}",  # after a line's end it would be an option of \\
-}
-
-
-def _escaped(text: str) -> str:
-    """``text`` as LaTeX prints it, with any engine."""
-    return "".join(TEX.get(one, one) for one in text)
+def _tex(numbers: _Numbers, words: int, heads: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]]) -> str:
+    evidence = numbers.evidence
+    about = f"{_sentence(evidence.labels[evidence.primary_metric[0]])}, means and 95 % intervals."
+    return latex.table(heads, blocks, words, [about, evidence.command])

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from patchattack.reporting.page import DAY, axes_of, figure_style, svg, write_page
+from patchattack.statistics import Outcome
 
 CONDITIONS = {
     "patch": "printed patch",
@@ -54,7 +55,7 @@ class Section:
     Attributes:
         victim: its name.
         rows: ``condition``, ``mean``, ``low``, ``high`` of the success, ``n`` stretches of time, ``frames``, and
-            ``value``, the mean of the headline metric.
+            ``value``, the mean of the primary metric.
         curves: success along the axes.
         gap: predicted minus measured success on the same frames, ``mean``, ``low``, ``high``; None without prediction.
         destroyed: share of the predicted successes that failed on camera, likewise, with ``n`` frames.
@@ -76,14 +77,14 @@ class Field:
         verdict: one sentence.
         facts: the numbers behind it, in words.
         faults: why it is not all that was to be measured.
-        worked: the printed patch did more than a grey card.
+        outcome: whether the printed patch did more than a grey card.
         rule: when a frame counts as won, a sentence.
-        label: the headline metric in words.
+        label: the primary metric in words.
         independent: seconds of a stretch of time.
         counts: what became of the frames, in words and numbers.
         sections: one for each victim.
-        won: frames in which it worked.
-        lost: frames in which it did not.
+        won: frames that the patch won.
+        lost: frames that it did not win.
         setup: names and values, in their order.
         command: repeats it.
         versions: package to version.
@@ -93,7 +94,7 @@ class Field:
     verdict: str
     facts: str
     faults: list[str]
-    worked: bool
+    outcome: Outcome
     rule: str
     label: str
     independent: float

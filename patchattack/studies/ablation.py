@@ -24,7 +24,7 @@ from patchattack.job import TEST, VALIDATION, Job
 from patchattack.patch import Patch
 from patchattack.reporting.ablation import MEDIA, AblationTable, Line, probability, write_table
 from patchattack.statistics import FEWEST
-from patchattack.studies.study import check_settings, markdown, settings_of, train, write_csv
+from patchattack.studies.study import check_settings, publish_table, settings_of, train, write_csv
 
 WHOLE, AGAIN = "whole_set_up", "another_seed"  # trained beside the ablations
 CONTROLS = ("grey", "white", "black", "drawn", "random")
@@ -108,9 +108,9 @@ def variants(study: AblationStudy) -> tuple[dict[str, Variant], list[str]]:
             raise InputError(f"ablations: expected a name of its own that can name a folder, got {name}")
         if not isinstance(sets, Mapping):
             raise InputError(f"ablations.{name}: expected keys and values, as in {{camera.jpeg:null}}, got {sets}")
-        config = _changed(name, study.config, sets)
+        config = _apply(name, study.config, sets)
         if name in study.ablations and config == study.config:
-            left_out.append(f"{name} (the set-up is the same: {_told(sets)})")
+            left_out.append(f"{name} (the set-up is the same: {_describe(sets)})")
             continue
         made = {key: study.build(config[key]) for key in BUILT}
         parts = Parts(**shared, settings=made.pop("trainer"), seed=config["seed"], **made)
@@ -128,7 +128,7 @@ def variants(study: AblationStudy) -> tuple[dict[str, Variant], list[str]]:
     return found, left_out
 
 
-def _changed(name: str, config: Config, sets: Sets) -> Config:
+def _apply(name: str, config: Config, sets: Sets) -> Config:
     """The config with what one ablation sets.
 
     Raises:
@@ -179,8 +179,8 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
     renderers = dict(zip(MEDIA, (whole.renderer, study.build(study.config["renderer"] | study.printed)), strict=True))
     places = {name: folder / "patches" / name for name in variants}
     job = assembly.assemble(whole, fabric)  # to measure with; each training has its own
-    numbers = whole.settings.parts(len(job.source))[2]
-    _check_measurable(job, numbers)
+    indices = whole.settings.split_indices(len(job.source))[2]
+    _check_measurable(job, indices)
     for name, variant in variants.items():
         check_settings(places[name], settings_of(study.command, _FREE) | dict(variant.sets))
     for name in tqdm(variants, desc="patches", unit="patch", dynamic_ncols=True):
@@ -189,7 +189,7 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
             train(variants[name].parts, places[name], name, fabric)
     patches = {name: Patch.load(place / "patch.png") for name, place in places.items()}
 
-    drawn = job.evaluator(VALIDATION).best_drawn(whole.settings.parts(len(job.source))[1])
+    drawn = job.evaluator(VALIDATION).best_drawn(whole.settings.split_indices(len(job.source))[1])
     known = controls(patches[WHOLE]) | {"drawn": always(drawn.texture(*job.patch.mask.shape[1:]))}
     textures: dict[str, Textures] = {name: known[name] for name in CONTROLS}
     textures |= {name: always(patch().detach()) for name, patch in patches.items()}
@@ -197,11 +197,13 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
     for medium, renderer in renderers.items():
         measured = replace(job.evaluator(TEST), renderer=renderer).measure(
             textures,
-            numbers,
+            indices,
             whole.settings.test_draws,
             progress=partial(tqdm, desc=f"measuring {MEDIA[medium]}", unit="batch", dynamic_ncols=True),
         )
-        values = {name: evaluation.per_scene(measured, name, job.attack.headline) for name in ("clean", *textures)}
+        values = {
+            name: evaluation.per_scene(measured, name, job.attack.primary_metric) for name in ("clean", *textures)
+        }
         rows += [{"patch": name, "medium": medium} | row for name, row in _rows(job, values).items()]
     tested = [row for row in rows if "p" in row]
     for row, p in zip(tested, statistics.holm([row["p"] for row in tested]), strict=True):
@@ -209,23 +211,23 @@ def measure(study: AblationStudy, variants: Mapping[str, Variant], folder: Path,
     return _table(study, variants, patches, rows, job)
 
 
-def _check_measurable(job: Job, numbers: Sequence[int]) -> None:
-    """Refuse scenes of which none has the headline's metric."""
+def _check_measurable(job: Job, indices: Sequence[int]) -> None:
+    """Refuse scenes of which none has the primary metric."""
     grey = controls(job.patch)["grey"]
-    measured = job.evaluator(TEST).measure({"grey": grey}, numbers)
-    if np.isnan(evaluation.per_scene(measured, "grey", job.attack.headline)).all():
-        label = job.attack.metrics_known[job.attack.headline[0]].label
+    measured = job.evaluator(TEST).measure({"grey": grey}, indices)
+    if np.isnan(evaluation.per_scene(measured, "grey", job.attack.primary_metric)).all():
+        label = job.attack.metric_info[job.attack.primary_metric[0]].label
         raise InputError(
-            f"data: expected test scenes that a patch can win from {job.victim.name}, got {len(numbers)} in none of "
+            f"data: expected test scenes that a patch can win from {job.victim.name}, got {len(indices)} in none of "
             f"which the {label} is defined (the victim is wrong without a patch already, or there is nothing to "
             "change); give more scenes, other data or another target"
         )
 
 
 def _rows(job: Job, values: Mapping[str, np.ndarray]) -> dict[str, Row]:
-    """Each patch's headline in one medium, of ``[n]`` values per scene; and of ablations what they change."""
-    metric, region = job.attack.headline
-    known = job.attack.metrics_known[metric]
+    """Each patch's primary metric in one medium, of ``[n]`` values per scene; and of ablations what they change."""
+    metric, region = job.attack.primary_metric
+    known = job.attack.metric_info[metric]
     rows: dict[str, Row] = {}
     for name, one in values.items():
         rows[name] = {"metric": metric, "region": region, **statistics.estimate(one, known.rate)}
@@ -241,15 +243,15 @@ def _table(
     study: AblationStudy, variants: Mapping[str, Variant], patches: Mapping[str, Patch], rows: Sequence[Row], job: Job
 ) -> AblationTable:
     """All that the report shows."""
-    settings, metric = job.settings, job.attack.metrics_known[job.attack.headline[0]]
+    settings, metric = job.settings, job.attack.metric_info[job.attack.primary_metric[0]]
     cells = {(row["patch"], row["medium"]): row for row in rows}
     lines = []
     for name in dict.fromkeys(row["patch"] for row in rows):
-        told = "" if name not in variants else _told(variants[name].sets)
+        told = "" if name not in variants else _describe(variants[name].sets)
         role = {WHOLE: "whole", AGAIN: "again"}.get(name, "control" if name in CONDITIONS else "ablation")
         shown = CONDITIONS.get(name, name.replace("_", " ").replace("set up", "set-up"))
         lines.append(Line(shown, told, role, {medium: cells[name, medium] for medium in MEDIA}))
-    scenes = f"{len(settings.parts(len(job.source))[2])} held-out scenes × {settings.test_draws} draws"
+    scenes = f"{len(settings.split_indices(len(job.source))[2])} held-out scenes × {settings.test_draws} draws"
     return AblationTable(
         title=f"Ablations of a {job.attack.task} patch against {job.victim.name}",
         verdict=verdict(lines),
@@ -274,7 +276,7 @@ def _table(
     )
 
 
-def _told(sets: Sets) -> str:
+def _describe(sets: Sets) -> str:
     """What an ablation sets, in words."""
     return ", ".join(
         f"no {key}" if value in (None, {}) else key if isinstance(value, dict) else f"{key} = {value}"
@@ -310,16 +312,16 @@ def verdict(lines: Sequence[Line]) -> str:
 
 
 def publish(table: AblationTable, folder: Path) -> str:
-    """Write ``ablations.json``, ``ablations.csv`` and ``report.html``, and return the table in Markdown."""
+    """Write ``ablations.json`` and ``.csv``, ``report.html`` and ``table.tex``; return the table in Markdown."""
     rows = [line.cells[medium] for medium in MEDIA for line in table.lines]
     files.write_json(folder / "ablations.json", rows)
     write_csv(folder / "ablations.csv", rows)
     write_table(folder / "report.html", table)
-    return _markdown(table)
+    return _publish_table(folder, table)
 
 
-def _markdown(table: AblationTable) -> str:
-    """The table for a README: means, and differences to the whole set-up."""
+def _publish_table(folder: Path, table: AblationTable) -> str:
+    """Means, and differences to the whole set-up."""
     heads = [head for words in MEDIA.values() for head in (words, "difference")]
     lines = []
     for line in table.lines:
@@ -336,4 +338,4 @@ def _markdown(table: AblationTable) -> str:
         f"{table.metric[0].upper()}{table.metric[1:]}; means and 95 % intervals. Differences to the whole set-up, "
         "paired by scene, are positive for the stronger patch; p of the sign-flip test after Holm's correction."
     )
-    return "\n".join([table.verdict, "", *markdown(["patch", *heads], lines), "", note])
+    return publish_table(folder, ["patch", *heads], lines, 1, table.verdict, note)

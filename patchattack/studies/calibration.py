@@ -24,7 +24,7 @@ from patchattack.rehearsal.street import DriveBy, Lab
 from patchattack.rehearsal.unknown import Unknown
 from patchattack.reporting.calibration import CHANGES, PARTS, PATCHES, Gain, write_gain
 from patchattack.statistics import FEWEST
-from patchattack.studies.study import check_settings, markdown, write_csv
+from patchattack.studies.study import check_settings, publish_table, write_csv
 from patchattack.webcam.camera_victim import camera_victims, select_victims
 from patchattack.webcam.records import read
 from patchattack.webcam.summary import SessionOrigin, by_stretch, percent
@@ -85,7 +85,7 @@ def plans(study: CalibrationStudy, parts: Parts, fabric: Any) -> dict[int, Plan]
     height, width = mask.shape[1:]
     asked = camera_victims(select_victims({}, parts.victim), parts.attack, fabric, config["margin"])[0]
     return {
-        seed: rehearse.planned(
+        seed: rehearse.make_plan(
             asked,
             Patch(random_texture(height, width, seed), mask, size_mm),
             [parts.sheet.layout(size_mm)],
@@ -125,11 +125,11 @@ def measure(
         made_with = {key: value for key, value in study.config.items() if key not in _FREE}
         check_settings(own, made_with | {"printer": plan.unknown.seed})
         patches[seed, "random"] = plan.setup.patch
-        patches[seed, "without"] = _trained(study, seed, None, own / "without", fabric)
+        patches[seed, "without"] = _train_patch(study, seed, None, own / "without", fabric)
         calibration = own / "calibration.json"
         if not calibration.is_file():
             rehearse.calibrate(own, plan.unknown)
-        patches[seed, "with"] = _trained(study, seed, calibration, own / "with", fabric)
+        patches[seed, "with"] = _train_patch(study, seed, calibration, own / "with", fabric)
         for name, words in PATCHES.items():
             place = own / name / "rehearsal"
             if (place / "rehearsal.json").is_file():  # the last of its files
@@ -145,7 +145,7 @@ def measure(
     return _rows(study, folder), patches
 
 
-def _trained(study: CalibrationStudy, seed: int, calibration: Path | None, place: Path, fabric: Any) -> Patch:
+def _train_patch(study: CalibrationStudy, seed: int, calibration: Path | None, place: Path, fabric: Any) -> Patch:
     """The patch of a run in ``place``, which is trained, or resumed where it is not complete."""
     if not (place / "report.html").is_file():  # the last of its files
         config = copy.deepcopy(study.config)
@@ -168,7 +168,7 @@ def _rows(study: CalibrationStudy, folder: Path) -> list[Row]:
         pooled: dict[str, list[np.ndarray]] = {}
         frames: dict[str, int] = {}
         for seed, printer in study.printers.items():
-            success, take = won(folder / f"seed_{seed}", part)
+            success, take = camera_results(folder / f"seed_{seed}", part)
             for name, values in success.items():
                 takes, known = by_stretch(values, take), int((~np.isnan(values)).sum())
                 rows.append({"seed": seed, "printer": printer, "part": part} | _row(name, takes, known))
@@ -191,7 +191,7 @@ def _row(name: str, takes: np.ndarray, frames: int) -> Row:
     return {"patch": name} | statistics.estimate(takes, rate=name in PATCHES) | {"frames": frames}
 
 
-def won(folder: Path, part: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def camera_results(folder: Path, part: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What the camera has seen of a seed's patches in one part of the rehearsal.
 
     Returns:
@@ -246,7 +246,7 @@ def publish(
     patches: Mapping[tuple[int, str], Patch],
     folder: Path,
 ) -> str:
-    """Write ``results.json``, ``results.csv`` and ``report.html``, and return the table in Markdown."""
+    """Write ``results.json``, ``results.csv``, ``report.html`` and ``table.tex``, and return the table in Markdown."""
     files.write_json(folder / "results.json", rows)
     write_csv(folder / "results.csv", rows)
     first = next(iter(plans.values()))
@@ -258,7 +258,7 @@ def publish(
         rule=asked.rule[0].upper() + asked.rule[1:],
         rows=rows,
         patches={
-            f"seed {seed}, {PATCHES[name]}": _told_and_printed(patch, plans[seed].unknown)
+            f"seed {seed}, {PATCHES[name]}": _print_comparison(patch, plans[seed].unknown)
             for (seed, name), patch in patches.items()
         },
         setup=[
@@ -276,19 +276,18 @@ def publish(
         versions=pipeline.versions(),
     )
     write_gain(folder / "report.html", gain)
-    return _markdown(gain)
+    return _publish_table(folder, gain)
 
 
-def _told_and_printed(patch: Patch, unknown: Unknown) -> Tensor:
+def _print_comparison(patch: Patch, unknown: Unknown) -> Tensor:
     """``[4, h, 2 w]``: what the printer is told, and what it prints."""
     told = patch().detach().cpu()
     pixels = (told.permute(1, 2, 0) * 255).round().byte().numpy()
-    shown = torch.from_numpy(unknown.printed(pixels)).permute(2, 0, 1)
+    shown = torch.from_numpy(unknown.print_image(pixels)).permute(2, 0, 1)
     return torch.cat([torch.cat([told, shown], dim=2), patch.mask.cpu().repeat(1, 1, 2)])
 
 
-def _markdown(gain: Gain) -> str:
-    """The table for a README."""
+def _publish_table(folder: Path, gain: Gain) -> str:
     heads = ["seed", "part", *PATCHES.values(), *CHANGES.values()]
     lines = [
         [
@@ -299,4 +298,4 @@ def _markdown(gain: Gain) -> str:
         for (seed, part), cells in gain.cells().items()
     ]
     note = f"Success: mean and 95 % interval over takes. {gain.rule}."
-    return "\n".join([gain.verdict, "", *markdown(heads, lines, words=2), "", note])
+    return publish_table(folder, heads, lines, 2, gain.verdict, note)

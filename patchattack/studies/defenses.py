@@ -26,8 +26,8 @@ from patchattack.patch import Patch
 from patchattack.reporting.defenses import DefenseTable, write_table
 from patchattack.runs import all_held_out
 from patchattack.scene import Source, View
-from patchattack.studies.study import check_settings, markdown, settings_of, train, write_csv
-from patchattack.victims.defended import Defended, defended
+from patchattack.studies.study import check_settings, publish_table, settings_of, train, write_csv
+from patchattack.victims.defended import Defended, defend
 from patchattack.victims.victim import Victim
 
 UNDEFENDED = "none"
@@ -46,7 +46,7 @@ class DefenseStudy:
         defenses: name to defence; each victim is also tried without any.
         patch: trained without knowing the defences: ``transferred``.
         command: that was typed.
-        held_out: numbers of the scenes to measure on.
+        held_out: indices of the scenes to measure on.
     """
 
     parts: Parts
@@ -65,7 +65,8 @@ def measure(study: DefenseStudy, folder: Path, fabric: Any) -> list[Row]:
     Returns:
         Rows of victim, defense, condition, metric, region, mean, low, high and n (scenes). Conditions are ``clean``,
         ``random``, ``transferred`` and ``adaptive``, and ``certified`` where a defence proves anything. The metric
-        ``excess`` is the headline's paired difference to the random patch, positive for a stronger attack, with ``p``.
+        ``excess`` is the primary metric's paired difference to the random patch, positive for a stronger attack, with
+        ``p``.
 
     Raises:
         InputError: no defence, one that does not fit a victim, a patch of another shape than the run's, or a folder
@@ -77,20 +78,20 @@ def measure(study: DefenseStudy, folder: Path, fabric: Any) -> list[Row]:
     if not torch.equal(study.patch.mask.cpu() > 0.5, study.parts.patch.mask.cpu() > 0.5):
         raise InputError("run: expected a patch in the shape and resolution that the run was started with, got another")
     choices: dict[str, dict[str, Any]] = {UNDEFENDED: {}} | {name: {name: one} for name, one in study.defenses.items()}
-    pairs = {(v, d): defended(study.victims[v], choice) for v in study.victims for d, choice in choices.items()}
-    rows = _known(study, folder)
+    pairs = {(v, d): defend(study.victims[v], choice) for v in study.victims for d, choice in choices.items()}
+    rows = _read_rows(study, folder)
     done = {(row["victim"], row["defense"]) for row in rows}
     bar = tqdm([pair for pair in pairs if pair not in done], desc="victims and defences", unit="pair", disable=None)
     for victim, defense in bar:
         tqdm.write(f"{victim}, defence: {defense}")
         place = folder / "adaptive" / f"{victim}-{defense}".replace("/", "_")
-        found = _measured(study, pairs[victim, defense], place, fabric)
+        found = _measure_defense(study, pairs[victim, defense], place, fabric)
         rows += [{"victim": victim, "defense": defense} | row for row in found]
         files.write_json(folder / "defenses.json", rows)
     return [row for row in rows if (row["victim"], row["defense"]) in pairs]
 
 
-def _known(study: DefenseStudy, folder: Path) -> list[Row]:
+def _read_rows(study: DefenseStudy, folder: Path) -> list[Row]:
     """The rows that the folder holds.
 
     Raises:
@@ -119,14 +120,14 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _measured(study: DefenseStudy, victim: Victim, place: Path, fabric: Any) -> list[Row]:
+def _measure_defense(study: DefenseStudy, victim: Victim, place: Path, fabric: Any) -> list[Row]:
     """All rows of one victim behind one defence; its adaptive patch lands in ``place``.
 
     The adaptive patch begins as the transferred one, and validation may choose that: an attack that knows a defence is
     not weaker than one that does not (Tramèr et al., On Adaptive Attacks to Adversarial Example Defenses, 2020).
     """
     patch = copy.deepcopy(study.parts.patch)
-    patch.begin_with(study.patch().detach())
+    patch.set_texture(study.patch().detach())
     parts = replace(study.parts, victim=victim, patch=patch)
     job = train(parts, place, place.name, fabric)
     adaptive = Patch.load(place / "patch.png")
@@ -136,28 +137,28 @@ def _measured(study: DefenseStudy, victim: Victim, place: Path, fabric: Any) -> 
         "transferred": always(study.patch().detach()),
         "adaptive": always(adaptive().detach()),
     }
-    numbers = study.held_out(job.source, parts.settings)
+    indices = study.held_out(job.source, parts.settings)
     measured = job.evaluator(TEST).measure(
         textures,
-        numbers,
+        indices,
         parts.settings.test_draws,
         progress=partial(tqdm, desc="measuring", unit="batch", dynamic_ncols=True),
     )
-    headline, rows = job.attack.headline, []
-    for key in dict.fromkeys((job.attack.quality, headline)):
+    primary_metric, rows = job.attack.primary_metric, []
+    for key in dict.fromkeys((job.attack.clean_metric, primary_metric)):
         if key not in measured[0].metrics:
             continue  # the data do not know
-        rate = job.attack.metrics_known[key[0]].rate
+        rate = job.attack.metric_info[key[0]].rate
         for condition in ("clean", *PATCHES):
             values = evaluation.per_scene(measured, condition, key)
             rows.append(_row(condition, *key) | statistics.estimate(values, rate))
-    metric = job.attack.metrics_known[headline[0]]
-    random = evaluation.per_scene(measured, "random", headline)
+    metric = job.attack.metric_info[primary_metric[0]]
+    random = evaluation.per_scene(measured, "random", primary_metric)
     for condition in ("transferred", "adaptive"):
-        excess = metric.sign * (evaluation.per_scene(measured, condition, headline) - random)
-        row = _row(condition, "excess", headline[1]) | statistics.paired(excess, metric.rate)
+        excess = metric.sign * (evaluation.per_scene(measured, condition, primary_metric) - random)
+        row = _row(condition, "excess", primary_metric[1]) | statistics.paired_difference(excess, metric.rate)
         rows.append(row | {"p": statistics.sign_flip(excess)})
-    if (proved := _certified(job, numbers)) is not None:
+    if (proved := _certified_rate(job, indices)) is not None:
         rows.append(_row("certified", "accuracy", "all") | statistics.estimate(proved, rate=True))
     return rows
 
@@ -167,15 +168,15 @@ def _row(condition: str, metric: str, region: str) -> Row:
 
 
 @torch.no_grad()
-def _certified(job: Job, numbers: list[int]) -> np.ndarray | None:
+def _certified_rate(job: Job, indices: list[int]) -> np.ndarray | None:
     """``[n]``: 1 where the true class is proved, NaN where it is unknown; None where the victim proves nothing."""
     if not isinstance(job.victim, Defended):
         return None
     shares = []
-    for number in tqdm(numbers, desc="certifying", unit="scene", dynamic_ncols=True, disable=None):
-        scene = job.source.__getitems__([number]).to(job.fabric.device)
+    for index in tqdm(indices, desc="certifying", unit="scene", dynamic_ncols=True, disable=None):
+        scene = job.source.__getitems__([index]).to(job.fabric.device)
         with job.fabric.autocast():
-            labels = job.victim.certified(scene.frames)
+            labels = job.victim.certify(scene.frames)
         if labels is None:
             return None
         answer = F.one_hot(labels.clamp(min=0), len(job.victim.classes)).float()
@@ -186,20 +187,20 @@ def _certified(job: Job, numbers: list[int]) -> np.ndarray | None:
 
 
 def publish(study: DefenseStudy, rows: list[Row], folder: Path) -> str:
-    """Write ``defenses.json``, ``defenses.csv`` and ``report.html``, and return the table in Markdown."""
+    """Write ``defenses.json`` and ``.csv``, ``report.html`` and ``table.tex``, and return the table in Markdown."""
     attack = study.parts.attack.bound(next(iter(study.victims.values())), study.parts.source)
-    headline, quality = attack.headline, attack.quality
+    primary_metric, clean_metric = attack.primary_metric, attack.clean_metric
     cells = {(row["victim"], row["defense"], row["condition"], row["metric"]): row for row in rows}
     pairs = list(dict.fromkeys((row["victim"], row["defense"]) for row in rows))
-    columns = {"clean": ("clean", quality[0]), **{patch: (patch, headline[0]) for patch in PATCHES}}
+    columns = {"clean": ("clean", clean_metric[0]), **{patch: (patch, primary_metric[0]) for patch in PATCHES}}
     if any(row["condition"] == "certified" for row in rows):
         columns["certified"] = ("certified", "accuracy")
     table = DefenseTable(
         title=f"Defences against {attack.task} patches",
         verdict=_verdict(rows),
-        quality=attack.metrics_known[quality[0]].label,
-        metric=attack.metrics_known[headline[0]].label,
-        stronger=attack.metrics_known[headline[0]].stronger,
+        clean_metric=attack.metric_info[clean_metric[0]].label,
+        metric=attack.metric_info[primary_metric[0]].label,
+        stronger=attack.metric_info[primary_metric[0]].stronger,
         patches=PATCHES,
         columns=list(columns),
         rows=[
@@ -211,7 +212,7 @@ def publish(study: DefenseStudy, rows: list[Row], folder: Path) -> str:
     )
     write_csv(folder / "defenses.csv", rows)
     write_table(folder / "report.html", table)
-    return _markdown(table)
+    return _publish_table(folder, table)
 
 
 def _verdict(rows: list[Row]) -> str:
@@ -229,12 +230,12 @@ def _verdict(rows: list[Row]) -> str:
     )
 
 
-def _markdown(table: DefenseTable) -> str:
-    """The table for a README: means and, for the patches, intervals."""
-    heads = ["victim", "defence", *({"clean": table.quality}.get(name, name) for name in table.columns)]
+def _publish_table(folder: Path, table: DefenseTable) -> str:
+    """Means and, for the patches, intervals."""
+    heads = ["victim", "defence", *({"clean": table.clean_metric}.get(name, name) for name in table.columns)]
     lines = [
         [victim, defense, *("–" if cell is None else statistics.with_interval(cell) for cell in cells.values())]
         for victim, defense, cells in table.rows
     ]
     note = f"Patches: {table.metric}; means and 95 % intervals."
-    return "\n".join([table.verdict, "", *markdown(heads, lines, words=2), "", note])
+    return publish_table(folder, heads, lines, 2, table.verdict, note)

@@ -17,6 +17,7 @@ from patchattack.assembly import Parts
 from patchattack.errors import DivergedError, InputError, VictimError
 from patchattack.job import Job
 from patchattack.patch import Patch
+from patchattack.reporting import latex
 from patchattack.tracking import NullTracker
 
 SETTINGS = "settings.json"
@@ -92,7 +93,23 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     files.write(path, text.getvalue())
 
 
-def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]], words: int = 1) -> list[str]:
-    """The lines of a table: the first ``words`` columns are text, the others numbers."""
+def publish_table(
+    folder: Path, heads: Sequence[str], lines: Sequence[Sequence[str]], words: int, verdict: str, note: str
+) -> str:
+    """Write ``table.tex`` for papers; returns the same table as Markdown, for a README.
+
+    Args:
+        folder: of the study.
+        heads: of the columns.
+        lines: of cells, as text.
+        words: the first columns that are text; the others are numbers.
+        verdict: above the table.
+        note: below it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    files.write(folder / "table.tex", latex.table(heads, [lines], words, [verdict, note]))
     rule = "| " + " | ".join(["---"] * words) + " |" + " ---: |" * (len(heads) - words)
-    return ["| " + " | ".join(heads) + " |", rule, *("| " + " | ".join(line) + " |" for line in lines)]
+    rows = ["| " + " | ".join(cells) + " |" for cells in (heads, *lines)]
+    return "\n".join([verdict, "", rows[0], rule, *rows[1:], "", note])

@@ -33,7 +33,7 @@ from patchattack.job import Fabric, Settings, asking
 from patchattack.pipeline import versions
 from patchattack.scene import Source
 from patchattack.victims.journal import Journal
-from patchattack.victims.substitute import NOTE, WEIGHTS, untaught
+from patchattack.victims.substitute import NOTE, WEIGHTS, initial_network
 from patchattack.victims.victim import ClassificationVictim, Victim
 
 ANSWERS = "answers.safetensors"
@@ -194,39 +194,39 @@ def learn(study: SubstituteStudy, fabric: Fabric, folder: Path) -> Notebook:
     journal = Journal()
     journal.open(folder)
     with contextlib.closing(journal):
-        return _learned(study, fabric, folder, journal)
+        return _learn(study, fabric, folder, journal)
 
 
-def _learned(study: SubstituteStudy, fabric: Fabric, folder: Path, journal: Journal) -> Notebook:
+def _learn(study: SubstituteStudy, fabric: Fabric, folder: Path, journal: Journal) -> Notebook:
     """See :func:`learn`."""
     victim, recipe, device = study.victim, study.recipe, fabric.device
     victim.to(device)
     source = CachedSource(study.source, study.settings.memory_gb * 1e9)
-    training, _, test = study.settings.parts(len(source))
+    training, _, test = study.settings.split_indices(len(source))
     asks = asking(victim, fabric)
 
     @torch.no_grad()
-    def answered(points: Tensor) -> Tensor:
+    def ask_victim(points: Tensor) -> Tensor:
         return asks(points.float() / 255).float().cpu()
 
     def ask(points: Tensor) -> Tensor:
-        return journal.keep(points, answered, victim.name)
+        return journal.keep(points, ask_victim, victim.name)
 
     held_out = source.__getitems__(test).frames
-    notebook = _opened(folder / ANSWERS, study, source, training)
+    notebook = _open(folder / ANSWERS, study, source, training)
     if len(notebook.held_out) > len(held_out):
         raise InputError(
             f"{notebook.path}: expected answers about {len(held_out)} test scenes at most, got "
             f"{len(notebook.held_out)}; name another folder with output=FOLDER"
         )
     notebook.fill("held_out", held_out, ask, recipe.batch)
-    network = untaught(victim.classes).to(device)
+    network = initial_network(victim.classes).to(device)
     size = (recipe.size[0], recipe.size[1])
     student = ClassificationVictim(network, "substitute", victim.classes, size).to(device)
     while True:
         notebook.fill("answers", notebook.points, ask, recipe.batch)
         _fit(student, notebook, recipe, study.seed)
-        said = torch.cat([_said(student, part) for part in held_out.split(recipe.batch)])
+        said = torch.cat([_labels(student, part) for part in held_out.split(recipe.batch)])
         agrees = (said.argmax(dim=1) == notebook.held_out.argmax(dim=1)).double().numpy()
         mean, low, high = statistics.wilson(agrees)
         row = {"round": notebook.round, "queries": len(notebook.points), "agreement": mean, "low": low, "high": high}
@@ -236,7 +236,7 @@ def _learned(study: SubstituteStudy, fabric: Fabric, folder: Path, journal: Jour
             break
         generator = seeding.generator(study.seed, POINTS, notebook.round)
         chosen = torch.randperm(len(notebook.points), generator=generator)[:left]
-        new = [_augmented(student, *part, recipe.step, generator) for part in _parts(notebook, chosen, recipe.batch)]
+        new = [_augment(student, *part, recipe.step, generator) for part in _parts(notebook, chosen, recipe.batch)]
         notebook.points, notebook.round = torch.cat([notebook.points, *new]), notebook.round + 1
     notebook.write()
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
@@ -254,7 +254,7 @@ def _learned(study: SubstituteStudy, fabric: Fabric, folder: Path, journal: Jour
     return notebook
 
 
-def _opened(path: Path, study: SubstituteStudy, source: Source, training: list[int]) -> Notebook:
+def _open(path: Path, study: SubstituteStudy, source: Source, training: list[int]) -> Notebook:
     """The notebook of an earlier run, or a new one about the training scenes."""
     if path.is_file():
         return Notebook.read(path, study.victim)
@@ -265,7 +265,7 @@ def _opened(path: Path, study: SubstituteStudy, source: Source, training: list[i
 
 
 @torch.no_grad()
-def _said(student: ClassificationVictim, points: Tensor) -> Tensor:
+def _labels(student: ClassificationVictim, points: Tensor) -> Tensor:
     return student(points.to(student.mean.device).float() / 255).cpu()
 
 
@@ -294,18 +294,18 @@ def _fit(student: ClassificationVictim, notebook: Notebook, recipe: Recipe, seed
     network.eval().requires_grad_(False)
 
 
-def _augmented(
+def _augment(
     student: ClassificationVictim, points: Tensor, answers: Tensor, step: float, generator: torch.Generator
 ) -> Tensor:
     """Each point, moved, and then by ``step`` in every pixel up the slope of the student's logit of its answer."""
-    frames = _moved(points.float() / 255, generator).to(student.mean.device).requires_grad_()
+    frames = _jitter(points.float() / 255, generator).to(student.mean.device).requires_grad_()
     logits = student(frames).gather(1, answers.argmax(dim=1, keepdim=True).to(frames.device))
     (gradient,) = torch.autograd.grad(logits.sum(), frames)
     moved = (frames.detach() + step * gradient.sign()).clamp(0, 1)
     return (moved * 255).round().byte().cpu()
 
 
-def _moved(frames: Tensor, generator: torch.Generator) -> Tensor:
+def _jitter(frames: Tensor, generator: torch.Generator) -> Tensor:
     """Turned by up to 10°, scaled by 0.8 to 1.25 and shifted by up to a tenth, with repeated edges."""
     count, (height, width) = len(frames), frames.shape[-2:]
     turn = torch.deg2rad(seeding.uniform(generator, (count,), -10, 10))

@@ -21,6 +21,7 @@ from patchattack.pipeline import versions
 from patchattack.reporting.transfer import Matrix, write_matrix
 from patchattack.runs import all_held_out
 from patchattack.scene import Source
+from patchattack.studies.study import publish_table
 from patchattack.victims.victim import Victim
 
 
@@ -36,7 +37,7 @@ class TransferStudy:
         patches: name to patch, the rows; the first gives the controls their shape.
         settings: split, scenes and draws.
         seed: of the draws.
-        held_out: numbers of the scenes to measure on.
+        held_out: indices of the scenes to measure on.
     """
 
     attack: Attack
@@ -50,7 +51,7 @@ class TransferStudy:
 
 
 def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
-    """The headline metric of every patch and control on every victim.
+    """The primary metric of every patch and control on every victim.
 
     Returns:
         Rows of patch, victim, metric, region, mean, low, high and n (scenes).
@@ -63,7 +64,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
     check_tasks(study.attack, study.victims)
     for name, victim in study.victims.items():
         attack, predict, scenes = bind_victim(study.attack, victim, source, fabric)
-        numbers = study.held_out(scenes, study.settings)
+        indices = study.held_out(scenes, study.settings)
         references = References(predict, study.settings.memory_gb * 1e9)
         for place, (crafted, patch) in enumerate(study.patches.items()):
             evaluator = Evaluator(
@@ -73,7 +74,7 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
             shared = {one: texture for one, texture in controls(patch).items() if one not in ("mean", "shuffled")}
             others: dict[str, Textures] = {}
             if place == 0:
-                validation = study.settings.parts(len(scenes))[1]
+                validation = study.settings.split_indices(len(scenes))[1]
                 drawn = replace(evaluator, key=(study.seed, VALIDATION)).best_drawn(validation)
                 others = {
                     **shared,
@@ -83,14 +84,14 @@ def measure(study: TransferStudy, fabric: Fabric) -> list[Row]:
             textures = {**others, crafted: always(patch().detach())}
             measured = evaluator.measure(
                 textures,
-                numbers,
+                indices,
                 study.settings.test_draws,
                 progress=partial(tqdm, desc=f"{crafted} on {name}", dynamic_ncols=True),
             )
-            metric, region = attack.headline
-            known = attack.metrics_known[metric]
+            metric, region = attack.primary_metric
+            known = attack.metric_info[metric]
             for condition in (*(["clean"] if place == 0 else []), *textures):
-                values = evaluation.per_scene(measured, condition, attack.headline)
+                values = evaluation.per_scene(measured, condition, attack.primary_metric)
                 cell: Row = {"metric": metric, "region": region, **statistics.estimate(values, known.rate)}
                 rows.append({"patch": condition, "victim": name} | cell)
         victim.cpu()
@@ -103,20 +104,23 @@ def _beats(patch: Row, random: Row, stronger: str) -> bool:
 
 
 def publish(study: TransferStudy, rows: list[Row], folder: Path, command: str) -> str:
-    """Write ``transfer.json`` and ``transfer.html`` and return the table as text."""
+    """Write ``transfer.json``, ``transfer.html`` and ``table.tex``, and return the table in Markdown."""
     attack = study.attack.bound(next(iter(study.victims.values())), study.source)
-    metric = attack.metrics_known[attack.headline[0]]
+    metric = attack.metric_info[attack.primary_metric[0]]
     patches, victims = (list(dict.fromkeys(row[key] for row in rows)) for key in ("patch", "victim"))
     cells = {(row["patch"], row["victim"]): row for row in rows}
     files.write_json(folder / "transfer.json", rows)
     foreign = [(patch, victim) for patch in study.patches for victim in victims if patch != victim]
     beats = [pair for pair in foreign if _beats(cells[pair], cells["random", pair[1]], metric.stronger)]
+    verdict = (
+        f"On victims that they were not crafted on, {len(beats)} of {len(foreign)} patches beat the random patch with "
+        "intervals apart."
+    )
     write_matrix(
         folder / "transfer.html",
         Matrix(
             title=f"Transfer of {attack.task} patches",
-            verdict=f"On victims that they were not crafted on, {len(beats)} of {len(foreign)} patches beat the random "
-            "patch with intervals apart.",
+            verdict=verdict,
             label=metric.label,
             stronger=metric.stronger,
             patches=patches,
@@ -126,12 +130,6 @@ def publish(study: TransferStudy, rows: list[Row], folder: Path, command: str) -
             versions=versions(),
         ),
     )
-    width = max(map(len, patches))
-    columns = [max(len(victim), 22) for victim in victims]
-    lines = [" " * width + "".join(f"  {victim:>{w}}" for victim, w in zip(victims, columns, strict=True))]
-    for patch in patches:
-        shown = (
-            statistics.with_interval(cells[patch, victim]).rjust(w) for victim, w in zip(victims, columns, strict=True)
-        )
-        lines.append(f"{patch:{width}}" + "".join(f"  {cell}" for cell in shown))
-    return "\n".join(lines)
+    lines = [[patch, *(statistics.with_interval(cells[patch, victim]) for victim in victims)] for patch in patches]
+    note = f"{metric.label[0].upper()}{metric.label[1:]}: means and 95 % intervals."
+    return publish_table(folder, ["patch", *victims], lines, 1, verdict, note)

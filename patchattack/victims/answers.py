@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError, VictimError, one_line
-from patchattack.redaction import quoted
+from patchattack.redaction import quote
 from patchattack.victims import journal
-from patchattack.victims.own import Output, read_classes, said
+from patchattack.victims.own import Output, error_text, read_classes
 from patchattack.victims.victim import Victim
 
 KINDS = {
@@ -109,19 +109,19 @@ class Answers(nn.Module):
         rows: dict[int, np.ndarray] = {}
         for number, question in enumerate(questions):
             if known := next(filter(None, (memory.recall(question) for memory in memories)), None):
-                rows[number] = self._remembered(known)
+                rows[number] = self._look_up(known)
         missing = [number for number in range(len(questions)) if number not in rows]
         group = self.batch or len(questions)
         for first in range(0, len(missing), group):
             numbers = missing[first : first + group]
-            for number, row in zip(numbers, self._asked(*(one[numbers] for one in given)), strict=True):
+            for number, row in zip(numbers, self._ask(*(one[numbers] for one in given)), strict=True):
                 rows[number], data = row, io.BytesIO()
                 np.save(data, row, allow_pickle=False)
                 for memory in memories:
                     memory.remember(questions[number], data.getvalue())
         return torch.tensor(np.stack([rows[number] for number in range(len(questions))]), device=images[0].device)
 
-    def _remembered(self, known: Any) -> np.ndarray:
+    def _look_up(self, known: Any) -> np.ndarray:
         try:
             return np.asarray(np.load(io.BytesIO(known), allow_pickle=False), np.float32)
         except (TypeError, ValueError, EOFError, OSError, SyntaxError) as error:
@@ -136,21 +136,21 @@ class Answers(nn.Module):
             digest.update(image.numpy().tobytes())
         return digest.digest()
 
-    def _asked(self, *images: Tensor) -> np.ndarray:
+    def _ask(self, *images: Tensor) -> np.ndarray:
         first = images[0]
         try:
             found = self.ask(*images)
         except VictimError:
             raise
         except Exception as error:  # of whatever is asked
-            raise self._unlike("an answer", said(error)) from error
+            raise self._unlike("an answer", error_text(error)) from error
         try:
             if found is None or len(found) == 0:
                 raise self._unlike(f"answers to {len(first)} image(s)", "nothing")
             with np.errstate(over="ignore"):  # what is infinite is refused as that
                 values = getattr(self, f"_{self.kind}")(found, list(first.shape[-2:]))
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
-            raise self._unlike(self.kind, said(error)) from error
+            raise self._unlike(self.kind, error_text(error)) from error
         if len(values) != len(first):
             raise self._unlike(f"answers to {len(first)} image(s)", f"{len(values)}")
         if broken := int((~np.isfinite(values)).reshape(len(values), -1).any(axis=1).sum()):
@@ -158,7 +158,7 @@ class Answers(nn.Module):
         return values
 
     def _unlike(self, expected: str, got: str) -> VictimError:
-        return VictimError(f"victim {self.name}: expected {expected}, got {quoted(got, SHOWN)}")
+        return VictimError(f"victim {self.name}: expected {expected}, got {quote(got, SHOWN)}")
 
     def _array(self, found: Any, shape: str, *fits: Sequence[int | None]) -> np.ndarray:
         """``found`` as float32 of one of the shapes; None stands for any number."""

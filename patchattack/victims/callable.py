@@ -21,7 +21,7 @@ from torch import Tensor
 
 from patchattack.errors import InputError
 from patchattack.victims.answers import answering, as_bytes
-from patchattack.victims.own import Output, imported, said
+from patchattack.victims.own import Output, error_text, import_object
 from patchattack.victims.victim import Victim
 
 
@@ -33,8 +33,8 @@ def build_callable(
     size: Sequence[int] | None = None,
     multiple: int = 1,
     classes: Sequence[str] | str | None = None,
-    metric: bool = False,
-    reach: Sequence[float] = (0.0, math.inf),
+    is_metric: bool = False,
+    depth_range: Sequence[float] = (0.0, math.inf),
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
@@ -47,22 +47,22 @@ def build_callable(
         function: ``my.module.predict`` or ``path/to/file.py:predict``.
         answer: what it returns, as in :mod:`patchattack.victims.answers`; None is the first that the task has there.
         images: "uint8", as of files and cameras, or "float": float32 in [0, 1], not rounded.
-        size, multiple, classes, metric, reach, scale, shift, inverse, centres: as of
+        size, multiple, classes, is_metric, depth_range, scale, shift, inverse, centres: as of
             :class:`patchattack.victims.own.Output`.
 
     Raises:
         InputError: an option does not fit the task, there is no such function, or it fails or returns something else.
     """
-    output = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
+    output = Output(task, size, multiple, classes, is_metric, depth_range, scale, shift, inverse, centres)
     output.check("callable")
     if images not in ("uint8", "float"):
         raise InputError(f"victim.images: expected uint8 or float, got {images}")
     try:
-        predict = imported(function)
+        predict = import_object(function)
     except Exception as error:  # whatever the user's module raises
         raise InputError(
             f"victim.function: expected a function as my.module.predict (seen from {Path.cwd()}) or "
-            f"path/to/file.py:predict, got {function}: {said(error)}"
+            f"path/to/file.py:predict, got {function}: {error_text(error)}"
         ) from error
     if not callable(predict):
         raise InputError(f"victim.function: expected {function} to be a function, got {type(predict).__name__}")

@@ -25,7 +25,7 @@ SAME = 1e-2  # of the output's spread: float32's rounding stays below, a batch t
 
 REMEDIES = {  # of an output in other units than its task's; with a victim of one's own, these are its options
     "classification": "give victim.answer=probabilities, or take the softmax off the network's end",
-    "depth": "set victim.reach, or victim.scale, victim.shift and victim.inverse",
+    "depth": "set victim.depth_range, or victim.scale, victim.shift and victim.inverse",
     "detection": "put a sigmoid at the network's end",
 }
 BOXES = "boxes are left, top, right and bottom in pixels; give victim.centres=true for centre, width and height"
@@ -69,7 +69,7 @@ def check(victim: Victim, size: tuple[int, int], seed: int = 0) -> list[Finding]
     }
     if victim.differentiable:
         promises |= {
-            "gradient to every frame": partial(_reached, seed=seed),
+            "gradient to every frame": partial(_input_reach, seed=seed),
             "gradient is the slope": partial(_slope, seed=seed),
             "frozen, in eval mode": _frozen,
         }
@@ -101,7 +101,9 @@ def check_output(victim: Victim, frames: Tensor, output: Any) -> None:
     for member, found in members(victim, output):
         where = f"victim {member.name}"
         if found.shape[:1] != frames.shape[:1] or not _fits(member, frames, found)[0]:
-            raise InputError(f"{where}: expected an output {_expected(member, frames, found)}, got {list(found.shape)}")
+            raise InputError(
+                f"{where}: expected an output {_expected_shape(member, frames, found)}, got {list(found.shape)}"
+            )
         if not found.isfinite().all():
             raise InputError(f"{where}: expected finite numbers, got NaN or infinite ones")
         passed, detail = _sound(member, found)
@@ -164,11 +166,11 @@ def _shape(victim: Victim, frames: Tensor) -> tuple[bool, str]:
 
 
 def _fits(victim: Victim, frames: Tensor, found: Tensor) -> tuple[bool, str]:
-    shape, expected = list(found.shape), _expected(victim, frames, found)
+    shape, expected = list(found.shape), _expected_shape(victim, frames, found)
     return shape == expected, f"{shape}, expected {expected}"
 
 
-def _expected(victim: Victim, frames: Tensor, found: Tensor) -> list[Any]:
+def _expected_shape(victim: Victim, frames: Tensor, found: Tensor) -> list[Any]:
     """The shape of an output; of a task that is not known here, what was found."""
     shape = list(found.shape)
     batch, height, width, classes = len(frames), frames.shape[-2], frames.shape[-1], len(victim.classes)
@@ -196,8 +198,8 @@ def _sound(victim: Any, found: Tensor) -> tuple[bool | None, str]:
     if victim.task == "classification":
         normalised = low >= 0 and bool(((found.sum(dim=1) - 1).abs() < 1e-3).all())
         return not normalised, "probabilities, expected logits" if normalised else f"logits {low:.3g} to {high:.3g}"
-    if victim.task == "depth" and victim.metric:
-        nearest, farthest = victim.reach
+    if victim.task == "depth" and victim.is_metric:
+        nearest, farthest = victim.depth_range
         inside = low > 0 and nearest * (1 - SAME) <= low and high <= farthest * (1 + SAME)
         return inside, f"{low:.3g} to {high:.3g} m, expected above 0 and within {nearest:.3g} to {farthest:.3g} m"
     if victim.task == "depth":
@@ -250,7 +252,7 @@ def _channels(victim: Victim, frames: Tensor) -> tuple[bool | None, str]:
     return True, f"{detail}; frames are RGB, make sure that this is what the network gets"
 
 
-def _reached(victim: Victim, frames: Tensor, seed: int) -> tuple[bool, str]:
+def _input_reach(victim: Victim, frames: Tensor, seed: int) -> tuple[bool, str]:
     gradient, _ = _gradient(victim, frames, seed)
     lengths = gradient.transpose(0, 1).flatten(1).norm(dim=1).tolist()
     reached = all(0 < length < float("inf") for length in lengths)

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from patchattack.errors import InputError
 from patchattack.victims.answers import FLOOR
-from patchattack.victims.own import SHAPES, Output, Prepared, imported, said
+from patchattack.victims.own import SHAPES, Output, Prepared, error_text, import_object
 from patchattack.victims.victim import Victim
-from patchattack.victims.weights import initialised, load_weights
+from patchattack.victims.weights import initialise, load_weights
 
 
 def build_custom(
@@ -52,8 +52,8 @@ def build_custom(
     multiple: int = 1,
     output: str = "",
     classes: Sequence[str] | str | None = None,
-    metric: bool = False,
-    reach: Sequence[float] = (0.0, math.inf),
+    is_metric: bool = False,
+    depth_range: Sequence[float] = (0.0, math.inf),
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
@@ -81,11 +81,11 @@ def build_custom(
             points, as "depth", "-1" or "flows.0".
         classes: names in the order of the outputs, or a file of them (one per line, or JSON: a list, or an object
             from numbers to names); None numbers them.
-        metric: depth: the output is metres; otherwise inverse depth up to scale and shift, larger where nearer.
-        reach: depth: nearest and farthest metres that a metric network can express.
+        is_metric: depth: the output is metres; otherwise inverse depth up to scale and shift, larger where nearer.
+        depth_range: depth: nearest and farthest metres that a metric network can express.
         scale: depth: the network's output is multiplied by it ...
         shift: depth: ... then this is added ...
-        inverse: depth: ... then one is divided by it. Disparity of a metric network is ``metric`` and ``inverse``.
+        inverse: depth: ... then one is divided by it. Disparity of a metric network is ``is_metric`` and ``inverse``.
         centres: detection: a box is its centre, width and height, instead of two corners.
         answer: classification: "logits", or "probabilities", whose logarithm is taken; None is logits.
 
@@ -93,14 +93,14 @@ def build_custom(
         InputError: an option does not fit the task, there is no such factory, it makes no network, the weights do not
             fit, or the network's output has another shape than its task's, or no gradient to its input.
     """
-    meant = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
+    meant = Output(task, size, multiple, classes, is_metric, depth_range, scale, shift, inverse, centres)
     meant.check("custom")
     answers = (None, "logits", "probabilities") if task == "classification" else (None,)
     if answer not in answers:
         raise InputError(
             f"victim.answer: expected logits or probabilities, for classification alone, got {answer} for {task}"
         )
-    made = _made(factory, factory_args or {})
+    made = _call_factory(factory, factory_args or {})
     if weights is not None:
         load_weights(made, weights, trust_checkpoint)
     network = Prepared(made, bgr, range, mean, std, output)
@@ -114,21 +114,21 @@ class _Log(nn.Module):
         return probabilities.clamp(min=FLOOR).log()
 
 
-def _made(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _call_factory(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     """What the factory returns."""
     try:
-        build = imported(factory)
+        build = import_object(factory)
     except Exception as error:  # whatever the user's module raises
         raise InputError(
             f"victim.factory: expected a function or class as my.module.build (seen from {Path.cwd()}) or "
-            f"path/to/file.py:build, got {factory}: {said(error)}"
+            f"path/to/file.py:build, got {factory}: {error_text(error)}"
         ) from error
     try:
-        made: object = initialised(lambda: build(**arguments))
+        made: object = initialise(lambda: build(**arguments))
     except Exception as error:
         raise InputError(
             f"victim.factory: expected {factory} to make a network of victim.factory_args={dict(arguments)}, "
-            f"got {said(error)}"
+            f"got {error_text(error)}"
         ) from error
     if not isinstance(made, nn.Module):
         raise InputError(
@@ -153,7 +153,7 @@ def _outputs(network: Prepared, task: str, name: str, size: tuple[int, int]) -> 
         given = "two images" if task == "flow" else "images"
         raise InputError(
             f"victim custom {name}: expected it to take {given} {list(images[0].shape)} and to give what "
-            f"victim.output={'.'.join(network.path) or '(all)'} names, got {said(error)}; check victim.size, "
+            f"victim.output={'.'.join(network.path) or '(all)'} names, got {error_text(error)}; check victim.size, "
             "victim.multiple and victim.output"
         ) from error
     shape = list(found.shape) if isinstance(found, Tensor) else []

@@ -14,7 +14,7 @@ from patchattack.victims.victim import Victim
 
 
 class Defended(Victim):
-    """A victim behind defences; what its task's class declares, as ``metric`` and ``reach`` of depth, is the victim's.
+    """A victim behind defences; what its task's class declares (depth: ``is_metric``, ``depth_range``) is the victim's.
 
     Args:
         victim: to be defended.
@@ -47,9 +47,9 @@ class Defended(Victim):
 
     def forward(self, frames: Tensor) -> Any:
         """The defended answer for ``frames [B, T, 3, H, W]``."""
-        return self._behind(0)(self.checked(frames))
+        return self._behind(0)(self.check(frames))
 
-    def certified(self, frames: Tensor) -> Tensor | None:
+    def certify(self, frames: Tensor) -> Tensor | None:
         """``[B]`` int64: the class that no patch can change, -1 where there is none; None without a proof.
 
         Only the first defence can prove anything: those before would spread a patch over the frame.
@@ -57,7 +57,7 @@ class Defended(Victim):
         Args:
             frames: ``[B, 1, 3, H, W]`` without a patch.
         """
-        return self.defenses[0].certified(frames, self._behind(1)) if self.defenses else None
+        return self.defenses[0].certify(frames, self._behind(1)) if self.defenses else None
 
     def _behind(self, first: int) -> Callable[[Tensor], Any]:
         """The victim behind the defences from number ``first`` on."""
@@ -67,7 +67,7 @@ class Defended(Victim):
         return predict
 
 
-def defended(victim: Victim, defenses: Mapping[str, Any]) -> Victim:
+def defend(victim: Victim, defenses: Mapping[str, Any]) -> Victim:
     """``victim`` behind ``defenses``, each member of an ensemble for itself; as it is without any.
 
     Raises:
@@ -76,6 +76,6 @@ def defended(victim: Victim, defenses: Mapping[str, Any]) -> Victim:
     if not defenses:
         return victim
     if isinstance(victim, Ensemble):
-        members = {name: defended(member, defenses) for name, member in victim.members.items()}
+        members = {name: defend(member, defenses) for name, member in victim.members.items()}
         return Ensemble(members, victim.combine)
     return Defended(victim, list(defenses.values()))

@@ -38,9 +38,9 @@ import numpy as np
 from torch import Tensor
 
 from patchattack.errors import InputError, VictimError
-from patchattack.redaction import quoted, redacted
+from patchattack.redaction import quote, redact
 from patchattack.victims.answers import KINDS, AnswerCache, answering, as_bytes
-from patchattack.victims.own import Output, said
+from patchattack.victims.own import Output, error_text
 from patchattack.victims.victim import Victim
 
 PASSING = (429, 500, 502, 503, 504)  # statuses that another try may mend
@@ -70,8 +70,8 @@ def build_endpoint(
     size: Sequence[int] | None = None,
     multiple: int = 1,
     classes: Sequence[str] | str | None = None,
-    metric: bool = False,
-    reach: Sequence[float] = (0.0, math.inf),
+    is_metric: bool = False,
+    depth_range: Sequence[float] = (0.0, math.inf),
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
@@ -92,13 +92,13 @@ def build_endpoint(
         retries: how often a request is sent again.
         timeout: seconds to wait for a connection, and for more of an answer; four times as long for all of it.
         cache: a file that remembers every answer, so that nothing is asked twice; None does not.
-        size, multiple, classes, metric, reach, scale, shift, inverse, centres: as of
+        size, multiple, classes, is_metric, depth_range, scale, shift, inverse, centres: as of
             :class:`patchattack.victims.own.Output`.
 
     Raises:
         InputError: an option does not fit, the key is not there, or the service does not answer as it should.
     """
-    output = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
+    output = Output(task, size, multiple, classes, is_metric, depth_range, scale, shift, inverse, centres)
     output.check("http")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
@@ -125,7 +125,7 @@ def build_endpoint(
         pixels = given[0][:, 0].numel()
         return service.post(dict(zip(("images", "next_images"), written, strict=False)), base + each * pixels)
 
-    about = f"{redacted(url)} {task} {kind} {classes}"  # another token changes no answer
+    about = f"{redact(url)} {task} {kind} {classes}"  # another token changes no answer
     return answering(output, kind, parts.hostname, ask, about, batch=batch, memory=memory)
 
 
@@ -175,12 +175,12 @@ class _Service:
         self.session = requests.Session()
         self.failures = requests.RequestException
 
-        def signed(request: Any) -> Any:  # as requests' own auth, or a .netrc would replace the header
+        def sign(request: Any) -> Any:  # as requests' own auth, or a .netrc would replace the header
             if key is not None:
                 request.headers[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
             return request
 
-        self.session.auth = signed
+        self.session.auth = sign
 
     def post(self, content: dict[str, list[Any]], most: int) -> list[Any]:
         """The answers to a request's images, as many, of ``most`` bytes.
@@ -190,12 +190,12 @@ class _Service:
         """
         count = len(content["images"])
         shape = f'JSON {{"{self.kind}": [...]}} with {count} answer(s)'
-        expected = f"victim {self.name}: expected {shape} from {redacted(self.url)}"
-        response = self._asked(content, most, expected)
-        shown = self._quoted(response.text) or "nothing"
+        expected = f"victim {self.name}: expected {shape} from {redact(self.url)}"
+        response = self._ask(content, most, expected)
+        shown = self._quote(response.text) or "nothing"
         if response.status != 200:
             tries = f" after {self.retries + 1} tries" if response.status in PASSING else ""
-            raise VictimError(f"{expected}, got {response.status} {self._quoted(response.reason)}{tries}: {shown}")
+            raise VictimError(f"{expected}, got {response.status} {self._quote(response.reason)}{tries}: {shown}")
         try:
             answers = json.loads(response.text)[self.kind]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -205,27 +205,30 @@ class _Service:
             raise VictimError(f"{expected}, got {many}: {shown}")
         return answers
 
-    def _quoted(self, text: str, most: int = SHOWN) -> str:
-        return quoted(text, most, *self.secrets)
+    def _quote(self, text: str, most: int = SHOWN) -> str:
+        return quote(text, most, *self.secrets)
 
-    def _asked(self, content: dict[str, list[Any]], most: int, expected: str) -> _Response:
+    def _ask(self, content: dict[str, list[Any]], most: int, expected: str) -> _Response:
         """The response to the last of all tries that it takes."""
         for tried in range(self.retries + 1):
             last, response = tried == self.retries, None
             try:
-                response = self._tried(content, most)
+                response = self._attempt(content, most)
             except _UnboundedError as error:
                 raise VictimError(f"{expected}, got {error}") from error
             except self.failures as error:
                 if last:
-                    tries, why = f"{self.retries + 1} tries of {self.timeout:g} s", self._quoted(said(error), 3 * SHOWN)
+                    tries, why = (
+                        f"{self.retries + 1} tries of {self.timeout:g} s",
+                        self._quote(error_text(error), 3 * SHOWN),
+                    )
                     raise VictimError(f"{expected}, got none in {tries}: {why}") from error
             if response is not None and (last or response.status not in PASSING):
                 return response
             self._wait(response, min(0.5 * 2.0**tried, LONGEST), expected)
         raise AssertionError("the last try returns or raises")
 
-    def _tried(self, content: dict[str, list[Any]], most: int) -> _Response:
+    def _attempt(self, content: dict[str, list[Any]], most: int) -> _Response:
         """One try, in a thread of its own: of a service that says a byte now and then, no read ever takes too long."""
         found: list[_Response | Exception] = []
 
@@ -265,7 +268,7 @@ class _Service:
             with contextlib.suppress(InvalidHeader, ValueError, OverflowError):  # a word, or a year that is none
                 pause = Retry().parse_retry_after(response.retry_after)
             if pause > LATEST:
-                asked = self._quoted(response.retry_after)
+                asked = self._quote(response.retry_after)
                 raise VictimError(
                     f"{expected}, got {response.status} and Retry-After: {asked}, more than {LATEST:g} s; go on later"
                 )

@@ -41,12 +41,12 @@ class AnswersFile:
 
     def __init__(self, path: Path, *tables: str) -> None:
         self.path = path
-        self._file = self._opened()
+        self._file = self._connect()
         for table in tables:
             self.write(f"CREATE TABLE IF NOT EXISTS {table}")
 
-    def _opened(self) -> sqlite3.Connection:
-        with self._told():
+    def _connect(self) -> sqlite3.Connection:
+        with self._one_line_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # In this mode a transaction is safe from a killed process without waiting for the disk.
             file = sqlite3.connect(self.path, isolation_level=None)
@@ -56,7 +56,7 @@ class AnswersFile:
 
     def rows(self, statement: str, *values: Any) -> list[Any]:
         """What a statement finds."""
-        with self._told():
+        with self._one_line_errors():
             return self._file.execute(statement, values).fetchall()
 
     def first(self, statement: str, *values: Any) -> Any:
@@ -67,8 +67,8 @@ class AnswersFile:
     def write(self, statement: str, *values: Any) -> None:
         """Let a statement change the file."""
         if not self.path.exists():
-            deleted, self._file = self._file, self._opened()
-            with self._told():
+            deleted, self._file = self._file, self._connect()
+            with self._one_line_errors():
                 deleted.backup(self._file)
                 deleted.close()
         self.rows(statement, *values)
@@ -78,7 +78,7 @@ class AnswersFile:
         self._file.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _one_line_errors(self) -> Iterator[None]:
         """What goes wrong, in one line."""
         try:
             yield
@@ -143,7 +143,7 @@ class Journal:
             about: which one it is, where several are asked the same.
         """
         question = _digest(frames, about)
-        if (known := self._known(question)) is not None:
+        if (known := self._look_up(question)) is not None:
             return self._read(known, frames)
         with self.asks():
             found = ask(frames)
@@ -154,7 +154,7 @@ class Journal:
             self._forget_pieces()
         return found
 
-    def _known(self, question: bytes) -> bytes | None:
+    def _look_up(self, question: bytes) -> bytes | None:
         if self._file is None:
             return self._kept.get(question)
         return self._file.first("SELECT answer FROM kept WHERE question = ?", question)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from patchattack.errors import InputError, one_line
-from patchattack.victims.victim import HALF, IMAGENET, DepthVictim, checked_side, in_proportion
-from patchattack.victims.weights import impatiently, initialised, load_hub, load_weights
+from patchattack.victims.victim import HALF, IMAGENET, DepthVictim, check_side, in_proportion
+from patchattack.victims.weights import initialise, load_hub, load_weights, short_timeout
 
 RELEASES = "https://github.com/isl-org/MiDaS/releases/download"
 NETWORKS = {  # entry of hubconf.py: shorter side of the input in training, its normalisation, the weights
@@ -51,19 +51,19 @@ class Midas(DepthVictim):
         if name not in NETWORKS:
             raise InputError(f"victim.name: expected one of {', '.join(NETWORKS)}, got {name}")
         usual, (mean, std), url = NETWORKS[name]
-        self.side = checked_side(usual if side is None else side, MULTIPLE)
+        self.side = check_side(usual if side is None else side, MULTIPLE)
         source = repository or REPOSITORY
         if not trust_checkpoint:
             raise InputError(
                 f"victim midas: expected victim.trust_checkpoint=true, got false; {source} builds the network by its "
                 "own Python code, which can do whatever you can: look at it first, or take a DPT of victim=transformers"
             )
-        network = initialised(lambda: _built(name, source, local=repository is not None))
+        network = initialise(lambda: _built(name, source, local=repository is not None))
         if weights == "hub":
             load_hub(network, url)
         elif weights != "random":
             load_weights(network, weights)
-        super().__init__(network, f"midas_{name}", metric=False, mean=mean, std=std)
+        super().__init__(network, f"midas_{name}", is_metric=False, mean=mean, std=std)
 
     def depth(self, images: Tensor) -> Tensor:
         """Of the images in the network's resolution."""
@@ -73,7 +73,7 @@ class Midas(DepthVictim):
 def _built(name: str, source: str, local: bool) -> Any:
     """The network without its weights, by the code in ``source``."""
     try:
-        with impatiently():
+        with short_timeout():
             return torch.hub.load(
                 str(Path(source).expanduser()) if local else source,
                 name,

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError
-from patchattack.pictures import named
+from patchattack.pictures import c_path
 from patchattack.victims.answers import answering
-from patchattack.victims.own import Output, Prepared, read_classes, said
+from patchattack.victims.own import Output, Prepared, error_text, read_classes
 from patchattack.victims.victim import Victim
 
 NUMBERS = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
@@ -47,8 +47,8 @@ def build_onnx(
     size: Sequence[int] | None = None,
     multiple: int = 1,
     classes: Sequence[str] | str | None = None,
-    metric: bool = False,
-    reach: Sequence[float] = (0.0, math.inf),
+    is_metric: bool = False,
+    depth_range: Sequence[float] = (0.0, math.inf),
     scale: float = 1.0,
     shift: float = 0.0,
     inverse: bool = False,
@@ -68,14 +68,14 @@ def build_onnx(
         std: which it is divided by then.
         providers: of onnxruntime, the first that works; None is CUDA where it is there, then the CPU.
         size: as of :class:`patchattack.victims.own.Output`; None is that of the file, where it is fixed there.
-        multiple, classes, metric, reach, scale, shift, inverse, centres: as of
+        multiple, classes, is_metric, depth_range, scale, shift, inverse, centres: as of
             :class:`patchattack.victims.own.Output`.
 
     Raises:
         InputError: onnxruntime is not installed, an option does not fit the task, the file is no ONNX file, it has
             other inputs or outputs, or another size.
     """
-    meant = Output(task, size, multiple, classes, metric, reach, scale, shift, inverse, centres)
+    meant = Output(task, size, multiple, classes, is_metric, depth_range, scale, shift, inverse, centres)
     meant.check("onnx", flow_has_size=True)
     session = _session(Path(file).expanduser(), providers)
     model = _Model(session, file, 2 if task == "flow" else 1, output)
@@ -117,12 +117,12 @@ def _session(path: Path, providers: Sequence[str] | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors: they become one line, and warnings help nobody here
-    name = named(path)
+    name = c_path(path)
     try:
         return onnxruntime.InferenceSession(name, options, providers=list(providers))
     except Exception as error:  # onnxruntime's own kinds have no common name
         raise InputError(
-            f"victim.file: expected an ONNX file that onnxruntime can run, got {path}: {said(error)}"
+            f"victim.file: expected an ONNX file that onnxruntime can run, got {path}: {error_text(error)}"
         ) from error
 
 
@@ -137,7 +137,7 @@ class _Model:
 
     def __init__(self, session: Any, file: str, images: int, output: str | None) -> None:
         inputs = session.get_inputs()
-        seen = ", ".join(f"{one.name} {_shown(one.shape)} {one.type}" for one in inputs)
+        seen = ", ".join(f"{one.name} {_shape_text(one.shape)} {one.type}" for one in inputs)
         refused = InputError(
             f"victim.file: expected {images} input(s) of images [B, 3, h, w] or [B, h, w, 3], got {len(inputs)} in "
             f"{file}: {seen}"
@@ -183,5 +183,5 @@ def _boxes_last(found: np.ndarray, classes: Sequence[str] | None) -> np.ndarray:
     return found.transpose(0, 2, 1) if found.ndim == 3 and found.shape[2] != rows == found.shape[1] else found
 
 
-def _shown(shape: Sequence[int | str | None]) -> str:
+def _shape_text(shape: Sequence[int | str | None]) -> str:
     return f"[{', '.join(str(side or '?') for side in shape)}]"

@@ -24,7 +24,7 @@ from patchattack.victims.victim import (
     DetectionVictim,
     FlowVictim,
     Victim,
-    resized,
+    resize,
 )
 
 SHAPES = {
@@ -45,11 +45,11 @@ class Output:
         multiple: both sides of the network's input are divisible by it; a classifier has ``size`` for that.
         classes: names in the order of the outputs, or a file of them (one per line, or JSON: a list, or an object
             from numbers to names); None numbers them.
-        metric: depth: the output is metres; otherwise inverse depth up to scale and shift, larger where nearer.
-        reach: depth: nearest and farthest metres that a metric network can express.
+        is_metric: depth: the output is metres; otherwise inverse depth up to scale and shift, larger where nearer.
+        depth_range: depth: nearest and farthest metres that a metric network can express.
         scale: depth: the network's output is multiplied by it ...
         shift: depth: ... then this is added ...
-        inverse: depth: ... then one is divided by it. Disparity of a metric network is ``metric`` and ``inverse``.
+        inverse: depth: ... then one is divided by it. Disparity of a metric network is ``is_metric`` and ``inverse``.
         centres: detection: a box is its centre, width and height, instead of two corners.
     """
 
@@ -57,8 +57,8 @@ class Output:
     size: Sequence[int] | None = None
     multiple: int = 1
     classes: Sequence[str] | str | None = None
-    metric: bool = False
-    reach: Sequence[float] = (0.0, math.inf)
+    is_metric: bool = False
+    depth_range: Sequence[float] = (0.0, math.inf)
     scale: float = 1.0
     shift: float = 0.0
     inverse: bool = False
@@ -84,11 +84,11 @@ class Output:
             )
         if self.centres and task != "detection":
             raise InputError(f"victim.centres: expected false for {task}, which has no boxes, got true")
-        units = self.metric, self.scale, self.shift, self.inverse
+        units = self.is_metric, self.scale, self.shift, self.inverse
         ignored = {
             "size": task == "flow" and size is not None and not flow_has_size,
             "multiple": task == "classification" and self.multiple != 1,
-            "metric, scale, shift and inverse": task != "depth" and units != (False, 1.0, 0.0, False),
+            "is_metric, scale, shift and inverse": task != "depth" and units != (False, 1.0, 0.0, False),
             "classes": task in ("flow", "depth") and self.classes is not None,
         }
         if any(ignored.values()):
@@ -96,14 +96,14 @@ class Output:
             raise InputError(f"victim {kind}: expected options of a {task} network, got {names} too; leave them out")
 
     @property
-    def fixed(self) -> tuple[int, int] | None:
+    def fixed_size(self) -> tuple[int, int] | None:
         """The size, as victims take it."""
         return None if self.size is None else (self.size[0], self.size[1])
 
     @property
     def trial_size(self) -> tuple[int, int]:
         """``(h, w)`` of images that the network can take."""
-        return self.fixed or (-(-128 // self.multiple) * self.multiple,) * 2
+        return self.fixed_size or (-(-128 // self.multiple) * self.multiple,) * 2
 
     def victim(self, network: nn.Module, name: str, count: int) -> Victim:
         """``network``, which takes images in [0, 1], as a victim.
@@ -117,15 +117,15 @@ class Output:
             InputError: another number of names.
         """
         if self.task == "flow":
-            return _Flow(network, name, self.fixed, self.multiple)
+            return _Flow(network, name, self.fixed_size, self.multiple)
         if self.task == "depth":
-            nearest, farthest = self.reach
+            nearest, farthest = self.depth_range
             units = self.scale, self.shift, self.inverse
-            return _Depth(network, name, units, self.metric, (nearest, farthest), self.fixed, self.multiple)
-        names = named_classes(self.classes, name, count)
+            return _Depth(network, name, units, self.is_metric, (nearest, farthest), self.fixed_size, self.multiple)
+        names = choose_class_names(self.classes, name, count)
         if self.task == "detection":
-            return _Detection(network, name, names, self.fixed, self.multiple, self.centres)
-        return ClassificationVictim(network, name, names, self.fixed)
+            return _Detection(network, name, names, self.fixed_size, self.multiple, self.centres)
+        return ClassificationVictim(network, name, names, self.fixed_size)
 
 
 class Prepared(nn.Module):
@@ -196,9 +196,9 @@ class _Flow(FlowVictim):
         if self.size is None:
             return self.network(*frames.unbind(1))
         height, width = frames.shape[-2:]
-        found = self.network(*(resized(frame, self.size) for frame in frames.unbind(1)))
+        found = self.network(*(resize(frame, self.size) for frame in frames.unbind(1)))
         stretch = constant((width / self.size[1], height / self.size[0]), found.dtype, found.device).view(2, 1, 1)
-        return resized(found, (height, width)) * stretch
+        return resize(found, (height, width)) * stretch
 
 
 class _Detection(DetectionVictim):
@@ -222,7 +222,7 @@ class _Detection(DetectionVictim):
         return torch.cat([middle - half, middle + half, found[..., 4:]], dim=-1)
 
 
-def imported(name: str) -> Any:
+def import_object(name: str) -> Any:
     """What ``my.module.name`` or ``path/to/file.py:name`` names.
 
     Its folder joins the end of Python's path: the user's file imports its neighbours.
@@ -262,11 +262,14 @@ def read_classes(classes: Sequence[str] | str | None) -> list[str] | None:
         return list(class_names(found, path))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
-            f"victim.classes: expected names, or a file with one per line or a JSON list, got {path}: {said(error)}"
+            f"victim.classes: expected names, or a file with one per line or a JSON list, got {path}: "
+            f"{error_text(error)}"
         ) from error
 
 
-def named_classes(classes: Sequence[str] | str | None, victim: str, count: int, known: Sequence[str] = ()) -> list[str]:
+def choose_class_names(
+    classes: Sequence[str] | str | None, victim: str, count: int, known: Sequence[str] = ()
+) -> list[str]:
     """The names of a victim's ``count`` classes: those that are given, else those ``known`` where they are as many.
 
     Args:
@@ -289,6 +292,6 @@ def named_classes(classes: Sequence[str] | str | None, victim: str, count: int, 
     return names
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What somebody else's code ended in, in one line."""
     return f"{type(error).__name__}: {one_line(error)}"

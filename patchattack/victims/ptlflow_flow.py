@@ -14,7 +14,7 @@ from torch import Tensor
 
 from patchattack.errors import InputError, nearest, one_line
 from patchattack.victims.victim import FlowVictim
-from patchattack.victims.weights import initialised, load_hub, load_weights
+from patchattack.victims.weights import initialise, load_hub, load_weights
 
 
 class PtlflowFlow(FlowVictim):
@@ -46,7 +46,7 @@ class PtlflowFlow(FlowVictim):
             )
         try:
             with _quiet():
-                network = initialised(lambda: ptlflow.get_model(name))
+                network = initialise(lambda: ptlflow.get_model(name))
         except Exception as error:  # a few need compiled extensions, or fetch a backbone of theirs
             raise InputError(
                 f"victim ptlflow {name}: expected a network, got '{one_line(error)}'; choose another name"

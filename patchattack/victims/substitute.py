@@ -10,7 +10,7 @@ from patchattack.errors import InputError, one_line
 from patchattack.names import class_names
 from patchattack.victims.compact.classifiers import ResidualClassifier
 from patchattack.victims.victim import ClassificationVictim
-from patchattack.victims.weights import initialised, load_weights
+from patchattack.victims.weights import initialise, load_weights
 
 WEIGHTS, NOTE = "weights.safetensors", "substitute.json"
 LARGEST = 4096  # pixels along a side of its images
@@ -37,11 +37,11 @@ class Substitute(ClassificationVictim):
                 f"victim.weights: expected the folder of a substitute, with {NOTE}, got {folder}: "
                 f"{one_line(error)}; make one with patchattack substitute"
             ) from error
-        network = untaught(classes)
+        network = initial_network(classes)
         load_weights(network, folder / WEIGHTS)
         super().__init__(network, f"substitute_of_{taught}", classes, (height, width))
 
 
-def untaught(classes: Sequence[str]) -> ResidualClassifier:
+def initial_network(classes: Sequence[str]) -> ResidualClassifier:
     """The network before its first lesson, always the same."""
-    return initialised(lambda: ResidualClassifier(len(classes)))
+    return initialise(lambda: ResidualClassifier(len(classes)))

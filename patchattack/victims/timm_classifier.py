@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from patchattack.errors import InputError, nearest, one_line
-from patchattack.victims.own import named_classes, read_classes
+from patchattack.victims.own import choose_class_names, read_classes
 from patchattack.victims.torchvision_classifier import imagenet_classes
 from patchattack.victims.victim import ClassificationVictim
-from patchattack.victims.weights import fetch, fetch_from_hugging_face, fitted, initialised
+from patchattack.victims.weights import fetch, fetch_from_hugging_face, initialise, load_fitting
 
 
 class TimmClassifier(ClassificationVictim):
@@ -44,7 +44,7 @@ class TimmClassifier(ClassificationVictim):
             choices = nearest(name, timm.list_models())
             raise InputError(f"victim.name: expected a classifier of timm such as {choices}, got {name}")
         try:
-            network: Any = initialised(lambda: timm.create_model(name))
+            network: Any = initialise(lambda: timm.create_model(name))
         except RuntimeError as error:  # of a tag that there is not
             tags = nearest(name, timm.list_pretrained(name.partition(".")[0] + ".*"))
             raise InputError(f"victim.name: expected weights such as {tags}, got {name}: {one_line(error)}") from error
@@ -57,17 +57,17 @@ class TimmClassifier(ClassificationVictim):
 
         if weights == "hub":
             # timm fits them itself: it knows the keys of old files and the classes that count from 1.
-            overlay = {"file": str(_fetched(name, config))}
+            overlay = {"file": str(_fetch(name, config))}
             network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
         elif weights != "random":
-            network, _ = fitted(build, network.num_classes, weights, trust_checkpoint)
+            network, _ = load_fitting(build, network.num_classes, weights, trust_checkpoint)
         elif given := read_classes(classes):
-            network = initialised(lambda: build(len(given)))
-        names = named_classes(classes, name, network.num_classes, imagenet_classes())
+            network = initialise(lambda: build(len(given)))
+        names = choose_class_names(classes, name, network.num_classes, imagenet_classes())
         super().__init__(network, f"timm_{name}", names, config["input_size"][1:], config["mean"], config["std"])
 
 
-def _fetched(name: str, config: dict[str, Any]) -> Path:
+def _fetch(name: str, config: dict[str, Any]) -> Path:
     if repository := config.get("hf_hub_id"):
         return fetch_from_hugging_face(repository, config.get("hf_hub_filename") or "model.safetensors")
     if url := config.get("url"):

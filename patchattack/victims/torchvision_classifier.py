@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from patchattack.errors import InputError, nearest
-from patchattack.victims.own import named_classes, read_classes
+from patchattack.victims.own import choose_class_names, read_classes
 from patchattack.victims.victim import ClassificationVictim
-from patchattack.victims.weights import fitted, initialised, load_hub
+from patchattack.victims.weights import initialise, load_fitting, load_hub
 
 
 class TorchvisionClassifier(ClassificationVictim):
@@ -63,12 +63,12 @@ class TorchvisionClassifier(ClassificationVictim):
         if weights in ("hub", "random"):
             if weights == "random":
                 count = len(read_classes(classes) or known)
-            network = initialised(lambda: build(count))
+            network = initialise(lambda: build(count))
         else:
-            network, count = fitted(build, count, weights, trust_checkpoint, _densenet_key)
+            network, count = load_fitting(build, count, weights, trust_checkpoint, _densenet_key)
         if weights == "hub":
             load_hub(network, default.url, _densenet_key)
-        names = named_classes(classes, name, count, known)
+        names = choose_class_names(classes, name, count, known)
         super().__init__(network, name, names, (side, side), preset.mean, preset.std)
 
 

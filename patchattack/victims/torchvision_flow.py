@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchattack.errors import InputError
 from patchattack.victims.victim import FlowVictim
-from patchattack.victims.weights import initialised, load_hub, load_weights
+from patchattack.victims.weights import initialise, load_hub, load_weights
 
 
 class Raft(FlowVictim):
@@ -45,7 +45,7 @@ class Raft(FlowVictim):
                 f"got variant={variant} and updates={updates}"
             )
         build, default = variants[variant]
-        network = initialised(build)
+        network = initialise(build)
         if weights == "hub":
             load_hub(network, default.url)
         elif weights != "random":

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from patchattack.errors import InputError, one_line
-from patchattack.victims.victim import HALF, IMAGENET, DepthVictim, checked_side, in_proportion
-from patchattack.victims.weights import initialised, load_weights
+from patchattack.victims.victim import HALF, IMAGENET, DepthVictim, check_side, in_proportion
+from patchattack.victims.weights import initialise, load_weights
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TransformersDepth(DepthVictim):
         if kind not in FAMILIES:
             raise InputError(f"{name}: expected a network of {', '.join(FAMILIES)}, got {kind}; name another one")
         family = FAMILIES[kind]
-        side = checked_side(family.side if side is None else side, family.multiple)
+        side = check_side(family.side if side is None else side, family.multiple)
         if getattr(config, "is_hybrid", False) and side != config.image_size:
             raise InputError(f"victim.side: expected {config.image_size} for {name}, the only one it takes, got {side}")
         network: nn.Module
@@ -82,16 +82,16 @@ class TransformersDepth(DepthVictim):
             network = _pretrained(name, folder, config)
         else:
             build = transformers.AutoModelForDepthEstimation.from_config
-            network = initialised(lambda: build(config, dtype=torch.float32))  # whatever its weights were saved in
+            network = initialise(lambda: build(config, dtype=torch.float32))  # whatever its weights were saved in
             if weights != "random":
                 load_weights(network, weights)
-        reach = _reach(config)
+        depth_range = _depth_range(config)
         mean, std = family.normalising
         super().__init__(
             network,
             Path(name).name,
-            metric=reach is not None,
-            reach=reach or (0.0, math.inf),
+            is_metric=depth_range is not None,
+            depth_range=depth_range or (0.0, math.inf),
             size=(side, side) if kind == "dpt" else None,
             mean=mean,
             std=std,
@@ -150,7 +150,7 @@ def _pretrained(name: str, folder: Path, config: Any) -> nn.Module:
     return network
 
 
-def _reach(config: Any) -> tuple[float, float] | None:
+def _depth_range(config: Any) -> tuple[float, float] | None:
     """Nearest and farthest metres that a metric network's config states; None for a relative one."""
     if config.model_type == "zoedepth":
         heads = config.bin_configurations

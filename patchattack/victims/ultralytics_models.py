@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from patchattack.errors import InputError, one_line
-from patchattack.victims.own import named_classes, read_classes
+from patchattack.victims.own import choose_class_names, read_classes
 from patchattack.victims.ultralytics_import import quietly
 from patchattack.victims.victim import ClassificationVictim, DetectionVictim
-from patchattack.victims.weights import fetch, fitted, initialised
+from patchattack.victims.weights import fetch, initialise, load_fitting
 
 ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0"  # where the package fetches its weights
 
@@ -145,7 +145,7 @@ def _built(
         raise InputError(f"victim ultralytics: expected a name with a size ({', '.join(scales)}), got name={name}")
 
     if weights == "hub":
-        weights = _published(f"{stem.removesuffix('u')}u.pt" if old else f"{stem}.pt", trust)
+        weights = _fetch_release(f"{stem.removesuffix('u')}u.pt" if old else f"{stem}.pt", trust)
     checkpoint = _checkpoint(Path(weights).expanduser()) if trust and weights != "random" else None
     known = checkpoint.names if checkpoint else YAML.load(ROOT / "cfg" / "datasets" / f"{dataset}.yaml")["names"]
     names = [str(known[number]) for number in range(len(known))]
@@ -157,16 +157,16 @@ def _built(
     if weights == "random" or checkpoint:
         if weights == "random":
             count = len(read_classes(classes) or names)
-        network = initialised(lambda: build(count))
+        network = initialise(lambda: build(count))
     else:
-        network, count = fitted(build, count, weights, trust, _with_prefix)
+        network, count = load_fitting(build, count, weights, trust, _with_prefix)
     if checkpoint:
         try:
             network.load_state_dict(checkpoint.state_dict())
         except RuntimeError as error:
             found = checkpoint.yaml.get("yaml_file", "another network")
             raise InputError(f"{weights}: expected weights of victim.name={name}, got those of {found}") from error
-    return network, named_classes(classes, name, count, names)
+    return network, choose_class_names(classes, name, count, names)
 
 
 def _with_prefix(key: str) -> str:
@@ -174,7 +174,7 @@ def _with_prefix(key: str) -> str:
     return "model." + key.removeprefix("model.").removeprefix("model.")
 
 
-def _published(file: str, trust: bool) -> Path:
+def _fetch_release(file: str, trust: bool) -> Path:
     """The local copy of a file of ultralytics' release, fetched where it is not there yet."""
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 

@@ -70,7 +70,7 @@ class Victim(nn.Module, ABC):
     def randomise(self, generator: torch.Generator | None) -> None:
         """What :meth:`randomised` calls at its beginning and, with None, at its end; most have nothing random."""
 
-    def checked(self, frames: Tensor) -> Tensor:
+    def check(self, frames: Tensor) -> Tensor:
         """``frames`` as they came.
 
         Raises:
@@ -131,8 +131,8 @@ class FlowVictim(Victim):
         Raises:
             InputError: the frames have another shape or are not floats.
         """
-        height, width = self.checked(frames).shape[-2:]
-        padded, top, left = padded_to(frames.flatten(0, 1), self.multiple, self.minimum)
+        height, width = self.check(frames).shape[-2:]
+        padded, top, left = pad_to(frames.flatten(0, 1), self.multiple, self.minimum)
         flow = self.flow(padded.unflatten(0, (-1, 2)))
         return flow[..., top : top + height, left : left + width].to(frames.dtype)
 
@@ -173,9 +173,9 @@ class ClassificationVictim(Victim):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Logits ``[B, K]`` of ``frames [B, 1, 3, H, W]``, in the frames' own precision."""
-        images = self.checked(frames)[:, 0]
+        images = self.check(frames)[:, 0]
         if self.size is not None:
-            images = resized(images, self.size)
+            images = resize(images, self.size)
         return self.logits((images - self.mean) / self.std).to(frames.dtype)
 
 
@@ -185,8 +185,8 @@ class DepthVictim(Victim):
     Args:
         network: the network with its weights.
         name: what tables and files call this victim.
-        metric: the output is metres; otherwise it is inverse depth up to scale and shift, larger where nearer.
-        reach: nearest and farthest metres that it can express, for a metric victim.
+        is_metric: the output is metres; otherwise it is inverse depth up to scale and shift, larger where nearer.
+        depth_range: nearest and farthest metres that it can express, for a metric victim.
         size: ``(h, w)`` of the network's input, to which other frames are resized; None pads frames to ``multiple``.
         multiple: both sides of the network's input are divisible by it.
         mean: of red, green and blue, which the network's input has subtracted.
@@ -202,15 +202,15 @@ class DepthVictim(Victim):
         self,
         network: nn.Module,
         name: str,
-        metric: bool,
-        reach: tuple[float, float] = (0.0, math.inf),
+        is_metric: bool,
+        depth_range: tuple[float, float] = (0.0, math.inf),
         size: tuple[int, int] | None = None,
         multiple: int = 1,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__(network, name)
-        self.metric, self.reach, self.size, self.multiple = metric, reach, size, multiple
+        self.is_metric, self.depth_range, self.size, self.multiple = is_metric, depth_range, size, multiple
         _normalising(self, mean, std)
 
     def depth(self, images: Tensor) -> Tensor:
@@ -219,13 +219,13 @@ class DepthVictim(Victim):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Metres, or relative inverse depth, ``[B, 1, H, W]`` of ``frames [B, 1, 3, H, W]``, in their precision."""
-        images = self.checked(frames)[:, 0]
+        images = self.check(frames)[:, 0]
         height, width = images.shape[-2:]
         if self.size is not None:
-            depth = self.depth((resized(images, self.size) - self.mean) / self.std)
-            return resized(depth, (height, width)).to(frames.dtype)
-        padded, top, left = padded_to(images, self.multiple)
-        depth = resized(self.depth((padded - self.mean) / self.std), (padded.shape[-2], padded.shape[-1]))
+            depth = self.depth((resize(images, self.size) - self.mean) / self.std)
+            return resize(depth, (height, width)).to(frames.dtype)
+        padded, top, left = pad_to(images, self.multiple)
+        depth = resize(self.depth((padded - self.mean) / self.std), (padded.shape[-2], padded.shape[-1]))
         return depth[..., top : top + height, left : left + width].to(frames.dtype)
 
 
@@ -268,12 +268,12 @@ class DetectionVictim(Victim):
 
         No candidate is left out: whoever reads them applies a threshold and non-maximum suppression.
         """
-        images = self.checked(frames)[:, 0]
+        images = self.check(frames)[:, 0]
         scale, grey = 1.0, 114 / 255  # what YOLO pads with
         height, width = images.shape[-2:]
         if self.size is not None:
             scale = min(self.size[0] / height, self.size[1] / width)
-            images = resized(images, (round(height * scale), round(width * scale)))
+            images = resize(images, (round(height * scale), round(width * scale)))
             missing = [full - side for full, side in zip(self.size, images.shape[-2:], strict=True)]
         else:
             missing = [-side % self.multiple for side in (height, width)]
@@ -284,14 +284,14 @@ class DetectionVictim(Victim):
         return torch.cat([(found[..., :4] - shift) / scale - 0.5, found[..., 4:]], dim=-1)
 
 
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """``images [B, C, h, w]`` at ``size``, antialiased; as they are where that is their size."""
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def checked_side(side: int, multiple: int) -> int:
+def check_side(side: int, multiple: int) -> int:
     """``side`` as it came.
 
     Raises:
@@ -306,10 +306,10 @@ def in_proportion(images: Tensor, side: int, multiple: int) -> Tensor:
     """``images [B, 3, H, W]`` whose shorter side is ``side``, both sides rounded to a multiple of ``multiple``."""
     shorter = min(images.shape[-2:])
     height, width = (max(round(side * n / shorter / multiple), 1) * multiple for n in images.shape[-2:])
-    return resized(images, (height, width))
+    return resize(images, (height, width))
 
 
-def padded_to(images: Tensor, multiple: int, minimum: int = 1) -> tuple[Tensor, int, int]:
+def pad_to(images: Tensor, multiple: int, minimum: int = 1) -> tuple[Tensor, int, int]:
     """``images [N, C, H, W]`` with their edges repeated until both sides fit, and the rows above and columns left.
 
     Half on each side, as RAFT's InputPadder does: no border of the frame is worse off than the one opposite.

@@ -23,7 +23,7 @@ WRAPPERS = ("state_dict", "model")  # keys under which training scripts like to 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def initialised(build: Callable[[], Network]) -> Network:
+def initialise(build: Callable[[], Network]) -> Network:
     """The network that ``build`` makes, with the same random weights at every call.
 
     The global generator of random numbers is left as it was.
@@ -50,11 +50,11 @@ def load_weights(
     Raises:
         InputError: the file is missing, needs code to be read, holds something else, or fits another network.
     """
-    path = _checked(path)
+    path = _check(path)
     _fit(network, _state(path, trust), str(path), rename)
 
 
-def _checked(path: str | Path) -> Path:
+def _check(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(
@@ -63,7 +63,7 @@ def _checked(path: str | Path) -> Path:
     return path
 
 
-def fitted(
+def load_fitting(
     build: Callable[[int], Network],
     count: int,
     path: str | Path,
@@ -80,17 +80,17 @@ def fitted(
     Raises:
         InputError: as of :func:`load_weights`.
     """
-    state = _state(_checked(path), trust)
-    network = initialised(lambda: build(count))
-    found = _named_for(network, state, rename)
+    state = _state(_check(path), trust)
+    network = initialise(lambda: build(count))
+    found = _rename(network, state, rename)
     if any(key in found and found[key].shape != value.shape for key, value in network.state_dict().items()):
         heads = [
-            key for key, value in initialised(lambda: build(PROBE)).state_dict().items() if PROBE in value.shape[:1]
+            key for key, value in initialise(lambda: build(PROBE)).state_dict().items() if PROBE in value.shape[:1]
         ]
         counts = {len(found[key]) for key in heads if key in found and found[key].ndim}
         if len(counts) == 1 and counts != {count}:
             (count,) = counts
-            network = initialised(lambda: build(count))
+            network = initialise(lambda: build(count))
     _fit(network, state, str(path), rename)
     return network, count
 
@@ -139,14 +139,14 @@ def _download(url: str, path: Path) -> None:
     digest = torch.hub.HASH_REGEX.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with impatiently():
+        with short_timeout():
             torch.hub.download_url_to_file(url, str(path), digest and digest[1])
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: another hash than the name's
         raise _unreachable(url, error) from error
 
 
 @contextmanager
-def impatiently() -> Iterator[None]:
+def short_timeout() -> Iterator[None]:
     """Connections give up after :data:`HUB_TIMEOUT`: torch.hub waits for minutes where packets are dropped."""
     default = socket.getdefaulttimeout()
     socket.setdefaulttimeout(HUB_TIMEOUT)
@@ -200,7 +200,7 @@ def _state(path: Path, trust: bool | None) -> dict[str, Tensor]:
     return state
 
 
-def _named_for(network: nn.Module, state: dict[str, Tensor], rename: Callable[[str], str] | None) -> dict[str, Tensor]:
+def _rename(network: nn.Module, state: dict[str, Tensor], rename: Callable[[str], str] | None) -> dict[str, Tensor]:
     """The tensors by the names that the network has for them."""
     expected = network.state_dict()
     if all(key.startswith("module.") and key not in expected for key in state):
@@ -209,7 +209,7 @@ def _named_for(network: nn.Module, state: dict[str, Tensor], rename: Callable[[s
 
 
 def _fit(network: nn.Module, state: dict[str, Tensor], source: str, rename: Callable[[str], str] | None) -> None:
-    expected, state = network.state_dict(), _named_for(network, state, rename)
+    expected, state = network.state_dict(), _rename(network, state, rename)
     both = [key for key in expected if key in state]
     problems = {
         "missing": [key for key in expected if key not in state],

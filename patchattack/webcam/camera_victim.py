@@ -38,7 +38,7 @@ class Verdicts:
 
     Attributes:
         outputs: of the victim, ``N`` rows.
-        values: ``N`` values of the attack's headline metric; NaN where there is nothing to measure.
+        values: ``N`` values of the attack's primary metric; NaN where there is nothing to measure.
         success: ``N`` in [0, 1]; NaN where there is nothing to win.
     """
 
@@ -48,7 +48,7 @@ class Verdicts:
 
 
 class CameraVictim:
-    """A victim, and the attack's headline metric as a success in each frame.
+    """A victim, and the attack's primary metric as a success in each frame.
 
     A frame's success is :meth:`Attack.success` against the same frame without the patch.
 
@@ -80,12 +80,12 @@ class CameraVictim:
         if victim.task != attack.task:
             raise InputError(f"attack: expected a victim for {attack.task}, got {name} for {victim.task}")
         if margin < 0:
-            raise InputError(f"margin: expected a share of the headline of 0 or more, got {margin}")
+            raise InputError(f"margin: expected a share of the primary metric of 0 or more, got {margin}")
         self.name, self.frames, self.predict, self.device, self.margin = name, victim.frames, predict, device, margin
         nothing = torch.zeros(1, self.frames, 3, 16, 16, dtype=torch.uint8)
         scene = Scene(nothing, torch.zeros(1).long(), surface=torch.zeros(1, self.frames, 4, 2))
         self.attack = attack.bound(victim, SingleScene(scene))
-        self.metric = self.attack.metrics_known[self.attack.headline[0]]
+        self.metric = self.attack.metric_info[self.attack.primary_metric[0]]
 
     @property
     def rule(self) -> str:
@@ -99,7 +99,7 @@ class CameraVictim:
         Raises:
             VictimError: the victim fails.
         """
-        return self._asked(frames)[1]
+        return self._ask(frames)[1]
 
     @torch.no_grad()
     def judge(self, frames: Tensor, coverage: Tensor, corners: Tensor) -> Verdicts:
@@ -113,7 +113,7 @@ class CameraVictim:
         Raises:
             VictimError: the victim fails.
         """
-        frames, outputs = self._asked(frames)
+        frames, outputs = self._ask(frames)
         count = len(frames)
         clean = outputs[count - 1 :]
         scene = self._scene(Scene(frames[count - 1 :], torch.zeros(1).long(), surface=corners.float()), clean)
@@ -127,11 +127,11 @@ class CameraVictim:
             measured.append({key: float(value) for key, value in metrics.items()})
         return Verdicts(
             outputs,
-            [metrics[self.attack.headline] for metrics in measured],
+            [metrics[self.attack.primary_metric] for metrics in measured],
             [float(self.attack.success(metrics, measured[-1], self.margin)) for metrics in measured],
         )
 
-    def _asked(self, frames: Tensor) -> tuple[Tensor, Any]:
+    def _ask(self, frames: Tensor) -> tuple[Tensor, Any]:
         """The frames as the victim gets them, and its output."""
         height, width = frames.shape[-2:]
         try:

@@ -17,9 +17,9 @@ import numpy as np
 
 from patchattack import pictures
 from patchattack.errors import InputError
-from patchattack.pictures import named, quietly
-from patchattack.redaction import redacted
-from patchattack.videos import decoded
+from patchattack.pictures import c_path, quietly
+from patchattack.redaction import redact
+from patchattack.videos import decode
 
 LATE = 1.75  # times the usual interval between two frames, from which one is missing in between
 INTERVALS = 31  # whose median is the usual one
@@ -207,8 +207,8 @@ class Video(Recorded):
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
         with quietly():
-            video = cv2.VideoCapture(named(path))
-            there = any(image is not None for image in decoded(video))
+            video = cv2.VideoCapture(c_path(path))
+            there = any(image is not None for image in decode(video))
         if not there:
             raise InputError(f"source: expected a video that OpenCV can decode, got {path}; convert it to MP4 (H.264)")
         rate = video.get(cv2.CAP_PROP_FPS)
@@ -217,10 +217,10 @@ class Video(Recorded):
         super().__init__(self._frames(), count, rate if 0 < rate < 1000 else 30.0)
 
     def _frames(self) -> Iterator[np.ndarray | None]:
-        video = cv2.VideoCapture(named(self.path))
+        video = cv2.VideoCapture(c_path(self.path))
         seconds = 0.0
         try:
-            for image in decoded(video):
+            for image in decode(video):
                 seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
                 yield image
         finally:
@@ -257,12 +257,12 @@ def open_source(
     """
     if not timeout > 0 or not fps > 0:
         raise InputError(f"expected timeout and fps above 0, got {timeout} and {fps}")
-    capture = _opened(str(source), count, timeout, fps, resolution)
+    capture = _open(str(source), count, timeout, fps, resolution)
     capture.mirrored = mirrored
     return capture
 
 
-def _opened(source: str, count: int, timeout: float, fps: float, resolution: Sequence[int]) -> Capture:
+def _open(source: str, count: int, timeout: float, fps: float, resolution: Sequence[int]) -> Capture:
     if "://" in source:
         return Live(_stream(source), count, timeout)
     path = Path(source).expanduser()
@@ -301,9 +301,7 @@ def _stream(address: str) -> cv2.VideoCapture:
     with quietly():
         stream = cv2.VideoCapture(address, cv2.CAP_FFMPEG, limits)
     if not stream.isOpened():
-        raise InputError(
-            f"source: expected a stream, got no answer from {redacted(address)}; check address and network"
-        )
+        raise InputError(f"source: expected a stream, got no answer from {redact(address)}; check address and network")
     return stream
 
 

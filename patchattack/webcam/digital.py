@@ -40,7 +40,7 @@ class KnownCorners:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one shot: the headline metric with the digital patch, and the success (see :class:`CameraVictim`)."""
+    """Of one shot: the primary metric with the digital patch, and the success (see :class:`CameraVictim`)."""
 
     value: float
     success: float
@@ -63,7 +63,7 @@ def render(frames: Tensor, corners: np.ndarray, patch: Patch) -> Tensor:
     return renderer(patch(), patch.mask, scene, renderer.draw(scene, patch, seeding.numbers([[0]]))).frames
 
 
-def drawn(images: list[np.ndarray], corners: np.ndarray, patch: Patch) -> list[np.ndarray]:
+def draw_patch(images: list[np.ndarray], corners: np.ndarray, patch: Patch) -> list[np.ndarray]:
     """``T`` images ``[H, W, 3]`` uint8 RGB with the digital patch at ``corners [T, 4, 2]``."""
     rendered = render(to_floats(to_tensor(images)[None]), corners, patch)[0]
     return [to_array((frame * 255).round().byte()) for frame in rendered]

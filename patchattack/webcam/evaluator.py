@@ -12,7 +12,7 @@ from patchattack.webcam.capture import Capture
 from patchattack.webcam.digital import Prediction, predict
 from patchattack.webcam.screen import Screen
 from patchattack.webcam.session import Session, Setup
-from patchattack.webcam.summary import Outcome, SessionOrigin, note, note_predicted, publish
+from patchattack.webcam.summary import SessionOrigin, SessionResult, note, note_predicted, publish
 
 
 def evaluate(
@@ -22,7 +22,7 @@ def evaluate(
     folder: Path,
     origin: SessionOrigin,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> Outcome:
+) -> SessionResult:
     """Measure until the source ends or the user quits, then predict and write the report.
 
     Ctrl-C ends what is being done: the measurement, or the prediction. The report is of what is there then, also where
@@ -46,7 +46,7 @@ def evaluate(
     kept = session.run()
     source = {name: getattr(capture, name) for name in ("frames", "dropped", "gaps")}
     failure, interrupted = session.failure, session.interrupted
-    if not session.tally.states["found"]:
+    if not session.live.tally.states["found"]:
         raise failure or InputError(_nothing_found(session))
     printed = [one for one in kept if one.record.kind == "patch"]
     faults, predicted = [*capture.faults], dict[int, Prediction]()
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _nothing_found(session: Session) -> str:
-    capture, tally = session.capture, session.tally
+    capture, tally = session.capture, session.live.tally
     wanted = ", ".join(str(sheet.number) for sheet in session.setup.sheets)
     why = f" ({'; '.join(capture.faults)})" if capture.faults else ""
     if mirrored := tally.states["mirrored"]:

@@ -35,7 +35,7 @@ class Text:
     keys: Mapping[str, bool] = field(default_factory=dict)
 
 
-def outlined(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
+def outline(image: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """``image [H, W, 3]`` uint8 RGB with the patch's ``corners [4, 2]`` joined by a line, the top edge thicker."""
     drawn = image.copy()
     points = np.rint(corners * 2**_SHIFT).astype(np.int32)
@@ -66,7 +66,7 @@ def compose(
     panels = [_of_height(image, height) for image in images]
     if corners is not None:
         factors = panels[0].shape[1] / frame.shape[1], height / frame.shape[0]
-        panels[0] = outlined(panels[0], (corners + 0.5) * factors - 0.5)
+        panels[0] = outline(panels[0], (corners + 0.5) * factors - 0.5)
     if legend is not None:
         small = _pixels(legend)
         corner = panels[1][-_MARGIN - small.shape[0] : -_MARGIN, -_MARGIN - small.shape[1] : -_MARGIN]

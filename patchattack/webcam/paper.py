@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from patchattack.printing.fiducials import Layout, Sighting
-from patchattack.webcam.pose import projected
+from patchattack.webcam.pose import project
 
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of red, green and blue, ITU-R BT.709
 
@@ -37,7 +37,7 @@ class White:
             planes.append(plane.clip(0, 255).round().astype(np.uint8))
         return cv2.merge(planes)
 
-    def scaled(self, x: float, y: float) -> White:
+    def scale(self, x: float, y: float) -> White:
         """The same in a frame that is resized by these factors."""
         across, down, base = self.slopes.T
         shift = across * (0.5 / x - 0.5) + down * (0.5 / y - 0.5)
@@ -57,7 +57,7 @@ def white(image: np.ndarray, sighting: Sighting, sheet: Layout) -> White | None:
         none of them is.
     """
     gaps = _gaps(sheet)  # [g, n, 2]
-    points = projected(sighting.homography, gaps.reshape(-1, 2)).astype(np.float32)
+    points = project(sighting.homography, gaps.reshape(-1, 2)).astype(np.float32)
     height, width = image.shape[:2]
     inside = np.all((points >= 0) & (points <= (width - 1, height - 1)), axis=1).reshape(gaps.shape[:2]).all(axis=1)
     if not inside.any():
@@ -86,7 +86,7 @@ def sharpness(image: np.ndarray, sighting: Sighting, sheet: Layout) -> float:
     found = []
     height, width = image.shape[:2]
     for marker in sheet.markers.values():
-        quad = projected(sighting.homography, marker)
+        quad = project(sighting.homography, marker)
         (left, top), (right, bottom) = np.floor(quad.min(axis=0)).astype(int), np.ceil(quad.max(axis=0)).astype(int)
         margin = 2  # pixels of paper, for the black border's outer edge
         if left < margin or top < margin or right >= width - margin or bottom >= height - margin:

@@ -101,13 +101,13 @@ def pose(sighting: Sighting, sheet: Layout, lens: Lens, size: tuple[int, int]) -
         size: ``(h, w)`` of the frame.
     """
     marks = np.concatenate(list(sheet.markers.values()))
-    pixels = projected(sighting.homography, marks)
+    pixels = project(sighting.homography, marks)
     solid = np.pad(marks - np.array(sheet.size_mm) / 2, ((0, 0), (0, 1)))  # about the patch's centre
     matrix = lens.matrix(size)
     _, turns, places, _ = cv2.solvePnPGeneric(solid, pixels, matrix, lens.distortion, flags=cv2.SOLVEPNP_IPPE)
     # Both solutions are refined before one is chosen: nearly face to face, the closed form is degrees off.
     rotation, place = min(
-        (_refined(solid, pixels, matrix, lens.distortion, *start) for start in zip(turns, places, strict=True)),
+        (_refine(solid, pixels, matrix, lens.distortion, *start) for start in zip(turns, places, strict=True)),
         key=lambda one: one[2],
     )[:2]
     distance = float(np.linalg.norm(place))
@@ -123,7 +123,7 @@ def pose(sighting: Sighting, sheet: Layout, lens: Lens, size: tuple[int, int]) -
     )
 
 
-def _refined(
+def _refine(
     solid: np.ndarray,
     pixels: np.ndarray,
     matrix: np.ndarray,
@@ -137,7 +137,7 @@ def _refined(
     return cv2.Rodrigues(turn)[0], place.ravel(), float(np.square(again - pixels).sum())
 
 
-def projected(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+def project(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     """``[n, 2]`` pixels of ``points [n, 2]`` in millimetres."""
     return cv2.perspectiveTransform(points.reshape(-1, 1, 2), homography).reshape(-1, 2)
 

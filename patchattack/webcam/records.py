@@ -16,7 +16,7 @@ import numpy as np
 
 from patchattack import pictures
 from patchattack.errors import InputError, one_line
-from patchattack.webcam.overlay import outlined
+from patchattack.webcam.overlay import outline
 from patchattack.webcam.paper import White
 
 _QUALITY = 95  # of JPEG
@@ -43,7 +43,7 @@ class Record:
         size_px, distance_m, yaw, pitch, roll, tilt: as in :class:`patchattack.webcam.pose.Pose`.
         light: luminance of the white paper, in [0, 1] of what the camera can show.
         sharpness: as in :func:`patchattack.webcam.paper.sharpness`.
-        patch, grey, inpainted: the attack's headline metric for the frame as seen, with a grey card in the patch's
+        patch, grey, inpainted: the attack's primary metric for the frame as seen, with a grey card in the patch's
             place, and without it.
         success, grey_success: as in :class:`patchattack.webcam.camera_victim.Trial`.
     """
@@ -194,7 +194,7 @@ class Kept:
         Raises:
             InputError: a file is gone.
         """
-        return [stored(path) for path in self.files]
+        return [load_frame(path) for path in self.files]
 
 
 def photo_of(folder: Path, frame: int) -> Path:
@@ -202,7 +202,7 @@ def photo_of(folder: Path, frame: int) -> Path:
     return folder / f"{frame:07d}_camera.jpg"
 
 
-def stored(path: Path) -> np.ndarray:
+def load_frame(path: Path) -> np.ndarray:
     """``[h, w, 3]`` uint8 RGB, a frame that :class:`Store` has kept.
 
     Raises:
@@ -262,6 +262,6 @@ class Store:
         size = round(width * scale), round(height * scale)
         photo = photo_of(self.folder, record.frame)
         factors = size[0] / width, size[1] / height
-        outline = (record.corners + 0.5) * factors - 0.5
-        _store(photo, outlined(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), outline))
+        corners_there = (record.corners + 0.5) * factors - 0.5
+        _store(photo, outline(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), corners_there))
         self.kept.append(Kept(record, corners, whites, files, photo))

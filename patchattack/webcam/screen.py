@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from patchattack.errors import InputError
-from patchattack.pictures import named
+from patchattack.pictures import c_path
 
 _TITLE = "patchattack"
 _FPS = 30.0
@@ -117,7 +117,7 @@ class Recorder:
         """
         if self._writer is None:
             self._size = (picture.shape[1], picture.shape[0])
-            self._writer = cv2.VideoWriter(named(self.path), cv2.VideoWriter.fourcc(*"mp4v"), _FPS, self._size)
+            self._writer = cv2.VideoWriter(c_path(self.path), cv2.VideoWriter.fourcc(*"mp4v"), _FPS, self._size)
             if not self._writer.isOpened():
                 raise InputError(f"{self.path}: expected a video that can be written; use record=false")
         if (picture.shape[1], picture.shape[0]) != self._size:

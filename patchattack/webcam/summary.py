@@ -13,10 +13,11 @@ import torch
 
 from patchattack import files
 from patchattack.errors import InputError, one_line
+from patchattack.job import spread
 from patchattack.reporting.webcam import Curve, Field, Photo, Section, write_field
-from patchattack.statistics import FEWEST, difference, too_few, wilson
+from patchattack.statistics import FEWEST, Outcome, difference, too_few, wilson
 from patchattack.webcam.digital import Prediction
-from patchattack.webcam.records import check_shares, photo_of, read, stored
+from patchattack.webcam.records import check_shares, load_frame, photo_of, read
 from patchattack.webcam.session import Setup
 
 # Columns of the records against which success is shown, in words.
@@ -56,7 +57,7 @@ class Series:
     Attributes:
         success: ``[n]`` in [0, 1], NaN where nothing was measured.
         stretch: ``[n]`` which stretch of time a shot belongs to.
-        values: ``[n]`` of the attack's headline metric.
+        values: ``[n]`` of the attack's primary metric.
     """
 
     success: np.ndarray
@@ -86,11 +87,11 @@ def summarise(
         independent: seconds; frames of one such stretch of time count as one in the intervals.
 
     Returns:
-        For each victim: ``rows`` (condition, mean, low, high of the success, n stretches, frames, and value, the mean
-        of the headline), ``curves`` by axis and condition (x, mean, low, high, n), ``gap`` (predicted minus measured
-        success on the same frames: mean, low, high), ``destroyed`` (share of predicted successes that failed on
-        camera, Kurakin et al. 2016: mean, low, high, n) and ``excess`` (success of the patch beyond
-        that of the grey card in the same frames: mean, low, high).
+        For each victim: ``rows`` (condition, mean, low, high of the success, n stretches, frames, and value,
+        the mean of the primary metric), ``curves`` by axis and condition (x, mean, low, high, n), ``gap``
+        (predicted minus measured success on the same frames: mean, low, high), ``destroyed`` (share of
+        predicted successes that failed on camera, Kurakin et al. 2016: mean, low, high, n) and ``excess``
+        (success of the patch beyond that of the grey card in the same frames: mean, low, high).
     """
     found = {}
     for victim in dict.fromkeys(records["victim"][records["state"] == "found"].tolist()):
@@ -170,28 +171,26 @@ def percent(share: float, sign: str = "") -> str:
     return f"{100 * share:{sign}.0f} %"
 
 
-def verdict(found: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether the printed patch does more than a grey card, and the sentence."""
+def verdict(found: Mapping[str, Any]) -> tuple[Outcome, str]:
+    """Whether the printed patch does more than a grey card, and the sentence that says so."""
     rows = {row["condition"]: row for row in found["rows"]}
     if "patch" not in rows:
         if "drawn" in rows:
             row = rows["drawn"]
-            return (
-                False,
-                f"A rehearsal: the patch that was drawn on the sheet won {percent(row['mean'])} of the frames.",
-            )
-        return False, "Nothing was measured of the printed patch."
+            sentence = f"A rehearsal: the patch that was drawn on the sheet won {percent(row['mean'])} of the frames."
+            return Outcome.INCONCLUSIVE, sentence
+        return Outcome.INCONCLUSIVE, "Nothing was measured of the printed patch."
     patch, grey = rows["patch"], rows["grey"]
     share = f"{percent(patch['mean'])} of the frames, a grey card in its place {percent(grey['mean'])}"
     if patch["n"] < FEWEST:
-        return False, too_few(patch["n"], "stretches of time")
+        return Outcome.INCONCLUSIVE, too_few(patch["n"], "stretches of time")
     if found["excess"]["low"] > 0:
-        return True, f"It works on camera: the printed patch won {share}."
-    return False, f"It does not work on camera: the printed patch won {share}."
+        return Outcome.WORKS, f"It works on camera: the printed patch won {share}."
+    return Outcome.FAILS, f"It does not work on camera: the printed patch won {share}."
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SessionResult:
     """How it ended.
 
     Attributes:
@@ -218,7 +217,7 @@ def note(
         setup: of the session.
         source: how many ``frames`` came from it, how many were ``dropped``, and the ``gaps`` in it; None while they
             come.
-        faults: as of :class:`Outcome`.
+        faults: as of :class:`SessionResult`.
     """
     trial = setup.trials[0]
     facts = {"rule": trial.rule, "label": trial.metric.label, "independent_s": float(setup.independent)}
@@ -232,7 +231,7 @@ def note_predicted(folder: Path, predicted: Mapping[int, Prediction]) -> None:
     files.write(folder / "predicted.csv", "\n".join(["frame,value,success", *lines]) + "\n")
 
 
-def publish(folder: Path) -> Outcome:
+def publish(folder: Path) -> SessionResult:
     """Write ``summary.json`` and ``report.html`` of what a session's folder has: at least ``frames.csv``.
 
     ``session.json``, ``predicted.csv`` and the photographs in ``frames/`` are used where they are.
@@ -240,7 +239,11 @@ def publish(folder: Path) -> Outcome:
     Raises:
         InputError: there is no such table, a file is none of a session's, or one cannot be written.
     """
-    records, about, predicted = read(folder / "frames.csv"), _noted(folder), _predicted(folder / "predicted.csv")
+    records, about, predicted = (
+        read(folder / "frames.csv"),
+        _read_notes(folder),
+        _read_predicted(folder / "predicted.csv"),
+    )
     found = summarise(records, predicted, about["independent_s"])
     counts, faults = _counts(records, about["source"]), about["faults"]
     if about["source"] is None:
@@ -250,13 +253,13 @@ def publish(folder: Path) -> Outcome:
     main: Mapping[str, Any] = max(
         found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": []}
     )
-    worked, sentence = verdict(main)
+    outcome, sentence = verdict(main)
     field = Field(
         title=about["title"],
         verdict=sentence,
         facts=_facts(main),
         faults=faults,
-        worked=worked,
+        outcome=outcome,
         rule=f"{about['rule'][:1].upper()}{about['rule'][1:]}.",
         label=about["label"],
         independent=about["independent_s"],
@@ -269,10 +272,10 @@ def publish(folder: Path) -> Outcome:
         versions=about["versions"],
     )
     write_field(folder / "report.html", field)
-    return Outcome(sentence, counts, faults)
+    return SessionResult(sentence, counts, faults)
 
 
-def _noted(folder: Path) -> dict[str, Any]:
+def _read_notes(folder: Path) -> dict[str, Any]:
     """What :func:`note` wrote; what can be said without it, where it is missing."""
     path = folder / "session.json"
     unknown: dict[str, Any] = {
@@ -281,7 +284,7 @@ def _noted(folder: Path) -> dict[str, Any]:
         "command": "unknown",
         "versions": {},
         "rule": "the rule was not written down",
-        "label": "headline metric",
+        "label": "primary metric",
         "independent_s": 0.5,
         "source": None,
         "faults": [],
@@ -303,7 +306,7 @@ def _noted(folder: Path) -> dict[str, Any]:
     return known
 
 
-def _predicted(path: Path) -> dict[int, Prediction]:
+def _read_predicted(path: Path) -> dict[int, Prediction]:
     """What :func:`note_predicted` wrote; nothing where it is missing."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
@@ -369,16 +372,15 @@ def _photos(
     success = records["success"] > 0.5 if won else records["success"] <= 0.5
     rows = np.flatnonzero((records["state"] == "found") & (records["kind"] == "patch") & success)
     rows = rows[np.argsort(records["distance_m"][rows], kind="stable")]
-    chosen = [row for row in rows if photo_of(folder, int(records["frame"][row])).is_file()]
-    count = min(PHOTOS, len(chosen))
+    chosen = [row for row in rows.tolist() if photo_of(folder, int(records["frame"][row])).is_file()]
     photos = []
-    for row in (chosen[place * len(chosen) // count] for place in range(count)):
+    for row in spread(chosen, PHOTOS):
         frame = int(records["frame"][row])
         distance, tilt, size = (records[name][row] for name in ("distance_m", "tilt", "size_px"))
         caption = f"frame {frame}: {distance:.2f} m, {tilt:.0f}°, {size:.0f} px"
         guess = predicted.get(frame)
         if guess is not None and guess.success == guess.success:
             caption += ", predicted " + ("won" if guess.success > 0.5 else "not won")
-        image = torch.from_numpy(stored(photo_of(folder, frame))).permute(2, 0, 1).float() / 255
+        image = torch.from_numpy(load_frame(photo_of(folder, frame))).permute(2, 0, 1).float() / 255
         photos.append(Photo(image, caption))
     return photos

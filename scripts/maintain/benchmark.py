@@ -148,7 +148,7 @@ def host(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
     for transforms, renderer in (("default", None), ("all", Renderer(Uniform(area=0.09), appearance, camera))):
         for batch in (8, 16, 64):
             shape = (batch, 2, 128, 256)
-            step = Step(nn.Identity(), lambda hit, *_: hit.mean(dim=(1, 2, 3, 4)), shape, device, renderer)
+            step = Step(nn.Identity(), lambda output, *_: output.mean(dim=(1, 2, 3, 4)), shape, device, renderer)
             row: dict[str, Any] = {"transforms": transforms, "batch": batch}
             for name, work in (("draw", step.draw), ("step", step.whole)):
                 work()
@@ -203,7 +203,7 @@ def main() -> None:
         return
 
     attack = FlowAttack()
-    logits = Step(LogitsOnly(), lambda hit, *_: -hit.log_softmax(dim=1)[:, 0], (16, 1, 224, 224), device)
+    logits = Step(LogitsOnly(), lambda output, *_: -output.log_softmax(dim=1)[:, 0], (16, 1, 224, 224), device)
     flow = Step(Raft("small", weights="random"), attack.loss, (2, 2, 256, 512), device)
     print(f"{where}, torch {torch.__version__}, medians over {pairs} interleaved pairs\n")
     print("| | ratio | quartiles | medians |\n| --- | --- | --- | --- |")

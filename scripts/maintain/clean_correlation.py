@@ -40,7 +40,7 @@ def run(parts: dict[str, Any]) -> None:
     patch = _patch(parts)
     fabric = processes.start(settings)
     attack, predict, scenes = bind_victim(parts["attack"], victim, parts["data"], fabric)
-    numbers = settings.parts(len(scenes))[2]
+    numbers = settings.split_indices(len(scenes))[2]
     key = (parts["seed"], TEST)
     evaluator = Evaluator(predict, attack, parts["renderer"], References(predict), patch, scenes, fabric.device, key)
 
@@ -61,8 +61,8 @@ def run(parts: dict[str, Any]) -> None:
         for repetition in range(settings.test_draws):
             texture = {"patch": always(patch().detach())}
             with torch.no_grad():
-                _, scene, clean, hit, view = next(evaluator.views(texture, part, repetition))
-                flows = hit, exchanged(view.frames, scene.frames), exchanged(scene.frames, view.frames)
+                _, scene, clean, output, view = next(evaluator.views(texture, part, repetition))
+                flows = output, exchanged(view.frames, scene.frames), exchanged(scene.frames, view.frames)
             for condition, flow in zip(CONDITIONS, flows, strict=True):
                 metrics = attack.metrics(flow, clean, scene, view)
                 for place, number in enumerate(part):
@@ -97,7 +97,7 @@ def _patch(parts: dict[str, Any]) -> Any:
         raise InputError(f"stripes: expected a period of 2 texels or more, got {parts['stripes']}")
     patch = parts["patch"]
     columns = torch.arange(patch.mask.shape[-1]) % parts["stripes"] < parts["stripes"] / 2
-    patch.begin_with(columns.float().expand_as(patch().detach()))
+    patch.set_texture(columns.float().expand_as(patch().detach()))
     return patch
 
 

@@ -46,7 +46,7 @@ from patchattack.data.photographs import Photographs
 from patchattack.data.yolo import Yolo
 from patchattack.eot.calibrated import Calibrated, Calibration
 from patchattack.errors import InputError, VictimError
-from patchattack.hand_drawn import known
+from patchattack.hand_drawn import standard_textures
 from patchattack.patch import Patch
 from patchattack.printing.fiducials import layout, load_layouts, save_layouts
 from patchattack.regularizers.nps import load_palette
@@ -57,7 +57,7 @@ from patchattack.victims.answers import KINDS, AnswerCache
 from patchattack.victims.endpoint import build_endpoint
 from patchattack.victims.journal import Journal, of_run
 from patchattack.victims.own import read_classes
-from patchattack.victims.substitute import NOTE, WEIGHTS, Substitute, untaught
+from patchattack.victims.substitute import NOTE, WEIGHTS, Substitute, initial_network
 from patchattack.victims.weights import load_weights
 from patchattack.webcam.capture import open_source
 from patchattack.webcam.pose import Lens
@@ -196,12 +196,8 @@ def of_safetensors(rng: random.Random, data: bytes) -> bytes:
     fields = json.loads(head)
     state = fields.get("__metadata__", {}).get("state")
     if state is not None and rng.random() < 0.7:
-        # With the digest that fits, so that what reads it sees it; it alone guards what torch takes as it is.
-        whole = json.loads(state.partition(" ")[2])
-        kept = {key: whole.pop(key) for key in ("optimizer", "optimizer_state", "schedule")}
-        text = of_json(rng, json.dumps(whole).encode()).decode(errors="replace")
-        if text.startswith("{"):
-            text = json.dumps(json.loads(text) | kept)
+        # With the digest that fits, so that what reads it sees it.
+        text = of_json(rng, state.partition(" ")[2].encode()).decode(errors="replace")
         fields["__metadata__"]["state"] = f"{checkpoint.digest(text, safetensors.torch.load(data))} {text}"
         head = json.dumps(fields).encode()
     elif rng.random() < 0.7:
@@ -350,7 +346,7 @@ def _job() -> Any:
 
 def _save_checkpoint(folder: Path) -> None:
     job = _job()
-    progress = checkpoint.Progress(4, job.patch().detach().clamp(0, 1), 2, 0.5, 0.5, hand_drawn=known()[0])
+    progress = checkpoint.Progress(4, job.patch().detach().clamp(0, 1), 2, 0.5, 0.5, hand_drawn=standard_textures()[0])
     checkpoint.save(job, folder, progress)
 
 
@@ -365,7 +361,7 @@ def _checkpoint(folder: Path) -> None:
 
 
 def _save_run(folder: Path) -> None:
-    facts = {"victims": ["a"], "seen": 5, "task": "flow", "headline": ["epe_clean", "outside"]}
+    facts = {"victims": ["a"], "seen": 5, "task": "flow", "primary_metric": ["epe_clean", "outside"]}
     Patch.create(resolution=8, size_mm=60).save(folder / "patch.png", facts)
     row = {"metric": "epe_clean", "region": "outside", "mean": 1.0, "low": 0.5, "high": 1.5, "n": 8}
     row |= {"label": "change of the flow (px)", "stronger": "higher"}
@@ -444,7 +440,7 @@ def _save_weights(folder: Path) -> None:
     state = torch.nn.Linear(3, 2).state_dict()
     safetensors.torch.save_file(state, folder / "w.safetensors")
     torch.save({"state_dict": state}, folder / "w.pth")
-    safetensors.torch.save_file(untaught(["a", "b"]).state_dict(), folder / WEIGHTS)
+    safetensors.torch.save_file(initial_network(["a", "b"]).state_dict(), folder / WEIGHTS)
     (folder / NOTE).write_text(json.dumps({"classes": ["a", "b"], "size": [32, 32], "victim": "a"}))
 
 

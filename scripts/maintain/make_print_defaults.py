@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchattack import files
 from patchattack.eot.calibrated import Calibration
-from patchattack.printing.colour import encoded, linear
+from patchattack.printing.colour import encode, linear
 
 # CIELAB (D50, 2 degrees) of solid inks: the source is told in the palette's header.
 SOLIDS = {
@@ -61,7 +61,7 @@ NOTE = (
 
 def main() -> None:
     """Write assets/palettes/default.csv and assets/print/default_print.json."""
-    assets = files.shipped("assets")
+    assets = files.package_folder("assets")
     files.write(assets / "palettes" / "default.csv", palette())
     print_model().save(assets / "print" / "default_print.json")
 
@@ -127,7 +127,7 @@ def _matrix() -> Tensor:
 
 def _srgb(xyz: Tensor) -> Tensor:
     """sRGB, ``[n, 3]`` in [0, 1], of ``xyz [n, 3]`` under D50."""
-    return encoded((xyz @ _matrix().T).clamp(0, 1))
+    return encode((xyz @ _matrix().T).clamp(0, 1))
 
 
 if __name__ == "__main__":

@@ -354,10 +354,10 @@ class Opponent:
     @torch.no_grad()
     def climb(self) -> None:
         """A step up the gradient that the network's loss has left."""
-        gradient = self.patch.free.grad
+        gradient = self.patch.parameter.grad
         assert gradient is not None
-        self.patch.free.add_(gradient.sign(), alpha=OPPONENT_RATE)
-        self.patch.free.grad = None
+        self.patch.parameter.add_(gradient.sign(), alpha=OPPONENT_RATE)
+        self.patch.parameter.grad = None
         self.patch.project_()
 
 

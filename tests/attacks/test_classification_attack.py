@@ -97,10 +97,10 @@ def test_a_margin_that_is_won_weighs_no_more(goal: str) -> None:
     bound = attack(goal, distance="margin", confidence=1.5)
     clean, number = logits(s6=-9, s0=5), (GIVE_WAY if goal == "untargeted" else STOP)
     for lead, expected in ((1.0, -1.0), (4.0, -1.5), (-3.0, 3.0)):
-        hit = logits(**{f"s{number}": -lead if goal == "untargeted" else lead}).requires_grad_()
-        loss = bound.loss(hit, clean, scene(GIVE_WAY), VIEW)
+        output = logits(**{f"s{number}": -lead if goal == "untargeted" else lead}).requires_grad_()
+        loss = bound.loss(output, clean, scene(GIVE_WAY), VIEW)
         assert loss.item() == pytest.approx(expected)
-        (gradient,) = torch.autograd.grad(loss.sum(), hit)
+        (gradient,) = torch.autograd.grad(loss.sum(), output)
         assert (gradient[0, number].item() == 0) == (lead > 1.5)
 
 
@@ -109,16 +109,16 @@ def test_a_margin_that_is_won_weighs_no_more(goal: str) -> None:
 def test_the_gradient_is_the_slope(goal: str, distance: str) -> None:
     bound = attack(goal, distance=distance, confidence=100.0)
     clean, direction = random(0, dtype=torch.float64), random(2, dtype=torch.float64)
-    hit = random(1, dtype=torch.float64).requires_grad_()
+    output = random(1, dtype=torch.float64).requires_grad_()
 
-    def weighted(hit: Tensor) -> Tensor:
-        return (bound.loss(hit, clean, scene(0, 6, -1, 3), VIEW) * torch.arange(1.0, 5.0)).sum()
+    def weighted(output: Tensor) -> Tensor:
+        return (bound.loss(output, clean, scene(0, 6, -1, 3), VIEW) * torch.arange(1.0, 5.0)).sum()
 
-    (gradient,) = torch.autograd.grad(weighted(hit), hit)
+    (gradient,) = torch.autograd.grad(weighted(output), output)
     assert gradient.abs().amax(dim=1).min() > 0  # every scene pulls, those of the target class too
     step = 1e-6
     with torch.no_grad():
-        slope = (weighted(hit + step * direction) - weighted(hit - step * direction)) / (2 * step)
+        slope = (weighted(output + step * direction) - weighted(output - step * direction)) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
@@ -127,26 +127,26 @@ def test_the_gradient_is_the_slope(goal: str, distance: str) -> None:
 def test_descent_succeeds(goal: str, distance: str) -> None:
     bound, clean = attack(goal, distance=distance), random(0)
     where = unlabelled(4)
-    hit = clean.clone().requires_grad_()
+    output = clean.clone().requires_grad_()
     for _ in range(100):
-        (gradient,) = torch.autograd.grad(bound.loss(hit, clean, where, VIEW).sum(), hit)
-        hit = (hit - 0.5 * gradient).detach().requires_grad_()
-    assert set(value(bound.metrics(hit, clean, where, VIEW), "success")) <= {1.0, None}
+        (gradient,) = torch.autograd.grad(bound.loss(output, clean, where, VIEW).sum(), output)
+        output = (output - 0.5 * gradient).detach().requires_grad_()
+    assert set(value(bound.metrics(output, clean, where, VIEW), "success")) <= {1.0, None}
 
 
 def test_confident_logits_have_finite_gradients() -> None:
     for goal in GOALS:
-        hit = logits(s6=1e4, s0=-1e4).requires_grad_()
-        (gradient,) = torch.autograd.grad(attack(goal).loss(hit, logits(s0=1), scene(0), VIEW).sum(), hit)
+        output = logits(s6=1e4, s0=-1e4).requires_grad_()
+        (gradient,) = torch.autograd.grad(attack(goal).loss(output, logits(s0=1), scene(0), VIEW).sum(), output)
         assert gradient.isfinite().all()
 
 
 def test_targeted_success_counts_what_a_patch_can_win() -> None:
     """Won, missed, of the target class anyway, wrong without a patch, and two without label: one is the target."""
     clean = torch.cat([logits(s0=5), logits(s0=5), logits(s6=5), logits(s1=5), logits(s3=5), logits(s6=5)])
-    hit = torch.cat([logits(s6=9), logits(s3=9, s6=-1), *[logits(s6=9)] * 4])
-    metrics = attack().metrics(hit, clean, scene(0, 0, STOP, 2, -1, -1), VIEW)
-    assert set(metrics) == {(name, "all") for name in ClassificationAttack.metrics_known}
+    output = torch.cat([logits(s6=9), logits(s3=9, s6=-1), *[logits(s6=9)] * 4])
+    metrics = attack().metrics(output, clean, scene(0, 0, STOP, 2, -1, -1), VIEW)
+    assert set(metrics) == {(name, "all") for name in ClassificationAttack.metric_info}
     assert value(metrics, "success") == [1, 0, None, None, 1, None]
     assert value(metrics, "success_top5") == [1, 0, None, None, 1, None]
     assert value(metrics, "accuracy") == [0, 0, 1, 0, None, None]
@@ -159,21 +159,21 @@ def test_targeted_success_counts_what_a_patch_can_win() -> None:
 def test_untargeted_success_is_any_other_class() -> None:
     """The target's own scenes can be won here: targeted and untargeted rates are different things."""
     clean = torch.cat([logits(s0=5), logits(s0=5), logits(s6=5), logits(s1=5), logits(s3=5)])
-    hit = torch.cat([logits(s1=1), logits(s0=1), logits(s0=1), logits(s5=1), logits(s6=1)])
+    output = torch.cat([logits(s1=1), logits(s0=1), logits(s0=1), logits(s5=1), logits(s6=1)])
     where = scene(0, 0, STOP, 2, -1)
-    metrics = attack("untargeted", None).metrics(hit, clean, where, VIEW)
+    metrics = attack("untargeted", None).metrics(output, clean, where, VIEW)
     assert value(metrics, "success") == [1, 0, 1, None, 1]
     assert value(metrics, "accuracy") == [0, 1, 0, 0, None]
     sure = math.e / (math.e + 7)
     left = 1 - 1 / (math.e + 7)
     assert metrics["confidence", "all"][:3].tolist() == pytest.approx([left, 1 - sure, left])
-    assert value(attack().metrics(hit, clean, where, VIEW), "success") == [0, 0, None, None, 1]
+    assert value(attack().metrics(output, clean, where, VIEW), "success") == [0, 0, None, None, 1]
 
 
 def test_the_least_likely_class_is_each_scenes_own() -> None:
     clean = torch.cat([logits(s0=5, s2=-1), logits(s3=5, s7=-1), logits(s3=5, s7=-1)])
-    hit = torch.cat([logits(s2=3), logits(s2=3), logits(s7=3)])
-    metrics = attack("least_likely", None).metrics(hit, clean, scene(0, -1, 0), VIEW)
+    output = torch.cat([logits(s2=3), logits(s2=3), logits(s7=3)])
+    metrics = attack("least_likely", None).metrics(output, clean, scene(0, -1, 0), VIEW)
     assert value(metrics, "success") == [1, 0, None]
 
 
@@ -205,15 +205,15 @@ def test_the_clean_frames_are_no_success(goal: str) -> None:
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_scenes_of_a_batch_are_measured_apart(goal: str) -> None:
-    bound, clean, hit = attack(goal), random(0), random(1)
+    bound, clean, output = attack(goal), random(0), random(1)
     labels = [int(clean[0].argmax()), 6, -1, 3]
-    together = bound.metrics(hit, clean, scene(*labels), VIEW) | {
-        ("loss", "all"): bound.loss(hit, clean, scene(*labels), VIEW)
+    together = bound.metrics(output, clean, scene(*labels), VIEW) | {
+        ("loss", "all"): bound.loss(output, clean, scene(*labels), VIEW)
     }
     for row, label in enumerate(labels):
         part = slice(row, row + 1)
-        alone = bound.metrics(hit[part], clean[part], scene(label), VIEW)
-        alone["loss", "all"] = bound.loss(hit[part], clean[part], scene(label), VIEW)
+        alone = bound.metrics(output[part], clean[part], scene(label), VIEW)
+        alone["loss", "all"] = bound.loss(output[part], clean[part], scene(label), VIEW)
         for key, values in together.items():
             torch.testing.assert_close(alone[key][0], values[row], equal_nan=True)
 
@@ -222,7 +222,7 @@ def test_metrics_carry_no_gradient_and_are_known() -> None:
     metrics = attack().metrics(random(1).requires_grad_(), random(0), scene(0, 1, 2, 3), VIEW)
     assert not any(values.requires_grad for values in metrics.values())
     assert all(values.shape == (4,) for values in metrics.values())
-    assert ClassificationAttack.headline in metrics
+    assert ClassificationAttack.primary_metric in metrics
 
 
 @pytest.mark.parametrize("name", ["stop", "STOP", " Stop ", 6, "6"])
@@ -242,8 +242,8 @@ def test_synonyms_stand_for_their_class_unless_another_is_called_so() -> None:
         """Where the gradient pushes."""
         bound = ClassificationAttack("targeted", target)
         bound.bind(victim(classes), Shelf())
-        hit = torch.zeros(1, 6, requires_grad=True)
-        return torch.autograd.grad(bound.loss(hit, hit.detach(), scene(0), VIEW).sum(), hit)[0].argmin()
+        output = torch.zeros(1, 6, requires_grad=True)
+        return torch.autograd.grad(bound.loss(output, output.detach(), scene(0), VIEW).sum(), output)[0].argmin()
 
     assert [number(name) for name in ("tinca tinca", "missile", "Projectile", "tench, tinca tinca")] == [0, 1, 2, 0]
     assert [number(name) for name in (4, "7", 0)] == [4, 5, 0]

@@ -34,9 +34,9 @@ class Scenes(Source):
         return whole if self.with_surface else dataclasses.replace(whole, surface=None)
 
 
-def bound(metric: bool, reach: tuple[float, float] = (0.0, math.inf), **options: Any) -> DepthAttack:
+def bound(is_metric: bool, depth_range: tuple[float, float] = (0.0, math.inf), **options: Any) -> DepthAttack:
     attack = DepthAttack(**options)
-    attack.bind(SimpleNamespace(metric=metric, reach=reach, name="a victim"), Scenes())
+    attack.bind(SimpleNamespace(is_metric=is_metric, depth_range=depth_range, name="a victim"), Scenes())
     return attack
 
 
@@ -79,7 +79,7 @@ def random(seed: int, count: int = 2, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def test_the_loss_of_a_metric_victim_is_in_metres() -> None:
-    clean, hit = constant(20), on_patch(constant(20), 7)
+    clean, output = constant(20), on_patch(constant(20), 7)
     for options, expected in (
         ({}, 4),
         ({"goal": "far"}, 143),
@@ -89,17 +89,17 @@ def test_the_loss_of_a_metric_victim_is_in_metres() -> None:
         ({"region": "all"}, (17 * (PIXELS - ON_PATCH) + 4 * ON_PATCH) / PIXELS),
         ({"region": "surface"}, (17 * 12 + 4 * 12) / 24),
     ):
-        loss = bound(True, **options).loss(hit, clean, scene(), view())
+        loss = bound(True, **options).loss(output, clean, scene(), view())
         assert loss.shape == (1,)
         assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("hit", "share"), [(23.0, 1.0), (13.0, 0.5), (30.0, 1.0), (3.0, 0.0)])
-def test_a_pixel_counts_by_what_is_left_of_its_way(hit: float, share: float) -> None:
-    output = on_patch(constant(23), hit).requires_grad_()
+@pytest.mark.parametrize(("output", "share"), [(23.0, 1.0), (13.0, 0.5), (30.0, 1.0), (3.0, 0.0)])
+def test_a_pixel_counts_by_what_is_left_of_its_way(output: float, share: float) -> None:
+    output = on_patch(constant(23), output).requires_grad_()
     attack = bound(True, weights="cospgd")
     loss = attack.loss(output, constant(23), scene(), view())
-    assert loss.item() == pytest.approx((hit - 3) * share)
+    assert loss.item() == pytest.approx((output - 3) * share)
     (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient.sum().item() == pytest.approx(share)
 
@@ -120,7 +120,7 @@ def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None
 
 
 @pytest.mark.parametrize(
-    ("metric", "goal", "hit", "margin", "expected"),
+    ("is_metric", "goal", "output", "margin", "expected"),
     [
         (False, "far", 100.0, 0.0, math.log(10)),  # the ramp's 5th percentile is 10, its 95th 190
         (False, "far", 8.0, 0.5, 0.5 - math.log(10 / 8)),
@@ -134,15 +134,15 @@ def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None
     ],
 )
 def test_the_ratio_of_the_regions_mean_to_the_target(
-    metric: bool, goal: str, hit: float, margin: float, expected: float
+    is_metric: bool, goal: str, output: float, margin: float, expected: float
 ) -> None:
-    attack = bound(metric, goal=goal, margin=margin, distance="log_ratio")
-    output = on_patch(ramp(), hit).requires_grad_()
+    attack = bound(is_metric, goal=goal, margin=margin, distance="log_ratio")
+    output = on_patch(ramp(), output).requires_grad_()
     loss = attack.loss(output, ramp(), scene(), view())
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient.isfinite().all()
-    slope = {"near": -1, "far": 1}[goal] * (-1 if metric else 1) / (hit * ON_PATCH) if expected else 0
+    slope = {"near": -1, "far": 1}[goal] * (-1 if is_metric else 1) / (output * ON_PATCH) if expected else 0
     torch.testing.assert_close(gradient, on_patch(torch.zeros_like(ramp()), slope))
 
 
@@ -155,7 +155,7 @@ def test_a_region_without_a_pixel_has_no_ratio() -> None:
 
 
 @pytest.mark.parametrize(
-    ("goal", "hit", "reached", "success"),
+    ("goal", "output", "reached", "success"),
     [
         ("near", 3.0, 1, 1),
         ("near", 3.29, 1, 1),
@@ -169,58 +169,60 @@ def test_a_region_without_a_pixel_has_no_ratio() -> None:
     ],
 )
 def test_a_metric_target_is_reached_within_a_tenth_of_it_or_beyond(
-    goal: str, hit: float, reached: float, success: float
+    goal: str, output: float, reached: float, success: float
 ) -> None:
     clean = constant(20)
-    metrics = bound(True, goal=goal).metrics(on_patch(clean, hit), clean, scene(), view())
+    metrics = bound(True, goal=goal).metrics(on_patch(clean, output), clean, scene(), view())
     assert metrics["reached", "patch"].item() == reached
     assert metrics["success", "patch"].item() == success
-    assert metrics["error", "patch"].item() == pytest.approx(abs(hit - 20))
+    assert metrics["error", "patch"].item() == pytest.approx(abs(output - 20))
     assert metrics["error", "outside"].item() == 0
-    assert metrics["error", "all"].item() == pytest.approx(abs(hit - 20) * ON_PATCH / PIXELS, rel=1e-4)
-    assert metrics["relative", "patch"].item() == pytest.approx(abs(hit - 20) / 20)
+    assert metrics["error", "all"].item() == pytest.approx(abs(output - 20) * ON_PATCH / PIXELS, rel=1e-4)
+    assert metrics["relative", "patch"].item() == pytest.approx(abs(output - 20) / 20)
     assert not any(name == "error_truth" for name, _ in metrics)
 
 
 @pytest.mark.parametrize(
-    ("goal", "hit", "there"),
+    ("goal", "output", "there"),
     [
         *(("near", 190.0, 1), ("near", 173.0, 1), ("near", 171.0, 0), ("near", 500.0, 1), ("near", 10.0, 0)),
         *(("far", 10.0, 1), ("far", 27.0, 1), ("far", 29.0, 0), ("far", -90.0, 1), ("far", 190.0, 0)),
     ],
 )
-def test_a_relative_target_is_reached_within_a_tenth_of_the_range_or_beyond(goal: str, hit: float, there: int) -> None:
+def test_a_relative_target_is_reached_within_a_tenth_of_the_range_or_beyond(
+    goal: str, output: float, there: int
+) -> None:
     clean = on_patch(ramp(), 100)
-    metrics = bound(False, goal=goal).metrics(on_patch(clean, hit), clean, scene(), view())
+    metrics = bound(False, goal=goal).metrics(on_patch(clean, output), clean, scene(), view())
     assert metrics["reached", "patch"].item() == there
     assert metrics["success", "patch"].item() == there
-    assert metrics["error", "patch"].item() == pytest.approx(abs(hit - 100) / 180, rel=2e-2)  # its range is near 180
+    assert metrics["error", "patch"].item() == pytest.approx(abs(output - 100) / 180, rel=2e-2)  # its range is near 180
     assert {name for name, _ in metrics} == {"gap", "success", "reached", "error"}
 
 
 @pytest.mark.parametrize(
-    ("goal", "hit", "left"), [("near", 7.0, 4.0), ("near", 1.0, 0.0), ("far", 110.0, 40.0), ("far", 900.0, 0.0)]
+    ("goal", "output", "left"), [("near", 7.0, 4.0), ("near", 1.0, 0.0), ("far", 110.0, 40.0), ("far", 900.0, 0.0)]
 )
-def test_beyond_the_target_nothing_is_left_of_the_way(goal: str, hit: float, left: float) -> None:
+def test_beyond_the_target_nothing_is_left_of_the_way(goal: str, output: float, left: float) -> None:
     clean = constant(20)
-    metrics = bound(True, goal=goal).metrics(on_patch(clean, hit), clean, scene(), view())
+    metrics = bound(True, goal=goal).metrics(on_patch(clean, output), clean, scene(), view())
     assert metrics["gap", "patch"].item() == left
 
 
 def test_success_is_of_the_mean_and_reached_of_the_pixels() -> None:
-    hit = on_patch(constant(20), 1)
-    hit[..., 1, 3:7] = 8
-    metrics = bound(True).metrics(hit, constant(20), scene(), view())
+    output = on_patch(constant(20), 1)
+    output[..., 1, 3:7] = 8
+    metrics = bound(True).metrics(output, constant(20), scene(), view())
     assert metrics["reached", "patch"].item() == pytest.approx(2 / 3)
     assert metrics["success", "patch"].item() == 0  # (4 · 8 + 8 · 1) / 12 = 3.33
-    hit[..., 1, 3:7] = 6
-    assert bound(True).metrics(hit, constant(20), scene(), view())["success", "patch"].item() == 1
+    output[..., 1, 3:7] = 6
+    assert bound(True).metrics(output, constant(20), scene(), view())["success", "patch"].item() == 1
 
 
 def test_a_scene_that_is_there_already_is_no_success() -> None:
     clean = torch.cat([constant(2.5), constant(20)])
-    hit = torch.cat([constant(2.5), constant(2.5)])
-    success = bound(True).metrics(hit, clean, scene(2), view(2))["success", "patch"]
+    output = torch.cat([constant(2.5), constant(2.5)])
+    success = bound(True).metrics(output, clean, scene(2), view(2))["success", "patch"]
     assert success.isnan().tolist() == [True, False]
     assert success[1] == 1
     assert bound(True).metrics(clean, clean, scene(2), view(2))["success", "patch"][1] == 0
@@ -230,35 +232,35 @@ def test_a_scene_that_is_there_already_is_no_success() -> None:
 
 def test_without_a_patch_in_sight_there_is_nothing_to_measure() -> None:
     unseen = dataclasses.replace(view(), coverage=torch.zeros(1, 1, 1, *SIZE))
-    hit = constant(1).requires_grad_()
-    loss = bound(True).loss(hit, constant(20), scene(), unseen)
+    output = constant(1).requires_grad_()
+    loss = bound(True).loss(output, constant(20), scene(), unseen)
     assert loss.item() == 0
-    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient.abs().max() == 0
-    metrics = bound(True).metrics(hit, constant(20), scene(), unseen)
+    metrics = bound(True).metrics(output, constant(20), scene(), unseen)
     assert all(metrics[key].isnan().all() for key in metrics if key[1] == "patch")
     assert metrics["error", "outside"] == metrics["error", "all"] == 19
 
 
-def test_the_headline_is_in_the_region_of_the_loss() -> None:
+def test_the_primary_metric_is_in_the_region_of_the_loss() -> None:
     for region, attacked in (("patch", "patch"), ("surface", "patch"), ("all", "all")):
         attack = bound(True, region=region)
-        assert attack.headline == ("gap", attacked)
+        assert attack.primary_metric == ("gap", attacked)
         metrics = attack.metrics(constant(1), constant(20), scene(depth=constant(30)), view())
         assert metrics.keys() == {("gap", attacked), ("success", attacked), ("reached", attacked)} | {
             (name, part) for name in ("error", "relative", "error_truth") for part in REGIONS
         }
         assert metrics["success", attacked].item() == 1
-        assert attack.metrics_known["success"].rate
-        assert {name for name, _ in metrics} == attack.metrics_known.keys()
+        assert attack.metric_info["success"].rate
+        assert {name for name, _ in metrics} == attack.metric_info.keys()
 
 
 def test_the_surface_is_the_region_that_is_attacked_and_the_rest_is_outside() -> None:
-    hit = on_patch(constant(20), 2)
-    metrics = bound(True, region="surface").metrics(hit, constant(20), scene(), view())
+    output = on_patch(constant(20), 2)
+    metrics = bound(True, region="surface").metrics(output, constant(20), scene(), view())
     assert metrics["error", "patch"].item() == 18 * 12 / 24
     assert metrics["error", "outside"].item() == 0
-    metrics = bound(True, region="all").metrics(hit, constant(20), scene(), view())
+    metrics = bound(True, region="all").metrics(output, constant(20), scene(), view())
     assert metrics["error", "patch"].item() == 18  # of the patch itself
 
 
@@ -285,17 +287,17 @@ def test_a_surface_is_filled_to_its_corners_whichever_way_they_turn() -> None:
 @pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0), (7, -40), (0.2, 1e3)])
 def test_units_of_a_relative_victim_do_not_matter(goal: str, scale: float, shift: float) -> None:
     """Scale and shift of clean and attacked output together change neither loss nor metrics."""
-    clean, hit = random(0, dtype=torch.float64), random(1, dtype=torch.float64)
+    clean, output = random(0, dtype=torch.float64), random(1, dtype=torch.float64)
     truth = random(2, dtype=torch.float64)
     truth[..., :7] = math.nan
     attack = bound(False, goal=goal)
-    expected = attack.metrics(hit, clean, scene(2, truth), view(2))
-    found = attack.metrics(hit * scale + shift, clean * scale + shift, scene(2, truth), view(2))
+    expected = attack.metrics(output, clean, scene(2, truth), view(2))
+    found = attack.metrics(output * scale + shift, clean * scale + shift, scene(2, truth), view(2))
     assert {name for name, _ in found} == {"gap", "success", "reached", "error", "relative", "error_truth"}
     for key, values in expected.items():
         torch.testing.assert_close(found[key], values, rtol=1e-6, atol=1e-9, equal_nan=True)
-    loss = attack.loss(hit * scale + shift, clean * scale + shift, scene(2), view(2))
-    torch.testing.assert_close(loss, attack.loss(hit, clean, scene(2), view(2)))
+    loss = attack.loss(output * scale + shift, clean * scale + shift, scene(2), view(2))
+    torch.testing.assert_close(loss, attack.loss(output, clean, scene(2), view(2)))
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.0), (0.5, 0.0), (1.0, 0.4)])
@@ -335,20 +337,20 @@ def test_the_fit_is_that_of_least_squares() -> None:
 def test_the_error_to_the_truth_is_of_known_depth_alone() -> None:
     truth = constant(10)
     truth[..., 8:] = math.nan
-    hit = on_patch(constant(20), 4)
-    metrics = bound(True).metrics(hit, constant(20), scene(depth=truth), view())
+    output = on_patch(constant(20), 4)
+    metrics = bound(True).metrics(output, constant(20), scene(depth=truth), view())
     assert metrics["error_truth", "patch"].item() == 6
     assert metrics["error_truth", "outside"].item() == 10
     assert metrics["error_truth", "all"].item() == pytest.approx((6 * ON_PATCH + 10 * (80 - ON_PATCH)) / 80)
 
 
 def test_a_flat_relative_prediction_pulls_nowhere() -> None:
-    hit = random(1, 1).requires_grad_()
-    loss = bound(False).loss(hit, constant(0), scene(), view())
-    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    output = random(1, 1).requires_grad_()
+    loss = bound(False).loss(output, constant(0), scene(), view())
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert loss.item() == 0
     assert gradient.abs().max() == 0
-    metrics = bound(False).metrics(hit, constant(0), scene(depth=random(2, 1)), view())
+    metrics = bound(False).metrics(output, constant(0), scene(depth=random(2, 1)), view())
     assert metrics["error", "all"].item() == 0
     assert metrics["success", "patch"].isnan().all()
     assert metrics["error_truth", "all"].isfinite().all()
@@ -356,39 +358,39 @@ def test_a_flat_relative_prediction_pulls_nowhere() -> None:
 
 @pytest.mark.parametrize("region", ["patch", "surface", "all"])
 @pytest.mark.parametrize("goal", ["near", "far"])
-@pytest.mark.parametrize("metric", [True, False])
-def test_the_gradient_is_the_slope(metric: bool, goal: str, region: str) -> None:
-    attack = bound(metric, goal=goal, region=region)
+@pytest.mark.parametrize("is_metric", [True, False])
+def test_the_gradient_is_the_slope(is_metric: bool, goal: str, region: str) -> None:
+    attack = bound(is_metric, goal=goal, region=region)
     clean, direction = random(0, dtype=torch.float64), random(2, dtype=torch.float64) - 6
-    hit = random(1, dtype=torch.float64).requires_grad_()
+    output = random(1, dtype=torch.float64).requires_grad_()
 
-    def value(hit: Tensor) -> Tensor:
-        return (attack.loss(hit, clean, scene(2), view(2)) * torch.tensor([1.0, 2.0])).sum()
+    def value(output: Tensor) -> Tensor:
+        return (attack.loss(output, clean, scene(2), view(2)) * torch.tensor([1.0, 2.0])).sum()
 
-    (gradient,) = torch.autograd.grad(value(hit), hit)
+    (gradient,) = torch.autograd.grad(value(output), output)
     step = 1e-7
     with torch.no_grad():
-        slope = (value(hit + step * direction) - value(hit - step * direction)) / (2 * step)
+        slope = (value(output + step * direction) - value(output - step * direction)) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize(("metric", "goal", "sign"), [(True, "near", 1), (True, "far", -1), (False, "near", -1)])
+@pytest.mark.parametrize(("is_metric", "goal", "sign"), [(True, "near", 1), (True, "far", -1), (False, "near", -1)])
 def test_a_step_down_the_loss_goes_to_the_goal(metric: bool, goal: str, sign: int) -> None:
     clean = ramp() / 10 + 10
-    hit = clean.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(bound(metric, goal=goal).loss(hit, clean, scene(), view()).sum(), hit)
+    output = clean.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(bound(metric, goal=goal).loss(output, clean, scene(), view()).sum(), output)
     assert (gradient[..., 1:4, 3:7] * sign > 0).all()
     assert gradient.count_nonzero() == ON_PATCH
 
 
 @pytest.mark.parametrize("metric", [True, False])
 def test_scenes_of_a_batch_are_measured_apart(metric: bool) -> None:
-    clean, hit, truth = random(0), random(1), random(2)
+    clean, output, truth = random(0), random(1), random(2)
     attack = bound(metric)
-    together = attack.metrics(hit, clean, scene(2, truth), view(2))
+    together = attack.metrics(output, clean, scene(2, truth), view(2))
     for i in range(2):
         part = slice(i, i + 1)
-        alone = attack.metrics(hit[part], clean[part], scene(1, truth[part]), view())
+        alone = attack.metrics(output[part], clean[part], scene(1, truth[part]), view())
         for key, values in together.items():
             torch.testing.assert_close(alone[key][0], values[i], equal_nan=True)
 
@@ -400,10 +402,10 @@ def test_metrics_carry_no_gradient() -> None:
 
 
 def test_labels_say_what_is_asked_for_and_in_which_unit() -> None:
-    labels = {name: metric.label for name, metric in bound(True).metrics_known.items()}
+    labels = {name: metric.label for name, metric in bound(True).metric_info.items()}
     assert labels["success"] == "share of scenes whose mean is 3 m or nearer (± 10 %)"
     assert labels["error"] == "mean change against the clean prediction (m)"
-    labels = {name: metric.label for name, metric in bound(False, goal="far", tolerance=0.05).metrics_known.items()}
+    labels = {name: metric.label for name, metric in bound(False, goal="far", tolerance=0.05).metric_info.items()}
     assert labels["reached"] == (
         "share of pixels that are at percentile 5 of the clean inverse depth or farther (± 5 % of the clean range)"
     )
@@ -412,7 +414,7 @@ def test_labels_say_what_is_asked_for_and_in_which_unit() -> None:
 
 def test_one_attack_can_meet_a_second_victim() -> None:
     attack = bound(True)
-    attack.bind(SimpleNamespace(metric=False, reach=(0.0, math.inf), name="another"), Scenes())
+    attack.bind(SimpleNamespace(is_metric=False, depth_range=(0.0, math.inf), name="another"), Scenes())
     assert attack.aim == 95
     assert attack.loss(ramp(), ramp(), scene(), view()).item() < 1
 
@@ -444,7 +446,7 @@ def test_targets_that_the_victim_cannot_express_are_refused(metric: bool, target
 
 
 def test_a_surface_is_needed_for_its_region() -> None:
-    victim = SimpleNamespace(metric=True, reach=(0.0, math.inf), name="a victim")
+    victim = SimpleNamespace(is_metric=True, depth_range=(0.0, math.inf), name="a victim")
     with pytest.raises(InputError, match=r"attack\.region=surface: expected scenes with a surface"):
         DepthAttack(region="surface").bind(victim, Scenes(with_surface=False))
     DepthAttack(region="patch").bind(victim, Scenes(with_surface=False))

@@ -18,7 +18,7 @@ from patchattack.attacks.detection import (
     Detections,
     average_precision,
     detections,
-    matched,
+    match,
 )
 from patchattack.attacks.objects import Objects
 from patchattack.errors import InputError
@@ -91,17 +91,17 @@ def loss_of(*scores: float) -> float:
 
 def test_hiding_sees_every_candidate_of_the_object() -> None:
     """Neither the first alone nor the best; other classes and candidates that hardly overlap do not count."""
-    hit = candidates(
+    output = candidates(
         (LEFT, (0.9, 0.9, 0.2)),
         ((10, 10, 40, 38), (0, 0, 0.8)),
         ((10, 10, 40, 20), (0, 0, 0.5)),  # IoU 1/3
         ((10, 10, 40, 18), (0, 0, 0.7)),  # IoU 0.27
         (RIGHT, (0, 0, 0.99)),
     ).requires_grad_()
-    loss = bound().loss(hit, hit, scene([(*LEFT, 0), (*RIGHT, 0)]), view())
+    loss = bound().loss(output, output, scene([(*LEFT, 0), (*RIGHT, 0)]), view())
     assert loss.shape == (1,)
     assert loss.item() == pytest.approx(loss_of(0.2, 0.8, 0.5), rel=1e-5)
-    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert (gradient[0, :3, 4 + CAR] > 0).all()
     gradient[0, :3, 4 + CAR] = 0
     assert gradient.abs().max() == 0  # and none to the boxes
@@ -120,8 +120,8 @@ def test_one_candidate_for_an_object_is_enough(score: float) -> None:
 
 def test_the_highest_candidate_sinks_fastest() -> None:
     logits = torch.tensor([3.0, 0.0, -3.0], requires_grad=True)
-    hit = torch.cat([torch.tensor(LEFT).expand(3, 4), torch.zeros(3, 2), logits.sigmoid().unsqueeze(1)], 1)
-    loss = bound().loss(hit.unsqueeze(0), hit, scene([(*LEFT, 0)]), view())
+    output = torch.cat([torch.tensor(LEFT).expand(3, 4), torch.zeros(3, 2), logits.sigmoid().unsqueeze(1)], 1)
+    loss = bound().loss(output.unsqueeze(0), output, scene([(*LEFT, 0)]), view())
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     odds = logits.detach().exp()
     torch.testing.assert_close(gradient, odds / (1 + odds.sum()))
@@ -132,10 +132,10 @@ def test_without_a_candidate_there_is_nothing_to_gain(goal: str) -> None:
     """Zero loss, zero gradient, both finite; the other scene of the batch is not touched."""
     away = candidates(((60, 50, 70, 60), (0.9, 0.9, 0.9)), ((5, 5, 5, 5), (1, 1, 1)))
     there = candidates((LEFT, (0, 0, 0.5)), ((60, 50, 70, 60), (0, 0, 0.5)))
-    hit = torch.cat([away, there]).requires_grad_()
-    loss = bound(goal=goal, target="car").loss(hit, hit, scene([(*LEFT, 0)], [(*LEFT, 0)]), view(2))
+    output = torch.cat([away, there]).requires_grad_()
+    loss = bound(goal=goal, target="car").loss(output, output, scene([(*LEFT, 0)], [(*LEFT, 0)]), view(2))
     assert loss.tolist() == pytest.approx([0, math.log(2)])
-    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient.isfinite().all()
     assert gradient[0].abs().max() == 0
     assert gradient[1, 0, 4 + CAR] == pytest.approx(-2 if goal == "appear" else 2)
@@ -144,9 +144,9 @@ def test_without_a_candidate_there_is_nothing_to_gain(goal: str) -> None:
 def test_scores_of_zero_and_one_have_finite_gradients() -> None:
     for goal in GOALS:
         for score in (0.0, 1.0):
-            hit = candidates((LEFT, (0, 0, score))).requires_grad_()
-            loss = bound(goal=goal, target="car").loss(hit, hit, scene([(*LEFT, 0)]), view())
-            (gradient,) = torch.autograd.grad(loss.sum(), hit)
+            output = candidates((LEFT, (0, 0, score))).requires_grad_()
+            loss = bound(goal=goal, target="car").loss(output, output, scene([(*LEFT, 0)]), view())
+            (gradient,) = torch.autograd.grad(loss.sum(), output)
             assert loss.isfinite().all()
             assert gradient.isfinite().all()
     certain = candidates((LEFT, (0, 0, 1.0))).requires_grad_()
@@ -158,29 +158,31 @@ def test_a_class_is_hidden_in_all_of_its_objects() -> None:
     """Objects of another class, too small ones, unknown ones and rows of NaN do not count."""
     small = (10.0, 42.0, 40.0, 62.0)
     boxes = [(*LEFT, 0), (*RIGHT, 0), (*small, 0), NAN, (*RIGHT, 1), (*RIGHT, 2)]
-    hit = candidates((LEFT, (0, 0, 0.2)), (RIGHT, (0.5, 0.9, 0.6)), (small, (0, 0, 0.7)))
+    output = candidates((LEFT, (0, 0, 0.2)), (RIGHT, (0.5, 0.9, 0.6)), (small, (0, 0, 0.7)))
     attack = bound(goal="hide_class", target="car")
-    loss = attack.loss(hit, hit, scene(boxes), view())
+    loss = attack.loss(output, output, scene(boxes), view())
     assert loss.item() == pytest.approx((loss_of(0.2) + loss_of(0.6)) / 2, rel=1e-5)
-    assert bound(target="car").loss(hit, hit, scene(boxes), view()).item() == pytest.approx(loss_of(0.2), rel=1e-5)
+    assert bound(target="car").loss(output, output, scene(boxes), view()).item() == pytest.approx(
+        loss_of(0.2), rel=1e-5
+    )
     of_light = bound(goal="hide_class", target="Traffic-Light", source=Toy([(*LEFT, 1)])).loss(
-        hit, hit, scene(boxes), view()
+        output, output, scene(boxes), view()
     )
     assert of_light.item() == pytest.approx(loss_of(0.9), rel=1e-5)
     nobody = scene([NAN, NAN])
-    assert attack.loss(hit, hit, nobody, view()).tolist() == [0]
+    assert attack.loss(output, output, nobody, view()).tolist() == [0]
 
 
 def test_making_one_appear_lifts_the_best_candidate_on_the_patch() -> None:
-    hit = candidates(
+    output = candidates(
         ((0, 0, 30, 30), (0.9, 0, 0.2)),  # centre (15, 15)
         ((15, 15, 95, 63), (0, 0, 0.8)),  # centre (55, 39)
         ((35, 35, 43, 43), (0, 0, 0.1)),
     ).requires_grad_()
     attack = bound(goal="appear", target="car")
-    loss = attack.loss(hit, hit, scene([NAN]), view())
+    loss = attack.loss(output, output, scene([NAN]), view())
     assert loss.item() == pytest.approx(-math.log(0.2))
-    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient[0, 0, 4 + CAR] == pytest.approx(-5)
     assert gradient.count_nonzero() == 1
 
@@ -189,17 +191,17 @@ def test_making_one_appear_lifts_the_best_candidate_on_the_patch() -> None:
 def test_the_gradient_is_the_slope(goal: str) -> None:
     attack = bound(goal=goal, target="car")
     where = scene([(*LEFT, 0), (*RIGHT, 0)], [(*RIGHT, 0)])
-    hit = random(0, torch.float64).requires_grad_()
+    output = random(0, torch.float64).requires_grad_()
     direction = random(1, torch.float64)
     direction[..., :4] = 0  # boxes carry no gradient
 
-    def value(hit: Tensor) -> Tensor:
-        return (attack.loss(hit, hit, where, view(2)) * torch.tensor([1.0, 2.0])).sum()
+    def value(output: Tensor) -> Tensor:
+        return (attack.loss(output, output, where, view(2)) * torch.tensor([1.0, 2.0])).sum()
 
-    (gradient,) = torch.autograd.grad(value(hit), hit)
+    (gradient,) = torch.autograd.grad(value(output), output)
     step = 1e-7
     with torch.no_grad():
-        slope = (value(hit + step * direction) - value(hit - step * direction)) / (2 * step)
+        slope = (value(output + step * direction) - value(output - step * direction)) / (2 * step)
     assert slope.abs() > 1e-3
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
@@ -226,13 +228,13 @@ def test_an_object_is_found_once_and_by_its_own_class() -> None:
         torch.tensor([0.9, 0.8, 0.7, 0.6]),
         torch.tensor([CAR, CAR, CAR, LIGHT]),
     )
-    assert matched(found, objects, classes, 0.5) == [0, None, None, 1]
-    assert matched(found, objects, classes, 0.9) == [None, 0, None, 1]
-    assert matched(found, objects[:0], classes[:0], 0.5) == [None] * 4
+    assert match(found, objects, classes, 0.5) == [0, None, None, 1]
+    assert match(found, objects, classes, 0.9) == [None, 0, None, 1]
+    assert match(found, objects[:0], classes[:0], 0.5) == [None] * 4
     # The detection between two objects takes the one that it fits better, and leaves the other.
     beside = torch.tensor([(10.0, 10, 40, 40), (14.0, 10, 44, 40)])
     between = Detections(torch.tensor([(13.0, 10, 43, 40), (14.0, 10, 44, 40)]), torch.tensor([0.9, 0.8]), classes[:1])
-    assert matched(between, beside, torch.tensor([CAR, CAR]), 0.5) == [1, 0]
+    assert match(between, beside, torch.tensor([CAR, CAR]), 0.5) == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_boxes_of_images_are_matched_in_their_image() -> None:
     where = scene([(*LEFT, 0)], [(*RIGHT, 0)])
     right = attack.metrics(torch.cat([here, there]), torch.cat([here, there]), where, view(2))
     swapped = attack.metrics(torch.cat([there, here]), torch.cat([here, there]), where, view(2))
-    for name, values in {"recall": (1, 0), "success": (0, 1), "false": (0, 1), "ap50": (1, 0)}.items():
+    for name, values in {"recall": (1, 0), "success": (0, 1), "false_positives": (0, 1), "ap50": (1, 0)}.items():
         assert right[name, "all"].tolist() == [values[0]] * 2, name
         assert swapped[name, "all"].tolist() == [values[1]] * 2, name
     assert right["score", "all"].tolist() == pytest.approx([0.9, 0.9])
@@ -286,40 +288,40 @@ def test_what_is_measured_of_one_scene() -> None:
     boxes = [(*LEFT, 0), (*RIGHT, 0), (0.0, 50.0, 10.0, 60.0, 1), NAN]
     patch = (60.0, 52.0, 70.0, 62.0)
     clean = candidates((LEFT, (0, 0, 0.9)), (RIGHT, (0, 0, 0.8)), (patch, (0, 0, 0)))
-    hit = candidates(
+    output = candidates(
         (LEFT, (0.3, 0, 0.35)), (RIGHT, (0, 0, 0.6)), ((50, 10, 90, 34), (0, 0, 0.5)), (patch, (0, 0.7, 0))
     )
-    together = bound(goal="hide_class", target="car").metrics(hit, clean, scene(boxes), view())
+    together = bound(goal="hide_class", target="car").metrics(output, clean, scene(boxes), view())
     assert {name: value.item() for (name, _), value in together.items()} == pytest.approx(
         {
             "recall": 0.5,
             "success": 0.5,
             "score": (0.35 + 0.6) / 2,
-            "false": 1,
+            "false_positives": 1,
             "ap50": 0.25,  # half of the cars, at full precision; the light is not found
         }
     )
-    alone = bound().metrics(hit, clean, scene(boxes), view())
+    alone = bound().metrics(output, clean, scene(boxes), view())
     assert [alone[name, "all"].item() for name in ("recall", "success")] == [0, 1]
     assert alone["score", "all"].item() == pytest.approx(0.35)
-    unfound = bound().metrics(hit, hit, scene(boxes), view())
+    unfound = bound().metrics(output, output, scene(boxes), view())
     assert unfound["success", "all"].isnan().all()  # it was not there to be hidden
-    strict = bound(confidence=0.3).metrics(hit, clean, scene(boxes), view())
+    strict = bound(confidence=0.3).metrics(output, clean, scene(boxes), view())
     assert strict["recall", "all"].item() == 1
 
 
 def test_a_found_neighbour_is_not_the_object() -> None:
     """One detection does not find two objects that overlap."""
     behind = (12.0, 10.0, 42.0, 40.0)
-    hit = candidates((LEFT, (0, 0, 0.9)))
-    metrics = bound().metrics(hit, hit, scene([(*behind, 0), (*LEFT, 0)]), view())
+    output = candidates((LEFT, (0, 0, 0.9)))
+    metrics = bound().metrics(output, output, scene([(*behind, 0), (*LEFT, 0)]), view())
     assert metrics["recall", "all"].item() == 0
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
     none = candidates((LEFT, (0, 0, 0.0)))
     metrics = bound().metrics(none, none, scene([NAN]), view())
-    assert {name: value.item() for (name, _), value in metrics.items() if not value.isnan()} == {"false": 0}
+    assert {name: value.item() for (name, _), value in metrics.items() if not value.isnan()} == {"false_positives": 0}
     lost = bound().metrics(none, candidates((LEFT, (0, 0, 0.5))), scene([(*LEFT, 0)]), view())
     assert [lost[name, "all"].item() for name in ("recall", "success", "ap50")] == [0, 1, 0]
 
@@ -327,31 +329,33 @@ def test_nothing_found_and_nothing_to_find() -> None:
 def test_success_of_making_one_appear() -> None:
     empty, low, high = (candidates((LEFT, (0.9, 0, score))) for score in (0, 0.3, 0.5))
     elsewhere = candidates((RIGHT, (0, 0, 0.9)))
-    hit = torch.cat([low, high, high, elsewhere])
+    output = torch.cat([low, high, high, elsewhere])
     clean = torch.cat([empty, low, high, elsewhere])
-    metrics = bound(goal="appear", target="car").metrics(hit, clean, scene(*[[NAN]] * 4), view(4))
+    metrics = bound(goal="appear", target="car").metrics(output, clean, scene(*[[NAN]] * 4), view(4))
     success = metrics["success", "all"]
     assert success[[0, 1, 3]].tolist() == [0, 1, 0]
     assert success[2].isnan()  # there was one already
-    assert metrics["lure", "all"].tolist() == pytest.approx([0.3, 0.5, 0.5, 0])
+    assert metrics["appear_score", "all"].tolist() == pytest.approx([0.3, 0.5, 0.5, 0])
 
 
 @pytest.mark.parametrize("goal", GOALS)
 def test_scenes_of_a_batch_are_measured_apart(goal: str) -> None:
     attack = bound(goal=goal, target="car")
-    hit, clean = random(0).requires_grad_(), random(1)
+    output, clean = random(0).requires_grad_(), random(1)
     where = scene([(*LEFT, 0), (*RIGHT, 0)], [(*RIGHT, 0)])
-    together = attack.metrics(hit, clean, where, view(2)) | {("loss", "all"): attack.loss(hit, clean, where, view(2))}
+    together = attack.metrics(output, clean, where, view(2)) | {
+        ("loss", "all"): attack.loss(output, clean, where, view(2))
+    }
     for i in range(2):
         part = slice(i, i + 1)
-        args = hit[part], clean[part], where.select(part), view()
+        args = output[part], clean[part], where.select(part), view()
         alone = attack.metrics(*args) | {("loss", "all"): attack.loss(*args)}
         for key, values in together.items():
             assert values.shape == (2,)
             torch.testing.assert_close(alone[key][0], values[i], equal_nan=True)
     names = {name for name, _ in together} - {"loss"}
-    assert names <= set(DetectionAttack.metrics_known)
-    assert attack.headline[0] in names
+    assert names <= set(DetectionAttack.metric_info)
+    assert attack.primary_metric[0] in names
     assert not any(value.requires_grad for (name, _), value in together.items() if name != "loss")
 
 
@@ -361,16 +365,18 @@ def test_scenes_of_a_batch_are_measured_apart(goal: str) -> None:
 @pytest.mark.parametrize("target", ["traffic light", "Traffic_Light", "traffic-light", 1])
 def test_names_agree_whatever_their_spelling(target: str | int) -> None:
     attack = bound(Toy([(*LEFT, 1)]), target=target)
-    hit = candidates((LEFT, (0, 0.6, 0.9)))
-    assert attack.loss(hit, hit, scene([(*LEFT, 1)]), view()).item() == pytest.approx(loss_of(0.6), rel=1e-5)
-    assert attack.loss(hit, hit, scene([(*LEFT, 0)]), view()).item() == 0  # a car
-    assert attack.loss(hit, hit, scene([(*LEFT, 2)]), view()).item() == 0  # a tree, which the victim does not know
+    output = candidates((LEFT, (0, 0.6, 0.9)))
+    assert attack.loss(output, output, scene([(*LEFT, 1)]), view()).item() == pytest.approx(loss_of(0.6), rel=1e-5)
+    assert attack.loss(output, output, scene([(*LEFT, 0)]), view()).item() == 0  # a car
+    assert (
+        attack.loss(output, output, scene([(*LEFT, 2)]), view()).item() == 0
+    )  # a tree, which the victim does not know
 
 
 def test_each_object_is_hidden_as_what_it_is() -> None:
     attack = bound()
-    hit = candidates((LEFT, (0, 0.6, 0.9)))
-    losses = [attack.loss(hit, hit, scene([(*LEFT, number)]), view()).item() for number in range(3)]
+    output = candidates((LEFT, (0, 0.6, 0.9)))
+    losses = [attack.loss(output, output, scene([(*LEFT, number)]), view()).item() for number in range(3)]
     assert losses == pytest.approx([loss_of(0.9), loss_of(0.6), 0], rel=1e-5)
 
 
@@ -405,8 +411,8 @@ def test_the_victims_detections_make_the_scenes(labels: list | None, boxes: str)
     assert objects.classes == VICTIM.classes
     assert objects[1].boxes[0, 0].tolist() == [*RIGHT, CAR]
     assert objects[1].frames.max() == 2
-    hit = predict_once = candidates((RIGHT, (0, 0, 0.5)))
-    assert attack.loss(hit, predict_once, objects[1], view()).item() == pytest.approx(loss_of(0.5), rel=1e-5)
+    output = predict_once = candidates((RIGHT, (0, 0, 0.5)))
+    assert attack.loss(output, predict_once, objects[1], view()).item() == pytest.approx(loss_of(0.5), rel=1e-5)
 
 
 def test_a_second_victim_takes_the_scenes_as_they_are() -> None:
@@ -417,8 +423,8 @@ def test_a_second_victim_takes_the_scenes_as_they_are() -> None:
     assert isinstance(objects, Objects)
     other = copy.copy(attack)
     other.bind(SimpleNamespace(name="other", classes=("CAR", "dog")), objects)
-    hit = torch.tensor([[[*RIGHT, 0.5, 0.9]]])
-    assert other.loss(hit, hit, objects[0], view()).item() == pytest.approx(loss_of(0.5), rel=1e-5)
+    output = torch.tensor([[[*RIGHT, 0.5, 0.9]]])
+    assert other.loss(output, output, objects[0], view()).item() == pytest.approx(loss_of(0.5), rel=1e-5)
 
 
 # Pictures.

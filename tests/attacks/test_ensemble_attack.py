@@ -40,10 +40,10 @@ def attack(combine: str = "mean") -> EnsembleAttack:
     return made
 
 
-def single(name: str, hit: Tensor, clean: Tensor) -> Tensor:
+def single(name: str, output: Tensor, clean: Tensor) -> Tensor:
     alone = ClassificationAttack("targeted", "dog")
     alone.bind(VICTIMS[name], Labelled())
-    return alone.loss(hit, clean, SCENE, VIEW)
+    return alone.loss(output, clean, SCENE, VIEW)
 
 
 @pytest.mark.parametrize("combine", ["mean", "worst", "random"])
@@ -63,7 +63,7 @@ def test_metrics_are_means_and_each_members_success() -> None:
     assert metrics["success/a", "all"].tolist() == [0, 1]
     assert metrics["success/b", "all"].tolist() == [1, 0]
     assert metrics["success", "all"].tolist() == [0.5, 0.5]
-    known = attack().metrics_known
+    known = attack().metric_info
     assert {name for name, _ in metrics} <= known.keys()
     assert known["success/b"].label.endswith(", b")
     assert known["success/b"].rate
@@ -74,8 +74,8 @@ def test_pictures_stand_below_one_another() -> None:
     pictures = attack().pictures([tuple(o[:1] for o in output) for output in outputs], [torch.zeros(1, 3, 80, 80)] * 2)
     assert [picture.shape for picture in pictures] == [(3, 320, 160)] * 2
     assert "a, b" in attack().legend()[1]
-    hit = (A[:1], B[:1])
-    changes = attack().changes([hit, hit, hit], hit, [torch.zeros(1, 3, 80, 80)] * 3)
+    output = (A[:1], B[:1])
+    changes = attack().changes([output, output, output], output, [torch.zeros(1, 3, 80, 80)] * 3)
     assert [change.shape for change in changes] == [(3, 320, 160)] * 3
     assert attack().changes_legend() == attack().first.changes_legend()
     assert attack().size == attack().first.size

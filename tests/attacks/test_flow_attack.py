@@ -49,7 +49,7 @@ def test_regions_part_the_frame() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hit", "similarity", "turned", "error"),
+    ("output", "similarity", "turned", "error"),
     [
         ((3.0, 4.0), 1.0, 0.0, 0.0),
         ((-3.0, -4.0), -1.0, 1.0, 10.0),
@@ -61,11 +61,11 @@ def test_regions_part_the_frame() -> None:
     ids=["same", "reversed", "longer", "right angle", "zero", "mirrored"],
 )
 def test_what_is_measured_on_plain_flows(
-    hit: tuple[float, float], similarity: float, turned: float, error: float
+    output: tuple[float, float], similarity: float, turned: float, error: float
 ) -> None:
-    clean, seen = constant(3, 4), constant(*hit)
+    clean, seen = constant(3, 4), constant(*output)
     metrics = FlowAttack().metrics(seen, clean, scene(flow=constant(3, 3)), view())
-    true_error = math.hypot(hit[0] - 3, hit[1] - 3)
+    true_error = math.hypot(output[0] - 3, output[1] - 3)
     for region in REGIONS:
         assert metrics["cosine", region].item() == pytest.approx(similarity, abs=1e-6)
         assert metrics["turned", region].item() == turned
@@ -74,7 +74,7 @@ def test_what_is_measured_on_plain_flows(
     distances = {
         "cosine": similarity,
         "epe": -error,
-        "l1": -(abs(hit[0] - 3) + abs(hit[1] - 4)),
+        "l1": -(abs(output[0] - 3) + abs(output[1] - 4)),
     }
     for distance, expected in distances.items():
         loss = FlowAttack(distance=distance).loss(seen, clean, scene(), view())
@@ -99,7 +99,7 @@ def test_a_target_draws_the_flow_to_itself(target: str | list[float], distance: 
     attack = FlowAttack(target=target, distance=distance)
     loss = attack.loss(constant(3, 4), constant(1, 0), scene(), view())
     assert loss.item() == pytest.approx(expected, abs=1e-4)
-    assert attack.headline == ("epe_clean", "outside")
+    assert attack.primary_metric == ("epe_clean", "outside")
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -107,53 +107,53 @@ def test_a_target_draws_the_flow_to_itself(target: str | list[float], distance: 
 def test_only_the_region_counts(region: str, distance: str) -> None:
     """The patch's own area is no victory over the rest of the frame."""
     clean = constant(2, 0)
-    hit = clean.clone()
-    hit[..., 2:5, 3:7] *= -1  # reversed on the patch alone
-    loss = FlowAttack(distance=distance, region=region).loss(hit, clean, scene(), view())
+    output = clean.clone()
+    output[..., 2:5, 3:7] *= -1  # reversed on the patch alone
+    loss = FlowAttack(distance=distance, region=region).loss(output, clean, scene(), view())
     share = {"all": ON_PATCH / PIXELS, "outside": 0.0, "patch": 1.0}[region]
     expected = 1 - 2 * share if distance == "cosine" else -4 * share
     assert loss.item() == pytest.approx(expected, abs=2e-4)
-    metrics = FlowAttack().metrics(hit, clean, scene(flow=clean), view())
+    metrics = FlowAttack().metrics(output, clean, scene(flow=clean), view())
     assert metrics["cosine", region].item() == pytest.approx(1 - 2 * share)
     assert metrics["turned", region].item() == pytest.approx(share)
     assert metrics["epe_clean", region].item() == pytest.approx(4 * share)
     assert metrics["epe_truth", region].item() == pytest.approx(4 * share)
 
 
-def test_the_headline_is_in_the_region_of_the_loss() -> None:
-    assert FlowAttack().headline == ("cosine", "outside")
-    assert FlowAttack(region="outside").headline == ("cosine", "outside")
-    assert FlowAttack(region="patch").headline == ("cosine", "patch")
-    assert FlowAttack(target="zero", distance="epe", region="patch").headline == ("epe_clean", "patch")
-    assert set(FlowAttack.metrics_known) >= {FlowAttack().headline[0], "epe_clean"}
+def test_the_primary_metric_is_in_the_region_of_the_loss() -> None:
+    assert FlowAttack().primary_metric == ("cosine", "outside")
+    assert FlowAttack(region="outside").primary_metric == ("cosine", "outside")
+    assert FlowAttack(region="patch").primary_metric == ("cosine", "patch")
+    assert FlowAttack(target="zero", distance="epe", region="patch").primary_metric == ("epe_clean", "patch")
+    assert set(FlowAttack.metric_info) >= {FlowAttack().primary_metric[0], "epe_clean"}
 
 
 def test_still_pixels_have_no_direction_and_do_not_count() -> None:
     clean = constant(2, 0)
     clean[..., :6] = torch.tensor([0.1, 0.1]).view(2, 1, 1)  # shorter than a quarter of a pixel
-    hit = constant(2, 0)
-    hit[..., :6] = -5
-    assert FlowAttack(region="all").loss(hit, clean, scene(), view()).item() == pytest.approx(1)
-    metrics = FlowAttack().metrics(hit, clean, scene(), view())
+    output = constant(2, 0)
+    output[..., :6] = -5
+    assert FlowAttack(region="all").loss(output, clean, scene(), view()).item() == pytest.approx(1)
+    metrics = FlowAttack().metrics(output, clean, scene(), view())
     assert metrics["cosine", "all"].item() == pytest.approx(1)
     assert metrics["turned", "all"].item() == 0
     assert metrics["epe_clean", "all"].item() == pytest.approx(math.hypot(5.1, 5.1) / 2, abs=1e-5)
-    everything = FlowAttack(region="all", still=0.01).loss(hit, clean, scene(), view())
+    everything = FlowAttack(region="all", still=0.01).loss(output, clean, scene(), view())
     assert everything.item() == pytest.approx(0, abs=1e-6)
-    epe = FlowAttack(region="all", distance="epe").loss(hit, clean, scene(), view())
+    epe = FlowAttack(region="all", distance="epe").loss(output, clean, scene(), view())
     assert epe.item() == pytest.approx(-math.hypot(5.1, 5.1) / 2, abs=1e-3)
 
 
 def test_a_scene_in_which_nothing_moves_is_no_scene_for_the_cosine() -> None:
     """Its loss is 0 with no gradient, and its metric unknown; the other scene of the batch is not touched."""
     clean = torch.cat([constant(0.1, 0), constant(2, 0)])
-    hit = torch.cat([constant(1, 1), constant(-2, 0)]).requires_grad_()
-    loss = FlowAttack().loss(hit, clean, scene(2), view(2))
+    output = torch.cat([constant(1, 1), constant(-2, 0)]).requires_grad_()
+    loss = FlowAttack().loss(output, clean, scene(2), view(2))
     assert loss.tolist() == pytest.approx([0, -1])
-    (gradient,) = torch.autograd.grad(loss.sum(), hit)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient.isfinite().all()
     assert gradient[0].abs().max() == 0
-    metrics = FlowAttack().metrics(hit, clean, scene(2), view(2))
+    metrics = FlowAttack().metrics(output, clean, scene(2), view(2))
     for name in ("cosine", "turned"):
         assert metrics[name, "all"].isnan().tolist() == [True, False]
     assert metrics["epe_clean", "all"].isfinite().all()
@@ -170,25 +170,29 @@ def test_without_a_patch_in_sight_its_region_is_unknown() -> None:
 
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_a_zero_flow_has_a_finite_gradient(distance: str) -> None:
-    hit = constant(0, 0).requires_grad_()
+    output = constant(0, 0).requires_grad_()
     for clean in (constant(0, 0), constant(2, 1)):
-        (gradient,) = torch.autograd.grad(FlowAttack(distance=distance).loss(hit, clean, scene(), view()).sum(), hit)
+        (gradient,) = torch.autograd.grad(
+            FlowAttack(distance=distance).loss(output, clean, scene(), view()).sum(), output
+        )
         assert gradient.isfinite().all()
-    assert cosine(hit, constant(2, 1)).abs().max() == 0
+    assert cosine(output, constant(2, 1)).abs().max() == 0
 
 
 def test_a_zero_flow_can_be_driven_away_from_the_clean_one() -> None:
-    hit = constant(0, 0).requires_grad_()
-    (gradient,) = torch.autograd.grad(FlowAttack(region="all").loss(hit, constant(2, 0), scene(), view()).sum(), hit)
+    output = constant(0, 0).requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        FlowAttack(region="all").loss(output, constant(2, 0), scene(), view()).sum(), output
+    )
     assert (gradient[:, 0] > 0).all()  # a step down the loss goes to the left
 
 
 def test_the_cosine_has_no_length() -> None:
-    clean, hit = random(0), random(1)
+    clean, output = random(0), random(1)
     attack = FlowAttack(region="all")
-    expected = attack.loss(hit, clean, scene(2), view(2))
-    torch.testing.assert_close(attack.loss(hit * 1e3, clean, scene(2), view(2)), expected)
-    similarity = torch.nn.functional.cosine_similarity(hit, clean, dim=1)
+    expected = attack.loss(output, clean, scene(2), view(2))
+    torch.testing.assert_close(attack.loss(output * 1e3, clean, scene(2), view(2)), expected)
+    similarity = torch.nn.functional.cosine_similarity(output, clean, dim=1)
     moves = clean.norm(dim=1) > 0.25
     by_hand = torch.stack([similarity[i][moves[i]].mean() for i in range(2)])
     torch.testing.assert_close(expected, by_hand)
@@ -200,15 +204,15 @@ def test_the_cosine_has_no_length() -> None:
 def test_the_gradient_is_the_slope(target: list[float] | None, distance: str, region: str) -> None:
     attack = FlowAttack(target, distance, region)
     clean, direction = random(0, torch.float64), random(2, torch.float64)
-    hit = random(1, torch.float64).requires_grad_()
+    output = random(1, torch.float64).requires_grad_()
 
-    def value(hit: Tensor) -> Tensor:
-        return (attack.loss(hit, clean, scene(2), view(2)) * torch.tensor([1.0, 2.0])).sum()
+    def value(output: Tensor) -> Tensor:
+        return (attack.loss(output, clean, scene(2), view(2)) * torch.tensor([1.0, 2.0])).sum()
 
-    (gradient,) = torch.autograd.grad(value(hit), hit)
+    (gradient,) = torch.autograd.grad(value(output), output)
     step = 1e-6
     with torch.no_grad():
-        slope = (value(hit + step * direction) - value(hit - step * direction)) / (2 * step)
+        slope = (value(output + step * direction) - value(output - step * direction)) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-9)
 
 
@@ -216,27 +220,27 @@ def test_the_gradient_is_the_slope(target: list[float] | None, distance: str, re
 def test_a_pixel_that_has_turned_counts_no_more(target: list[float] | None) -> None:
     """Left of the patch the flow is as it was, right of it half turned, above and below reversed."""
     clean = constant(2, 0)
-    hit = -clean
-    hit[..., :3] = clean[..., :3]
-    hit[:, :, :, 7:] = constant(0, 2)[..., 7:]
-    hit.requires_grad_()
+    output = -clean
+    output[..., :3] = clean[..., :3]
+    output[:, :, :, 7:] = constant(0, 2)[..., 7:]
+    output.requires_grad_()
     attack = FlowAttack(target, weights="cospgd", region="all")
-    loss = attack.loss(hit, clean, scene(), view())
+    loss = attack.loss(output, clean, scene(), view())
     parts = (3 * SIZE[0] / PIXELS, (SIZE[1] - 7) * SIZE[0] / PIXELS)
     assert loss.item() == pytest.approx(parts[0], abs=1e-6)
-    (gradient,) = torch.autograd.grad(loss.sum(), hit)
-    even = torch.autograd.grad(FlowAttack(target, region="all").loss(hit, clean, scene(), view()).sum(), hit)[0]
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
+    even = torch.autograd.grad(FlowAttack(target, region="all").loss(output, clean, scene(), view()).sum(), output)[0]
     torch.testing.assert_close(gradient[..., 7:], even[..., 7:] / 2)
     assert gradient[..., 3:7].abs().max() == 0
 
 
 def test_scenes_of_a_batch_are_measured_apart() -> None:
-    clean, hit = random(0), random(1)
+    clean, output = random(0), random(1)
     attack = FlowAttack()
-    together = attack.metrics(hit, clean, scene(2, random(2)), view(2))
+    together = attack.metrics(output, clean, scene(2, random(2)), view(2))
     for i in range(2):
         part = slice(i, i + 1)
-        alone = attack.metrics(hit[part], clean[part], scene(1, random(2)[part]), view())
+        alone = attack.metrics(output[part], clean[part], scene(1, random(2)[part]), view())
         for key, values in together.items():
             torch.testing.assert_close(alone[key][0], values[i])
 
@@ -245,22 +249,22 @@ def test_unknown_truth_does_not_count() -> None:
     truth = constant(1, 0)
     truth[:, :, :4] = math.nan
     truth[:, 0, 4] = math.nan  # half a vector is unknown too
-    hit = constant(1, 0)
-    hit[:, 0, :5] = 100
-    hit[:, 0, 5:] = 3
-    metrics = FlowAttack().metrics(hit, constant(1, 0), scene(flow=truth), view())
+    output = constant(1, 0)
+    output[:, 0, :5] = 100
+    output[:, 0, 5:] = 3
+    metrics = FlowAttack().metrics(output, constant(1, 0), scene(flow=truth), view())
     assert metrics["epe_truth", "all"].item() == pytest.approx(2)
     assert metrics["epe_truth", "patch"].isnan().all()  # its rows 2 to 4 are unknown
-    unknown = FlowAttack().metrics(hit, constant(1, 0), scene(flow=torch.full_like(truth, math.nan)), view())
+    unknown = FlowAttack().metrics(output, constant(1, 0), scene(flow=torch.full_like(truth, math.nan)), view())
     assert unknown["epe_truth", "all"].isnan().all()
-    assert not any(name == "epe_truth" for name, _ in FlowAttack().metrics(hit, hit, scene(), view()))
+    assert not any(name == "epe_truth" for name, _ in FlowAttack().metrics(output, output, scene(), view()))
 
 
 def test_metrics_carry_no_gradient() -> None:
-    hit = random(1).requires_grad_()
-    metrics = FlowAttack().metrics(hit, random(0), scene(2), view(2))
+    output = random(1).requires_grad_()
+    metrics = FlowAttack().metrics(output, random(0), scene(2), view(2))
     assert not any(value.requires_grad for value in metrics.values())
-    assert {name for name, _ in metrics} <= set(FlowAttack.metrics_known)
+    assert {name for name, _ in metrics} <= set(FlowAttack.metric_info)
     assert all(value.shape == (2,) for value in metrics.values())
 
 

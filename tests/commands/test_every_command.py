@@ -9,12 +9,30 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from patchattack import commands
 
 NAMES = [module.name for module in pkgutil.iter_modules(commands.__path__)]
 WITHOUT_ATTACK = ("calibrate", "check_victim", "compare", "one_pixel", "print")
 WORK = {"calibrate": "write_chart"}
+
+
+COMPOSED: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command's config is composed for the first of its endings, and stays for the others."""
+    load = ConfigLoaderImpl.load_configuration
+
+    def loaded(loader: ConfigLoaderImpl, **given: Any) -> Any:
+        key = repr(given)
+        if key not in COMPOSED:
+            COMPOSED[key] = load(loader, **given)
+        return COMPOSED[key]
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", loaded)
 
 
 def arguments(name: str) -> list[str]:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from patchattack import geometry, seeding
 from patchattack.data.signs import bank
-from patchattack.data.world import LAYOUT, Planes, World, _cast
+from patchattack.data.world import LAYOUT, World, _cast
+from patchattack.data.world_layout import Planes
 from patchattack.errors import InputError
 from patchattack.scene import Scene
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchattack.data.boxes import fitted
+from patchattack.data.boxes import letterbox
 from patchattack.data.yolo import Yolo
 from patchattack.errors import InputError
 from patchattack.scene import Scene
@@ -100,7 +100,7 @@ def test_what_the_image_does_not_fill_is_grey(folder: Path) -> None:
 def test_a_box_around_the_image_stays_around_it(shape: tuple[int, int], size: tuple[int, int]) -> None:
     """Rounding the sides to pixels changes the proportions a little: the boxes follow each side's own scale."""
     whole = torch.tensor([[0, 0, 1, 1, 0]], dtype=torch.float64)
-    frame, moved = fitted(torch.full((3, *shape), 255, dtype=torch.uint8), whole, size)
+    frame, moved = letterbox(torch.full((3, *shape), 255, dtype=torch.uint8), whole, size)
     rows, columns = (frame[0] == 255).nonzero().unbind(1)
     assert moved[0, :4].tolist() == [
         columns.min() - 0.5,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patchattack import seeding
-from patchattack.defenses.patch_cleanser import PatchCleanser, mask_set, masked
+from patchattack.defenses.patch_cleanser import PatchCleanser, mask_out, mask_set
 from patchattack.errors import InputError
 
 SIZE = (8, 10)
@@ -45,7 +45,7 @@ def test_a_certified_class_survives_every_patch_everywhere() -> None:
     defense = PatchCleanser(side=0.25, masks=3)
     frames = (torch.rand(40, 1, 3, *SIZE, generator=torch.Generator().manual_seed(0)) - 0.5) * 0.4
     frames += torch.linspace(0.3, 0.7, 40).view(-1, 1, 1, 1, 1)
-    labels = defense.certified(frames, bright)
+    labels = defense.certify(frames, bright)
     assert 0 < (labels >= 0).sum() < len(labels)  # otherwise this tests nothing
     for top, left, colour in itertools.product(range(SIZE[0] - 1), range(SIZE[1] - 1), (0.0, 1.0)):
         attacked = frames.clone()
@@ -61,7 +61,7 @@ def test_a_patch_that_wins_without_the_defence_loses_behind_it() -> None:
     attacked[:, :, 1, 3:5, 3:5] = 1.0
     assert largest(attacked).argmax() == 1
     defense = PatchCleanser(side=0.25, masks=3)
-    assert defense.certified(frames, largest).tolist() == [0]
+    assert defense.certify(frames, largest).tolist() == [0]
     assert defense(attacked, largest).argmax(dim=1).tolist() == [0]
 
 
@@ -107,9 +107,9 @@ def test_algorithm_1_case_3_otherwise_the_majority() -> None:
 
 def test_one_pair_of_masks_that_changes_the_class_is_no_certificate() -> None:
     defense, frame, victim = script({frozenset([0, 3]): 1}, otherwise=0)
-    assert defense.certified(frame, victim).tolist() == [-1]
+    assert defense.certify(frame, victim).tolist() == [-1]
     defense, frame, victim = script({}, otherwise=0)
-    assert defense.certified(frame, victim).tolist() == [0]
+    assert defense.certify(frame, victim).tolist() == [0]
 
 
 def test_logits_are_the_mean_over_the_masks_that_vote_for_the_answer_with_a_gradient() -> None:
@@ -137,7 +137,7 @@ def test_with_a_generator_each_scene_is_asked_once_with_a_mask_of_its_own() -> N
     assert len(asked) == 3
     assert torch.equal(asked[0], asked[1])
     assert not torch.equal(asked[0], asked[2])
-    allowed = [masked(torch.zeros(1, 3, *SIZE), mask[0]) for mask in mask_set(SIZE, 2, 3)]
+    allowed = [mask_out(torch.zeros(1, 3, *SIZE), mask[0]) for mask in mask_set(SIZE, 2, 3)]
     for frame in asked[0]:
         assert any(torch.equal(frame, one) for one in allowed)
     assert len({frame.sum().item() for frame in asked[0]} | {len(asked[0].flatten(1).unique(dim=0))}) > 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from patchattack.defenses.bit_depth import BitDepth
 from patchattack.defenses.defense import Preprocessing, straight_through
 from patchattack.defenses.gradient_smoothing import GradientSmoothing, steepness
-from patchattack.defenses.inpainting import EdgeInpainting, EntropyMasking, inpainted
+from patchattack.defenses.inpainting import EdgeInpainting, EntropyMasking, inpaint
 from patchattack.defenses.jpeg import Jpeg
 from patchattack.defenses.smoothing import Gaussian, Median
 from patchattack.errors import InputError
@@ -37,7 +37,7 @@ def with_noise(images: Tensor, place: slice = slice(12, 26)) -> Tensor:
 
 def gradient(defense: Preprocessing, images: Tensor, weights: Tensor) -> Tensor:
     leaf = images.clone().requires_grad_()
-    (defense.cleaned(leaf) * weights).sum().backward()
+    (defense.clean(leaf) * weights).sum().backward()
     assert leaf.grad is not None
     return leaf.grad
 
@@ -49,13 +49,13 @@ def weights_for(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("make", ALL)
 def test_each_image_depends_on_itself_alone_and_stays_in_range(make: Callable[[], Preprocessing]) -> None:
     images = torch.cat([ramp(), with_noise(ramp()), torch.rand(1, 3, 40, 40)])
-    cleaned = make().cleaned(images)
+    cleaned = make().clean(images)
     assert cleaned.shape == images.shape
     assert cleaned.dtype == images.dtype
     assert cleaned.min() >= -1e-5
     assert cleaned.max() <= 1 + 1e-5
     for one, expected in zip(images.split(1), cleaned.split(1), strict=True):
-        torch.testing.assert_close(make().cleaned(one), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(make().clean(one), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -73,7 +73,7 @@ def test_gradients_reach_every_loud_pixel_and_are_finite(
 
 @pytest.mark.parametrize("make", [EdgeInpainting, EntropyMasking, Gaussian, Jpeg, Median])
 def test_a_smooth_picture_passes(make: Callable[[], Preprocessing]) -> None:
-    cleaned = make().cleaned(ramp())
+    cleaned = make().clean(ramp())
     assert (cleaned - ramp()).abs().max() < 0.03
 
 
@@ -88,10 +88,10 @@ def test_straight_through_is_the_value_with_another_gradient() -> None:
 
 def test_bit_depth_has_the_nearest_of_its_levels() -> None:
     images = torch.tensor([0.0, 0.1, 0.2, 0.5001, 0.9, 1.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
-    assert BitDepth(1).cleaned(images)[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
+    assert BitDepth(1).clean(images)[0, 0, 0].tolist() == [0, 0, 0, 1, 1, 1]
     expected = torch.tensor([0, 0, 1, 2, 3, 3]) / 3
-    torch.testing.assert_close(BitDepth(2).cleaned(images)[0, 2, 0], expected)
-    assert len(BitDepth(3).cleaned(torch.rand(1, 3, 32, 32)).unique()) == 8
+    torch.testing.assert_close(BitDepth(2).clean(images)[0, 2, 0], expected)
+    assert len(BitDepth(3).clean(torch.rand(1, 3, 32, 32)).unique()) == 8
 
 
 def test_the_gradient_of_bit_depth_is_the_identitys() -> None:
@@ -102,13 +102,13 @@ def test_the_gradient_of_bit_depth_is_the_identitys() -> None:
 def test_the_median_of_a_window() -> None:
     image = torch.zeros(1, 3, 5, 5)
     image[..., 2, 2] = 1  # one loud pixel
-    assert Median(3).cleaned(image).max() == 0
+    assert Median(3).clean(image).max() == 0
     image[..., 2, :] = torch.tensor([0.1, 0.2, 0.9, 0.3, 0.4])
     image[..., 1, :] = 1.0
     # Around the middle: 1, 1, 1, 0.2, 0.9, 0.3, 0, 0, 0.
-    assert Median(3).cleaned(image)[0, 0, 2, 2] == pytest.approx(0.3)
+    assert Median(3).clean(image)[0, 0, 2, 2] == pytest.approx(0.3)
     # In the corner the edge repeats: 0, 0, 1 above and in the row, then 1 below.
-    assert Median(3).cleaned(image)[0, 0, 0, 0] == 0
+    assert Median(3).clean(image)[0, 0, 0, 0] == 0
 
 
 def test_the_gradient_of_the_median_goes_to_the_median() -> None:
@@ -121,44 +121,44 @@ def test_the_gradient_of_the_median_goes_to_the_median() -> None:
 
 def test_a_gaussian_keeps_the_mean_and_halves_a_checkerboard() -> None:
     board = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2).float().expand(1, 3, 32, 32)
-    blurred = Gaussian(0.8).cleaned(board)
+    blurred = Gaussian(0.8).clean(board)
     assert blurred.mean() == pytest.approx(0.5, abs=1e-3)
     assert blurred[..., 8:-8, 8:-8].std() < 0.05
 
 
 def test_jpeg_is_that_of_a_file_and_changes_little_the_second_time() -> None:
     images = with_noise(ramp())
-    once = Jpeg(50).cleaned(images)
+    once = Jpeg(50).clean(images)
     assert torch.equal((once * 255).round() / 255, once)
     assert (once - images).abs().mean() > 0.01
-    assert (Jpeg(50).cleaned(once) - once).abs().mean() < 0.3 * (once - images).abs().mean()
-    assert (Jpeg(95).cleaned(images) - images).abs().mean() < (once - images).abs().mean()
+    assert (Jpeg(50).clean(once) - once).abs().mean() < 0.3 * (once - images).abs().mean()
+    assert (Jpeg(95).clean(images) - images).abs().mean() < (once - images).abs().mean()
 
 
 def test_jpeg_has_the_value_of_the_file_with_and_without_gradient() -> None:
     images = with_noise(ramp())
-    torch.testing.assert_close(Jpeg().cleaned(images.clone().requires_grad_()).detach(), Jpeg().cleaned(images))
+    torch.testing.assert_close(Jpeg().clean(images.clone().requires_grad_()).detach(), Jpeg().clean(images))
 
 
 def test_jpeg_keeps_red_red() -> None:
     red = torch.zeros(1, 3, 16, 16)
     red[:, 0] = 1
-    assert (Jpeg(90).cleaned(red) - red).abs().max() < 0.05
+    assert (Jpeg(90).clean(red) - red).abs().max() < 0.05
 
 
 def test_a_step_along_the_gradient_of_jpeg_raises_the_result() -> None:
     images = with_noise(ramp()) * 0.8 + 0.1
     weights = weights_for(images)
     along = gradient(Jpeg(75), images, weights)
-    after = Jpeg(75).cleaned((images + 0.05 * along.sign()).clamp(0, 1))
-    assert (after * weights).sum() > (Jpeg(75).cleaned(images) * weights).sum()
+    after = Jpeg(75).clean((images + 0.05 * along.sign()).clamp(0, 1))
+    assert (after * weights).sum() > (Jpeg(75).clean(images) * weights).sum()
 
 
 def test_gradient_smoothing_darkens_a_checkerboard_and_leaves_a_ramp() -> None:
     images = ramp()
     board = (torch.arange(40)[:, None] + torch.arange(40)).remainder(2).float()
     images[..., 10:30, 10:30] = board[10:30, 10:30]
-    cleaned = GradientSmoothing(side=9).cleaned(images)
+    cleaned = GradientSmoothing(side=9).clean(images)
     assert cleaned[..., 12:28, 12:28].max() < 0.01
     torch.testing.assert_close(cleaned[..., :4, :], images[..., :4, :])
     torch.testing.assert_close(cleaned[..., -4:, :], images[..., -4:, :])
@@ -187,7 +187,7 @@ def test_a_noisy_square_in_a_smooth_picture_is_painted_over(defense: Preprocessi
         images[..., 12:26, 12:26] = loud
     else:
         expected, images = ramp(), with_noise(ramp())
-    cleaned = defense.cleaned(images)
+    cleaned = defense.clean(images)
     assert (images - expected)[..., 12:26, 12:26].abs().mean() > 0.25
     assert (cleaned - expected)[..., 12:26, 12:26].abs().mean() < 0.1
     assert torch.equal(cleaned[..., :2, :2], images[..., :2, :2])
@@ -198,17 +198,17 @@ def test_painting_follows_the_rim_and_leaves_what_is_not_hidden() -> None:
     hidden = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
     hidden[..., 15:23, 15:23] = True
     spoilt = torch.where(hidden, 5.0, images)
-    painted = inpainted(spoilt, hidden)
+    painted = inpaint(spoilt, hidden)
     assert torch.equal(painted[~hidden.expand_as(images)], images[~hidden.expand_as(images)])
     assert (painted - images).abs().max() < 0.12
-    assert torch.equal(inpainted(images, torch.ones_like(hidden)), torch.full_like(images, 0.5))
+    assert torch.equal(inpaint(images, torch.ones_like(hidden)), torch.full_like(images, 0.5))
 
 
 def test_a_step_along_the_gradient_lowers_the_suspicion_of_a_painted_window() -> None:
     """What is painted over can come back: the gradient of the blend falls with the suspicion."""
     defense = EdgeInpainting()
     images = with_noise(torch.full((1, 3, 40, 40), 0.5))
-    noise = images - defense.cleaned(images)
+    noise = images - defense.clean(images)
     found = gradient(defense, images, noise)  # let the noise come through
     before = defense.suspicion(images)[..., 19, 19]
     after = defense.suspicion(images + 0.1 * found / found.abs().max())[..., 19, 19]

@@ -126,7 +126,7 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch() -> None:
 def test_the_inverse_prints_what_shall_be_seen() -> None:
     found = calibration(printer(grid(9)))
     colours = torch.cat([random(200, 3), torch.eye(3), torch.zeros(1, 3), torch.ones(1, 3)])
-    torch.testing.assert_close(found.inverse(found.seen(colours)), colours, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found.inverse(found.predict(colours)), colours, rtol=0, atol=2e-3)
 
 
 def test_what_no_print_shows_becomes_the_nearest_that_one_does() -> None:
@@ -135,8 +135,8 @@ def test_what_no_print_shows_becomes_the_nearest_that_one_does() -> None:
     told = found.inverse(wanted)
     assert told.min() >= 0
     assert told.max() <= 1
-    nearest = torch.cdist(wanted, found.seen(grid(41).flatten(0, 2))).min(dim=1).values
-    assert ((found.seen(told) - wanted).norm(dim=1) <= nearest + 2e-3).all()
+    nearest = torch.cdist(wanted, found.predict(grid(41).flatten(0, 2))).min(dim=1).values
+    assert ((found.predict(told) - wanted).norm(dim=1) <= nearest + 2e-3).all()
 
 
 def test_a_file_is_data_and_says_all(tmp_path: Path) -> None:
@@ -151,12 +151,12 @@ def test_a_file_is_data_and_says_all(tmp_path: Path) -> None:
 
 def test_the_shipped_print_model_knows_paper_and_ink() -> None:
     default = Calibrated().calibration
-    black, grey, white = default.seen(torch.tensor([[0.0] * 3, [0.5] * 3, [1.0] * 3]))
+    black, grey, white = default.predict(torch.tensor([[0.0] * 3, [0.5] * 3, [1.0] * 3]))
     torch.testing.assert_close(white, torch.ones(3), rtol=0, atol=2e-3)
     assert 0.1 < black.min() <= black.max() < 0.25
     assert grey.max() - grey.min() < 0.02
     assert (default.blur, default.noise) == (None, None)
-    green = default.seen(torch.tensor([[0.0, 1.0, 0.0]]))[0]  # far outside what inks reach
+    green = default.predict(torch.tensor([[0.0, 1.0, 0.0]]))[0]  # far outside what inks reach
     assert green[1] < 0.8
     assert green[0] > 0.2
 

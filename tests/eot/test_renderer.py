@@ -327,7 +327,7 @@ def test_views_leave_the_patch_and_the_scene_as_they_are() -> None:
     before, frames = patch().detach().clone(), scene.frames.clone()
 
     def gradient(seed: int) -> Tensor:
-        return torch.autograd.grad(render(renderer, patch(), scene, seed).frames.square().sum(), patch.free)[0]
+        return torch.autograd.grad(render(renderer, patch(), scene, seed).frames.square().sum(), patch.parameter)[0]
 
     first = gradient(0)
     gradient(1)

@@ -12,7 +12,7 @@ from patchattack import seeding
 from patchattack.eot import appearance, camera
 from patchattack.eot.appearance import Brightness, Contrast, Hue, Illumination, PrintNoise, Shadow, WhiteBalance
 from patchattack.eot.camera import Defocus, Gamma, Jpeg, MotionBlur, SensorNoise
-from patchattack.eot.transform import Transform, checked_range, saturate
+from patchattack.eot.transform import Transform, check_range, saturate
 from patchattack.errors import InputError
 
 NOWHERE = torch.zeros(1, 2, dtype=torch.long)
@@ -315,8 +315,8 @@ def test_the_margin_is_how_far_a_change_spreads(transform: Transform, parameters
         (lambda: Jpeg((50, 101)), "camera.jpeg.range"),
         (lambda: MotionBlur(4), "camera.motion_blur.length"),
         (lambda: MotionBlur(1), "camera.motion_blur.length"),
-        (lambda: checked_range("a.b", (1, 2, 3)), "a.b"),
-        (lambda: checked_range("a.b", (float("nan"), 1)), "a.b"),
+        (lambda: check_range("a.b", (1, 2, 3)), "a.b"),
+        (lambda: check_range("a.b", (float("nan"), 1)), "a.b"),
     ],
 )
 def test_bad_ranges_are_refused(make: object, key: str) -> None:

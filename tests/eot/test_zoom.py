@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchattack import geometry, seeding
 from patchattack.data.world import World
-from patchattack.eot.zoom import zoomed
+from patchattack.eot.zoom import zoom_in
 from patchattack.scene import Scene
 
 HEIGHT, WIDTH = 48, 80
@@ -42,7 +42,7 @@ def places(scene: Scene) -> Tensor:
 
 def test_a_factor_of_one_changes_nothing() -> None:
     scene = World(scenes=2, size=(HEIGHT, WIDTH), supersampling=1).__getitems__([0, 1])
-    same = zoomed(scene, 1.0, numbers(2), CPU)
+    same = zoom_in(scene, 1.0, numbers(2), CPU)
     for name in ("frames", "flow", "depth", "intrinsics", "surface", "occluder"):
         expected, found = getattr(scene.to(CPU), name), getattr(same, name)
         assert (expected is None) == (found is None)
@@ -52,7 +52,7 @@ def test_a_factor_of_one_changes_nothing() -> None:
 
 def test_a_part_is_enlarged_about_pixel_centres_and_holds_the_object() -> None:
     scene = ramps(40)
-    found = zoomed(scene, 3.0, numbers(40), CPU)
+    found = zoom_in(scene, 3.0, numbers(40), CPU)
     shown = places(found)
     factors = 1 / (shown[:, 20, 41, 0] - shown[:, 20, 40, 0])
     assert factors.min() >= 1
@@ -75,7 +75,7 @@ def test_a_part_is_enlarged_about_pixel_centres_and_holds_the_object() -> None:
 
 
 def test_boxes_end_at_the_frame_and_those_outside_are_none() -> None:
-    found = zoomed(ramps(60), 3.0, numbers(60), CPU).boxes
+    found = zoom_in(ramps(60), 3.0, numbers(60), CPU).boxes
     assert found is not None
     other = found[:, 1]
     gone = other.isnan()
@@ -88,12 +88,12 @@ def test_boxes_end_at_the_frame_and_those_outside_are_none() -> None:
 
 def test_an_object_as_large_as_the_frame_stays_whole() -> None:
     scene = replace(ramps(8), surface=None, boxes=torch.tensor([[[-9.0, 2, 90, 60, 0]]]).expand(8, -1, -1))
-    found = zoomed(scene, 3.0, numbers(8), CPU)
+    found = zoom_in(scene, 3.0, numbers(8), CPU)
     torch.testing.assert_close(found.frames, scene.to(CPU).frames, rtol=0, atol=1e-4)
 
 
 def test_without_an_object_a_part_lies_anywhere() -> None:
-    shown = places(zoomed(replace(ramps(200), surface=None, boxes=None), 2.0, numbers(200), CPU))
+    shown = places(zoom_in(replace(ramps(200), surface=None, boxes=None), 2.0, numbers(200), CPU))
     assert shown[:, 0, 0].min() >= 0
     assert shown[:, -1, -1, 0].max() <= WIDTH - 1
     assert shown[:, 0, 0, 0].max() > 0.4 * WIDTH
@@ -102,7 +102,7 @@ def test_without_an_object_a_part_lies_anywhere() -> None:
 
 def test_flow_depth_and_camera_stay_true_of_each_other() -> None:
     scene = World(scenes=3, size=(HEIGHT, WIDTH), supersampling=1).__getitems__([0, 1, 2])
-    found = zoomed(scene, 2.0, numbers(3), CPU)
+    found = zoom_in(scene, 2.0, numbers(3), CPU)
     assert found.flow is not None
     assert found.depth is not None
     assert found.intrinsics is not None
@@ -126,6 +126,6 @@ def test_flow_depth_and_camera_stay_true_of_each_other() -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_scene_is_enlarged_the_same_in_any_batch(count: int) -> None:
     scene = ramps(4)
-    whole = zoomed(scene, 2.0, numbers(4), CPU)
-    part = zoomed(scene.select(slice(0, count)), 2.0, numbers(count), CPU)
+    whole = zoom_in(scene, 2.0, numbers(4), CPU)
+    part = zoom_in(scene.select(slice(0, count)), 2.0, numbers(count), CPU)
     assert torch.equal(part.frames, whole.frames[:count])

@@ -15,7 +15,7 @@ import torch
 from patchattack.commands import calibrate
 from patchattack.eot.calibrated import Calibrated, Calibration
 from patchattack.errors import InputError
-from patchattack.files import shipped
+from patchattack.files import package_folder
 from patchattack.printing import calibration, chart
 from patchattack.printing.colour import delta_e, lab
 from patchattack.regularizers.nps import load_palette
@@ -91,7 +91,7 @@ def good(page: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> calibrat
 
 
 def held_out_error(fit: calibration.Fit, colours: Response) -> float:
-    seen = lab(fit.calibration.seen(torch.from_numpy(HELD_OUT).float()))
+    seen = lab(fit.calibration.predict(torch.from_numpy(HELD_OUT).float()))
     return float(delta_e(seen, lab(torch.from_numpy(colours(HELD_OUT)))).mean())
 
 
@@ -126,7 +126,7 @@ def test_a_printer_with_a_narrow_gamut_is_found_in_a_coarse_compressed_photograp
     offset = Calibrated().calibration
 
     def colours(printed: np.ndarray) -> np.ndarray:
-        return 0.03 + 0.85 * offset.seen(torch.from_numpy(printed).float()).numpy()
+        return 0.03 + 0.85 * offset.predict(torch.from_numpy(printed).float()).numpy()
 
     path = tmp_path / "photo.jpg"
     image = photographed(printed(colours), vignetting=0.5, noise=0.02)
@@ -170,7 +170,7 @@ def test_photographs_of_other_exposure_join(tmp_path: Path, page: np.ndarray) ->
     fit = calibration.fit(paths)
     assert fit.verdict == "good"
     between = response(1)(np.ones(3)) * 0.75 ** (1 / 2.2)
-    assert fit.calibration.seen(torch.ones(1, 3))[0].numpy() == pytest.approx(between, abs=0.02)
+    assert fit.calibration.predict(torch.ones(1, 3))[0].numpy() == pytest.approx(between, abs=0.02)
     assert "0.png, 1.png" in fit.calibration.note
 
 
@@ -230,7 +230,7 @@ def test_another_chart_and_too_much_light_are_seen(
     bright = np.clip(photographed(page) * 1.7, 0, 255).astype(np.uint8)
     assert "too bright" in calibration.fit([saved(tmp_path / "bright.png", bright)]).verdict
     colours = chart.colours()
-    others = ~chart.repeated()
+    others = ~chart.is_repeated()
     colours[others] = colours[others][::-1]
     with monkeypatch.context() as patched:
         patched.setattr(chart, "colours", lambda: colours)
@@ -307,7 +307,7 @@ def test_palette_and_picture_are_written(tmp_path: Path, good: calibration.Fit) 
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("derive", shipped("conf").parent / f"scripts/{name}.py")
+    spec = importlib.util.spec_from_file_location("derive", package_folder("conf").parent / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -317,7 +317,7 @@ def script(name: str) -> ModuleType:
 
 def test_what_is_shipped_is_what_its_script_derives() -> None:
     derive = script("maintain/make_print_defaults")
-    assert (shipped("assets") / "palettes" / "default.csv").read_text() == derive.palette()
+    assert (package_folder("assets") / "palettes" / "default.csv").read_text() == derive.palette()
     colours, default = derive.print_model(), Calibrated().calibration
     assert delta_e(lab(colours.table), lab(default.table)).max() < 0.2  # no two machines round alike
     assert (colours.note, colours.spread) == (default.note, default.spread)
@@ -325,8 +325,8 @@ def test_what_is_shipped_is_what_its_script_derives() -> None:
 
 def test_the_shipped_palette_and_print_model_agree() -> None:
     """The palette's colours come out of the model nearly as they are; the darkest a little lighter, for black is."""
-    palette = load_palette(shipped("assets") / "palettes" / "default.csv")
-    changes = delta_e(lab(palette), lab(Calibrated().calibration.seen(palette)))
+    palette = load_palette(package_folder("assets") / "palettes" / "default.csv")
+    changes = delta_e(lab(palette), lab(Calibrated().calibration.predict(palette)))
     assert changes.mean() < 3
     assert changes[0] < 0.1  # paper
 

@@ -19,7 +19,7 @@ def test_the_colours_are_a_grid_with_greys_all_over_the_page() -> None:
     distinct, counts = np.unique(colours, axis=0, return_counts=True)
     assert len(distinct) == 6**3 + 8
     assert sorted(distinct[counts > 1, 0]) == sorted(chart.REPEATED)
-    greys = chart.repeated().reshape(chart.ROWS, chart.COLUMNS)
+    greys = chart.is_repeated().reshape(chart.ROWS, chart.COLUMNS)
     assert greys.sum() == 56
     for row in range(chart.ROWS - 4):
         for column in range(chart.COLUMNS - 4):

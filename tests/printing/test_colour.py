@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patchattack.printing.colour import delta_e, encoded, lab, linear
+from patchattack.printing.colour import delta_e, encode, lab, linear
 
 # Sharma, Wu & Dalal 2005, table 1: two CIELAB colours and their difference.
 PAIRS = """
@@ -73,5 +73,5 @@ def test_lab_is_that_of_d65(srgb: tuple[float, ...], expected: tuple[float, ...]
 
 def test_light_and_srgb_are_inverse() -> None:
     values = torch.linspace(0, 1, 101, dtype=torch.float64)
-    torch.testing.assert_close(encoded(linear(values)), values, rtol=0, atol=2e-7)
+    torch.testing.assert_close(encode(linear(values)), values, rtol=0, atol=2e-7)
     torch.testing.assert_close(linear(torch.tensor([0.0, 0.04, 0.5, 1.0])), torch.tensor([0, 0.04 / 12.92, 0.21404, 1]))

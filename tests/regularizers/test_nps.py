@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from patchattack.errors import InputError
-from patchattack.files import shipped
+from patchattack.files import package_folder
 from patchattack.regularizers.nps import NonPrintability, load_palette, non_printability
 
 PALETTE = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.9, 0.1, 0.1]])
-DEFAULT = shipped("assets") / "palettes" / "default.csv"
+DEFAULT = package_folder("assets") / "palettes" / "default.csv"
 
 
 def test_value_by_hand() -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from patchattack.reporting.transfer import Matrix, write_matrix
 from patchattack.reporting.webcam import write_field
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-PAGES = ("report", "evidence", "evidence_of_several", "compare", "matrix", "field")
+PAGES = ("report", "report_of_close_values", "evidence", "evidence_of_several", "compare", "matrix", "field")
 WIDTHS = (390, 1440)
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome in the PATH")
@@ -71,6 +71,8 @@ class Look:
 def look(tmp_path_factory: pytest.TempPathFactory) -> Look:
     folder = tmp_path_factory.mktemp("pages")
     write_report(folder / "report.html", some_report())
+    close = [row | {"mean": 1 - n / 1e5, "low": 1, "high": 1} for n, row in enumerate(some_report().rows)]
+    write_report(folder / "report_of_close_values.html", replace(some_report(), rows=close))
     write_field(folder / "field.html", some_field())
     cells = {(p, v): {"mean": 0.1, "low": 0.0, "high": 0.2, "n": 9} for p in ("random", "own") for v in ("a", "b", "c")}
     write_matrix(

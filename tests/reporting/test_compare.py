@@ -14,6 +14,8 @@ from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.reporting.compare import differences, load_run, load_runs, write_comparison
 
+pytestmark = pytest.mark.figures
+
 CONFIG: dict[str, Any] = {
     "attack": {"_target_": "patchattack.attacks.flow.FlowAttack", "target": None},
     "seed": 0,
@@ -38,7 +40,7 @@ def write_run(
     versions = {"torch": torch_version}
     patch = Patch(torch.rand(3, 8, 8), torch.ones(1, 8, 8), (60, 60))
     facts = {"victims": ["flow_matching"], "step": 7, "versions": versions, "task": task}
-    patch.save(folder / "patch.png", facts | {"headline": [metric, "outside"]})
+    patch.save(folder / "patch.png", facts | {"primary_metric": [metric, "outside"]})
     rows = [
         {"condition": condition, "metric": metric, "region": "outside", "n": 9, "stronger": "lower"}
         | {"label": "cosine similarity to the clean flow"}

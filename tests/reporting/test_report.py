@@ -17,11 +17,50 @@ from torch import Tensor
 from patchattack.attacks.attack import Attack
 from patchattack.attacks.flow import FlowAttack
 from patchattack.indicators import Indicator
+from patchattack.patch import Patch
 from patchattack.reporting import page
 from patchattack.reporting.report import Example, Panel, Report, example, write_report
+from patchattack.reporting.threat_model import RunFacts, threat_model
 from patchattack.statistics import Outcome
 
+pytestmark = pytest.mark.figures
+
 VALUES = {"clean": 1.0, "grey": 0.98, "random": 0.962, "patch": -0.213}
+
+
+CONFIG: dict[str, Any] = {
+    "seed": 3,
+    "attack": {"_target_": "patchattack.attacks.flow.FlowAttack", "target": None, "distance": "cosine"},
+    "data": {"_target_": "patchattack.data.world.World"},
+    "placement": {"_target_": "here.Uniform", "rotation": [-10, 10], "tilt": 0.0, "yaw": None, "motion": "static"},
+    "appearance": {"contrast": {"_target_": "patchattack.eot.appearance.Contrast", "range": [0.8, 1.2]}},
+    "camera": {"sensor_noise": {"_target_": "patchattack.eot.camera.SensorNoise", "range": [0.0, 0.02]}},
+    "defense": {},
+    "patch": {"shape": "circle"},
+    "print": {"field_of_view": 90},
+    "trainer": {"test_draws": 4},
+}
+
+
+def some_threat_model(**changes: Any) -> dict[str, Any]:
+    """Of a square of 20 px and of one of 10 px that is turned by 90° counter-clockwise."""
+    upright = torch.tensor([[0.0, 0.0], [20, 0], [20, 20], [0, 20]])
+    row = {"metric": "cosine", "region": "outside", "mean": 0.5, "low": 0.4, "high": 0.6, "n": 12}
+    facts = RunFacts(
+        outcome="works",
+        sentence="The patch works.",
+        attack=FlowAttack(),
+        victims=["raft <small>"],
+        gradients=True,
+        queries=1234,
+        patch=Patch.create(resolution=16, size_mm=100),
+        frame=(100, 200),
+        frames=2,
+        corners=torch.stack([upright, upright.roll(1, 0) / 2]),
+        scenes=(90, 5, 12),
+        rows=[row | {"condition": name} for name in ("clean", "grey", "random", "patch", "coarse")],
+    )
+    return threat_model(CONFIG | changes.pop("config", {}), replace(facts, **changes))
 
 
 def some_report() -> Report:
@@ -42,11 +81,12 @@ def some_report() -> Report:
         verdict="The patch turns the motion; 3 < 4 & so on.",
         facts="Cosine 1.000 without a patch, -0.400 with it.",
         outcome=Outcome.WORKS,
+        threat_model=some_threat_model(),
         rule="Less than 10 % is small.",
         rows=rows,
         labels={"cosine": "cosine of <clean> flow, in $x_1$", "epe": "end-point error, px"},
         arrows={"cosine": "lower", "epe": "higher"},
-        headline=("cosine", "outside"),
+        primary_metric=("cosine", "outside"),
         over="step",
         history=history,
         examples=[Example({"patch": panel, "clean": clean, "random": panel})],
@@ -135,18 +175,21 @@ def test_sections_come_in_their_order_and_conditions_in_theirs(tmp_path: Path) -
     parts = [
         "The patch works",
         "3 < 4",
-        "What the network sees",
+        "Threat model and evidence",
+        "raft <small>",
+        "Not tested",
         "Effect",
         "Less than 10 % is small.",
+        "What the network sees",
         "Did the attack itself fail?",
         "Training",
-        "Victim",
+        "compact <b>bold</b>",
         "All metrics",
         "Repeat",
     ]
     places = [shown.index(part, shown.index("run <one> | The patch works")) for part in parts]
     assert places == sorted(places)
-    scene = shown[shown.index("frame |") : shown.index("Effect")]
+    scene = shown[shown.index("frame | output") : shown.index("Did the attack")]
     assert [name.strip() for name in scene.split("|")][:-1] == [
         "frame", "output", "change", "no patch", "random patch", "optimised patch"
     ]  # fmt: skip
@@ -190,7 +233,7 @@ def test_verdict_has_a_state_in_words_and_colour(tmp_path: Path, outcome: Outcom
 
 def test_each_indicator_has_a_line_and_advice_where_it_is_raised(tmp_path: Path) -> None:
     shown = page_of(tmp_path, some_report())
-    assert [one["class"] for one in shown.all("li")] == ["warn", "ok", "unknown"]
+    assert [one["class"] for one in shown.all("li") if one] == ["warn", "ok", "unknown"]
     text = " ".join(shown.text)
     assert "Convergence The loss still fell. To try: train longer." in text
     assert "another loss" not in text
@@ -248,3 +291,47 @@ def test_curves_are_drawn_over_queries_where_they_are_what_is_spent(tmp_path: Pa
     page = page_of(tmp_path, replace(some_report(), over="queries", history=history))
     assert "queries" in page.text
     assert "step" not in page.text
+
+
+def test_ticks_of_close_values_do_not_collide(tmp_path: Path) -> None:
+    """They are values of at most five characters, and none has a remainder to add to it."""
+    close = {"clean": 1.0, "grey": 0.99997, "random": 0.99996, "patch": 0.99995}
+    rows = [
+        {"condition": name, "metric": "cosine", "region": "outside", "mean": mean, "low": mean, "high": mean, "n": 9}
+        for name, mean in close.items()
+    ]
+    text = page_of(tmp_path, replace(some_report(), rows=rows, history=[])).text
+    ticks = [one for one in text if re.fullmatch(r"[01]\.\d+", one) and one != "1.000"]
+    assert 3 <= len({*ticks}) <= 9
+    assert all(len(one) <= 5 for one in ticks)
+    assert not [one for one in text if re.fullmatch(r"[+−-]?\d(\.\d+)?e[+−-]\d+.*", one)]
+
+
+def test_the_threat_model_says_how_the_patch_was_seen() -> None:
+    conditions = some_threat_model()["conditions"]
+    assert conditions["side_px"] == [10, 20]
+    assert conditions["area_percent"] == [0.5, 2]
+    assert conditions["distance_m"] == [0.5, 1]  # 100 mm, of a camera whose focal length is 100 px
+    assert conditions["rotation_degrees"] == [0, 90]
+
+
+def test_the_threat_model_says_who_attacks_what_and_beside_what() -> None:
+    model = some_threat_model()
+    assert model["attacker"]["knowledge"].startswith("white box")
+    assert model["attacker"]["goal"] == "lower the cosine similarity to the clean flow outside the patch"
+    assert model["attacker"]["data"] == {"source": "World", "training scenes": 90, "validation scenes": 5}
+    assert model["measurement"]["controls"] == ["grey", "random"]
+    assert model["measurement"]["results"]["patch"] == {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 12}
+    assert "bootstrap" in model["measurement"]["intervals"]
+    assert some_threat_model(gradients=False)["attacker"]["knowledge"].startswith("black box")
+
+
+def test_the_threat_model_leaves_out_what_was_tested() -> None:
+    placement = CONFIG["placement"] | {"yaw": [-30, 30], "motion": "scene"}
+    before = some_threat_model()["not_tested"]
+    after = some_threat_model(config={"placement": placement, "defense": {"jpeg": {}}})["not_tested"]
+    gone = " ".join(one for one in before if one not in after)
+    for words in ("views from the side", "moves with the scene", "defences"):
+        assert words in gone
+    assert "contrast" not in " ".join(after)
+    assert "motion blur, gamma, jpeg: not varied" in " ".join(after)

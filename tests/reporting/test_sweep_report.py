@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from patchattack.controls import CONDITIONS
-from patchattack.reporting import page
+from patchattack.reporting import latex, page
 from patchattack.reporting import sweep as module
 from patchattack.reporting.report import Example, Panel
 from patchattack.reporting.sweep import Axis, Evidence, write_evidence
 from patchattack.statistics import Outcome
+
+pytestmark = pytest.mark.figures
 
 VOID = {"img", "meta", "br", "path", "use", "rect"}
 AXES = {
@@ -59,7 +61,7 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, Axis] = AXES) -> Evid
         rows=rows,
         excess=excess,
         destruction=destruction,
-        headline=("success", "all"),
+        primary_metric=("success", "all"),
         labels={"success": "attack success rate", "confidence": "probability in $x_1$"},
         arrows={"success": "higher", "confidence": "higher"},
         examples=[Example({"clean": panel, "random": panel, "patch": panel})],
@@ -164,7 +166,7 @@ def test_behind_every_picture_are_its_numbers(shown: Page) -> None:
 def test_figures_for_papers_are_as_wide_as_a_column(folder: Path) -> None:
     names = {"baseline", *AXES}
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
-    assert {path.name for path in (folder / "figures").iterdir()} == expected | {"headline.tex", "conditions.tex"}
+    assert {path.name for path in (folder / "figures").iterdir()} == expected | {"primary_metric.tex", "conditions.tex"}
     for name in names:
         file = folder / "figures" / name
         png = file.with_suffix(".png").read_bytes()
@@ -182,7 +184,7 @@ def test_figures_for_papers_are_as_wide_as_a_column(folder: Path) -> None:
 
 
 def test_tables_for_latex_have_the_numbers(folder: Path) -> None:
-    headline = (folder / "figures" / "headline.tex").read_text()
+    headline = (folder / "figures" / "primary_metric.tex").read_text()
     assert "% patchattack evaluate run='a b'\n" in headline
     assert r"\begin{tabular}{ll" + "r" * 7 + "}" in headline
     assert "Victim & Patch & no patch & grey card & random patch & patch & excess & p & n" in headline
@@ -200,7 +202,7 @@ def test_tables_for_latex_have_the_numbers(folder: Path) -> None:
 
 
 def test_what_latex_would_read_is_escaped() -> None:
-    assert module._escaped(r"5 % & a_b [x] \n") == r"5 \% \& a\_b {[}x] \textbackslash{}n"
+    assert latex.escape(r"5 % & a_b [x] \n") == r"5 \% \& a\_b {[}x] \textbackslash{}n"
 
 
 def test_the_same_evidence_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -302,4 +304,4 @@ def test_names_of_curves_never_lie_upon_each_other(style: Any) -> None:
     ],
 )
 def test_places_keep_their_distance(wanted: list[float], placed: list[float]) -> None:
-    assert page._apart(wanted, gap=2, length=10) == pytest.approx(placed, abs=0.01)
+    assert page._spread(wanted, gap=2, length=10) == pytest.approx(placed, abs=0.01)

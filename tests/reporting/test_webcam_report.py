@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from patchattack.reporting.webcam import CONDITIONS, Curve, Field, Photo, Section, write_field
+from patchattack.statistics import Outcome
+
+pytestmark = pytest.mark.figures
 
 
 def some_field() -> Field:
@@ -25,7 +28,7 @@ def some_field() -> Field:
         verdict="It works & how.",
         facts="The digital patch wins more.",
         faults=["it stopped answering"],
-        worked=True,
+        outcome=Outcome.WORKS,
         rule="Success is x.",
         label="success rate",
         independent=0.5,
@@ -76,15 +79,22 @@ def test_curves_are_in_the_colours_of_the_page(tmp_path: Path) -> None:
     assert "100 %" in page
 
 
-@pytest.mark.parametrize("worked", [True, False])
-def test_without_curves_gap_or_photos_there_is_still_a_page(tmp_path: Path, worked: bool) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        (Outcome.WORKS, "The printed patch works"),
+        (Outcome.FAILS, "The printed patch does not work"),
+        (Outcome.INCONCLUSIVE, "Inconclusive"),
+    ],
+)
+def test_without_curves_gap_or_photos_there_is_still_a_page(tmp_path: Path, outcome: Outcome, words: str) -> None:
     bare = replace(some_field().sections[0], curves=[], gap=None, destroyed=None)
     unknown = [row | {"mean": math.nan, "low": math.nan, "high": math.nan} for row in bare.rows]
     page = page_of(
-        tmp_path, replace(some_field(), sections=[replace(bare, rows=unknown)], won=[], faults=[], worked=worked)
+        tmp_path, replace(some_field(), sections=[replace(bare, rows=unknown)], won=[], faults=[], outcome=outcome)
     )
     assert "Not all" not in page
     assert "<svg" not in page
     assert "gap" not in page.split("</style>")[1]
     assert "nan" not in page.split("</style>")[1].lower()
-    assert ("has not been shown to work" in page) is not worked
+    assert f'<p class="state">{words}</p>' in page

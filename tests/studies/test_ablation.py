@@ -65,7 +65,7 @@ def test_every_patch_stands_beside_the_whole_set_up(table: Path) -> None:
     ]
     assert {row["n"] for row in rows} == {2}
     means = {(row["patch"], row["medium"]): row["mean"] for row in rows}
-    # The headline is a cosine: the stronger patch has the lower one, and its difference is positive.
+    # The primary metric is a cosine: the stronger patch has the lower one, and its difference is positive.
     tested = [row for row in rows if "p" in row]
     assert [row["patch"] for row in tested] == trained[1:] * 2
     for row in tested:
@@ -294,7 +294,7 @@ def test_several_processes_are_refused() -> None:
 
 
 def test_every_shipped_ablation_fits_every_placement() -> None:
-    with initialize_config_dir(str(files.shipped("conf").resolve()), version_base="1.3"):
+    with initialize_config_dir(str(files.package_folder("conf").resolve()), version_base="1.3"):
         for overrides in (["attack=flow"], ["attack=detection"], ["attack=classification", "placement=brown"]):
             config = compose("ablate", overrides)
             check_types(OmegaConf.to_container(config))

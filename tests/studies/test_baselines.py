@@ -26,7 +26,7 @@ from patchattack.patch import Patch
 from patchattack.scene import Scene, Source
 from patchattack.studies.single_image.baselines import BASELINES, Limits, Subject, craft, second
 from patchattack.studies.single_image.baselines_report import publish
-from patchattack.studies.single_image.baselines_study import BaselinesStudy, Photograph, destroyed, measure
+from patchattack.studies.single_image.baselines_study import BaselinesStudy, Photograph, destruction_rate, measure
 from patchattack.studies.single_image.subject import Goal
 from patchattack.victims.victim import ClassificationVictim
 
@@ -188,7 +188,7 @@ def test_destruction_rate_by_hand() -> None:
     truth = torch.tensor([0, 1, 2, 0])
     won = torch.tensor([True, True, True, False])
     after = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 2]])  # two draws
-    rate = destroyed(truth, won, after)
+    rate = destruction_rate(truth, won, after)
     assert rate[:3].tolist() == [1.0, 0.5, 0.0]
     assert math.isnan(rate[3])
     assert np.nanmean(rate) == pytest.approx(0.5)
@@ -268,7 +268,10 @@ def test_the_least_likely_class_is_that_of_the_clean_image() -> None:
     clean = torch.tensor([[3.0, 1.0, 2.0], [0.0, 2.0, 1.0]])
     assert goal.aim(clean, scene).tolist() == [1, 0]
     assert goal.winnable(clean, scene).tolist() == [True, True]
-    assert goal.won(torch.tensor([[1, 1], [0, 0]]), torch.tensor([1, 0])).tolist() == [[True, False], [False, True]]
+    assert goal.succeeds(torch.tensor([[1, 1], [0, 0]]), torch.tensor([1, 0])).tolist() == [
+        [True, False],
+        [False, True],
+    ]
 
 
 def test_it_is_published_as_files_and_as_text(tmp_path: Path) -> None:
@@ -276,7 +279,7 @@ def test_it_is_published_as_files_and_as_text(tmp_path: Path) -> None:
     rows = measure(shown, path=tmp_path / "results.json")
     text = publish(shown, rows, tmp_path, "patchattack baselines", {"torch": "2"})
     assert "| FGSM, to blue (Goodfellow et al. 2015) |" in text
-    assert len(text.splitlines()) == 2 + len(rows)
+    assert len(text.splitlines()) == 2 + 2 + len(rows) + 2
     assert json.dumps(files.read_rows(tmp_path / "results.json")) == json.dumps(rows)
     assert (tmp_path / "results.csv").read_text().count("\n") == 1 + len(rows)
     page = (tmp_path / "report.html").read_text()

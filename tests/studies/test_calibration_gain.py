@@ -18,7 +18,7 @@ from patchattack import files
 from patchattack.errors import InputError
 from patchattack.rehearsal import rehearse
 from patchattack.studies import calibration as gain
-from patchattack.studies.calibration import CalibrationStudy, pair, verdict, won
+from patchattack.studies.calibration import CalibrationStudy, camera_results, pair, verdict
 
 NAMES = ["random", "without", "with", "difference", "lost"]
 SMALL = (
@@ -161,7 +161,7 @@ class BuiltError(Exception):
 
 
 def test_trainings_differ_by_the_calibration_alone(tmp_path: Path, tiny: tuple[str, ...]) -> None:
-    with initialize_config_dir(str(files.shipped("conf").resolve()), version_base="1.3"):
+    with initialize_config_dir(str(files.package_folder("conf").resolve()), version_base="1.3"):
         composed = compose("calibration_gain", [*SMALL, *tiny, "appearance=[contrast,calibrated,shadow]"])
     config = OmegaConf.to_container(composed, resolve=True)
     built: list[dict[str, Any]] = []
@@ -196,7 +196,7 @@ def test_frames_are_paired_and_takes_counted(tmp_path: Path) -> None:
         lines = [f"{frame},{value}" for frame, value in zip((0, 1, 2, 4, 5), success, strict=True)]
         (place / "frames.csv").write_text("\n".join(["frame,success", *lines, "3,nan"]) + "\n")
         (place / "predicted.csv").write_text("frame,value,success\n0,0.5,1\n2,0.5,1\n4,0.5,1\n")
-    success, take = won(tmp_path, "lab")
+    success, take = camera_results(tmp_path, "lab")
     np.testing.assert_array_equal(success["lost"], [0, np.nan, 1, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(success["difference"], [0, 1, 0, np.nan, np.nan, 1])
     np.testing.assert_array_equal(success["with"], [1, 1, 0, np.nan, 1, 1])
@@ -211,7 +211,7 @@ def test_frames_are_paired_and_takes_counted(tmp_path: Path) -> None:
         for content in damaged:
             (tmp_path / file).write_text(content)
             with pytest.raises(InputError, match=r"\.csv: expected (the )?frames of "):
-                won(tmp_path, "lab")
+                camera_results(tmp_path, "lab")
 
 
 def rows(lab: tuple[float, float, float, float], drive_by: tuple[float, float, float, float], n: int = 9) -> list[Any]:

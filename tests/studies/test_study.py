@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from patchattack.errors import InputError
-from patchattack.studies.study import check_settings, markdown, settings_of, write_csv
+from patchattack.studies.study import check_settings, publish_table, settings_of, write_csv
 
 
 def test_a_folder_keeps_the_settings_that_it_was_made_with(tmp_path: Path) -> None:
@@ -30,4 +30,18 @@ def test_settings_are_the_overrides_that_are_not_free_to_change() -> None:
 def test_tables(tmp_path: Path) -> None:
     write_csv(tmp_path / "table.csv", [{"a": 1}, {"a": 2, "b": "x,y"}])
     assert (tmp_path / "table.csv").read_text() == 'a,b\n1,\n2,"x,y"\n'
-    assert markdown(["name", "n"], [["x", "1"]]) == ["| name | n |", "| --- | ---: |", "| x | 1 |"]
+    text = publish_table(tmp_path, ["name", "n"], [["x", "1"], ["a & b", "−2"]], 1, "It works.", "Means.")
+    assert text == "It works.\n\n| name | n |\n| --- | ---: |\n| x | 1 |\n| a & b | −2 |\n\nMeans."
+    assert (tmp_path / "table.tex").read_text().splitlines() == [
+        "% It works.",
+        "% Means.",
+        r"% Needs \usepackage{booktabs}.",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"name & n \\",
+        r"\midrule",
+        r"x & 1 \\",
+        r"a \& b & $-$2 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]

@@ -212,7 +212,7 @@ def test_answers_about_more_scenes_than_there_are_are_refused(tmp_path: Path) ->
 
 
 def test_a_new_point_lies_a_step_up_the_slope(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(substitute, "_moved", lambda frames, _: frames)
+    monkeypatch.setattr(substitute, "_jitter", lambda frames, _: frames)
     weights = torch.tensor([[1.0, -2, 3], [-1, 2, 3]])
 
     class Linear(torch.nn.Module):
@@ -221,7 +221,7 @@ def test_a_new_point_lies_a_step_up_the_slope(monkeypatch: pytest.MonkeyPatch) -
 
     student = ClassificationVictim(Linear(), "linear", ["a", "b"])
     points = torch.tensor([100, 250, 10], dtype=torch.uint8).view(1, 1, 3, 1, 1).expand(2, 1, 3, 4, 4)
-    new = substitute._augmented(student, points, torch.tensor([[1.0, 0], [0, 1]]), 0.2, torch.Generator())
+    new = substitute._augment(student, points, torch.tensor([[1.0, 0], [0, 1]]), 0.2, torch.Generator())
     assert new.dtype == torch.uint8
     assert new[:, 0, :, 0, 0].tolist() == [[151, 199, 61], [49, 255, 61]]  # 51 up or down, and no further than white
 
@@ -229,7 +229,7 @@ def test_a_new_point_lies_a_step_up_the_slope(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_moved_is_turned_about_its_middle_in_any_proportions() -> None:
     frames = torch.zeros(64, 1, 3, 32, 64)
     frames[..., 12:20, 24:40] = 1
-    moved = substitute._moved(frames, torch.Generator().manual_seed(0))
+    moved = substitute._jitter(frames, torch.Generator().manual_seed(0))
     assert moved.shape == frames.shape
     areas = moved[:, 0, 0].sum(dim=(1, 2)) / (8 * 16)
     assert 0.6 < areas.min() < 0.8

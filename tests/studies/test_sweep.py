@@ -251,7 +251,7 @@ def test_the_table_has_a_row_for_every_condition_of_every_view_with_all_that_was
     conditions = ["clean", *CONTROLS, "patch"]
     assert [row["condition"] for row in rows[:10]] == conditions
     assert len(rows) == 5 * 3 * 2 * 10 == table.views()
-    numbers = one.settings.parts(20)[2]
+    numbers = one.settings.split_indices(20)[2]
     first = [(row["axis"], row["level"], int(row["scene"]), int(row["draw"])) for row in rows[::10]]
     levels = [("baseline", ""), ("side", "0.25"), ("side", "0.75"), ("blur", "1"), ("blur", "2")]
     assert first == [(*level, number, draw) for level in levels for number in numbers for draw in range(2)]
@@ -280,7 +280,7 @@ def test_the_numbers_are_those_of_the_evaluator_under_the_same_draws(tmp_path: P
         bench.device,
         (one.seed, TEST),
     )
-    expected = evaluator.measure({"patch": bench.textures["patch"]}, bench.numbers, repetitions=2, batch=1)
+    expected = evaluator.measure({"patch": bench.textures["patch"]}, bench.indices, repetitions=2, batch=1)
     for condition in ("patch", "clean"):
         mine = [float(row["cosine/outside"]) for row in rows if row["condition"] == condition]
         theirs = [each.metrics["cosine", "outside"] for each in expected if each.condition == condition]
@@ -366,7 +366,7 @@ def test_every_scene_and_draw_meets_another_random_texture_and_a_piece_of_anothe
         assert all(one.shape == (3, 8, 8) and one.min() >= 0 and one.max() <= 1 for one in textures)
         assert len({one.numpy().tobytes() for one in textures}) == 8
     # Scene 2 of 4 lends its pieces to the first.
-    frame = found.source[found.numbers[2]].to("cpu").frames[0, 0]
+    frame = found.source[found.indices[2]].to("cpu").frames[0, 0]
     (piece, *_) = (found.textures["natural"](unit) for unit in range(2))
     height, width = 12, 12  # half of the largest square
     cuts = (frame[:, y : y + height, x : x + width] for y in range(13) for x in range(21))
@@ -422,30 +422,30 @@ def test_processes_cannot_share_a_gpu(tmp_path: Path) -> None:
 
 
 class Success(FlowAttack):
-    """Whose headline is a rate."""
+    """Whose primary metric is a rate."""
 
-    metrics_known: Mapping[str, Metric] = {"success": Metric("success rate", "higher", rate=True)}
+    metric_info: Mapping[str, Metric] = {"success": Metric("success rate", "higher", rate=True)}
 
     def __init__(self) -> None:
         super().__init__()
-        self.headline = ("success", "all")
+        self.primary_metric = ("success", "all")
 
-    def metrics(self, hit: Any, clean: Any, scene: Scene, view: Any) -> dict[tuple[str, str], Tensor]:
-        return {("success", "all"): (hit != clean).flatten(1).any(dim=1).float()}
+    def metrics(self, output: Any, clean: Any, scene: Scene, view: Any) -> dict[tuple[str, str], Tensor]:
+        return {("success", "all"): (output != clean).flatten(1).any(dim=1).float()}
 
 
 def written(
     folder: Path, values: Callable[[str, str, int, int], float | str], attack: Any = None, scenes: int = 6
 ) -> tuple[Path, measure.ViewTable]:
-    """A table whose headline is ``values(level, condition, place, draw)``."""
+    """A table whose primary metric is ``values(level, condition, place, draw)``."""
     table = table_of(sweep(axes={"side": SIDE}, attack=attack or Success(), scenes=scenes, draws=2))
-    name = "/".join(table.benches[0].attack.headline)
+    name = "/".join(table.benches[0].attack.primary_metric)
     measure.begin(folder, table)
     path = folder / "views.csv"
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, table.columns, lineterminator="\n")
         for point in table.points:
-            for place, number in enumerate(table.benches[0].numbers):
+            for place, number in enumerate(table.benches[0].indices):
                 for draw in range(2):
                     for condition in table.benches[0].conditions:
                         key = ("colours", "random", point.axis, point.text, number, draw, condition)
@@ -494,7 +494,7 @@ def test_what_is_unknown_counts_nowhere(tmp_path: Path) -> None:
     assert [(one["rate"], one["n"]) for one in found.destruction] == [(0.0, 5), (1.0, 5)]
 
 
-def test_a_headline_that_is_no_rate_succeeds_by_the_margin(tmp_path: Path) -> None:
+def test_a_primary_metric_that_is_no_rate_succeeds_by_the_margin(tmp_path: Path) -> None:
     """The cosine, which a stronger attack lowers, falls from 0.8: by an eighth in the first draw, a sixteenth then."""
 
     def value(level: str, condition: str, place: int, draw: int) -> float | str:  # noqa: ARG001
@@ -510,14 +510,14 @@ def test_a_headline_that_is_no_rate_succeeds_by_the_margin(tmp_path: Path) -> No
 
 def test_a_rate_that_a_stronger_attack_lowers_succeeds_the_other_way_round(tmp_path: Path) -> None:
     class Recall(Success):
-        metrics_known: Mapping[str, Metric] = {"recall": Metric("recall", "lower", rate=True)}
+        metric_info: Mapping[str, Metric] = {"recall": Metric("recall", "lower", rate=True)}
 
         def __init__(self) -> None:
             super().__init__()
-            self.headline = ("recall", "all")
+            self.primary_metric = ("recall", "all")
 
-        def metrics(self, hit: Any, clean: Any, scene: Scene, view: Any) -> dict[tuple[str, str], Tensor]:
-            return {("recall", "all"): (hit == clean).flatten(1).all(dim=1).float()}
+        def metrics(self, output: Any, clean: Any, scene: Scene, view: Any) -> dict[tuple[str, str], Tensor]:
+            return {("recall", "all"): (output == clean).flatten(1).all(dim=1).float()}
 
     path, table = written(
         tmp_path, lambda _l, condition, place, _d: float(condition != "patch" or place == 0), Recall()

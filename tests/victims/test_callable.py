@@ -138,10 +138,12 @@ def test_labels_become_probabilities_of_one(function: str) -> None:
 
 
 def test_depth_comes_in_units_and_at_the_size_of_the_frames() -> None:
-    victim = build("depth", "grey", size=[8, 10], metric=True, reach=[0.5, 80], scale=0.5, shift=1.0, inverse=True)
+    victim = build(
+        "depth", "grey", size=[8, 10], is_metric=True, depth_range=[0.5, 80], scale=0.5, shift=1.0, inverse=True
+    )
     assert isinstance(victim, DepthVictim)
-    assert victim.metric
-    assert victim.reach == (0.5, 80)
+    assert victim.is_metric
+    assert victim.depth_range == (0.5, 80)
     found = victim(torch.full((2, 1, 3, 16, 20), 0.2))
     torch.testing.assert_close(found, torch.full((2, 1, 16, 20), 1 / (0.5 * 51 + 1)))
     assert mine().SEEN[-1].shape == (2, 8, 10, 3)

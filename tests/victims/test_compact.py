@@ -160,7 +160,7 @@ def test_shipped_detectors_find_the_vehicle_ahead(network: str) -> None:
 
 
 def test_shipped_weights_are_small() -> None:
-    assert sum(path.stat().st_size for path in (files.shipped("assets") / "victims").iterdir()) < 16e6
+    assert sum(path.stat().st_size for path in (files.package_folder("assets") / "victims").iterdir()) < 16e6
 
 
 @pytest.mark.parametrize("network", [CentreNet, Yolo])

@@ -44,7 +44,7 @@ class Classifier(ClassificationVictim):
 
 class Depth(DepthVictim):
     def __init__(self, reach: tuple[float, float] = (1, 80)) -> None:
-        super().__init__(Net(1), "depth", metric=True, reach=reach)
+        super().__init__(Net(1), "depth", is_metric=True, depth_range=reach)
 
     def depth(self, images: Tensor) -> Tensor:
         return 1 + 79 * self.network(images).sigmoid()
@@ -71,7 +71,7 @@ class Detector(DetectionVictim):
 VICTIMS: dict[str, Callable[[], Victim]] = {
     "classification": Classifier,
     "depth": Depth,
-    "relative depth": lambda: DepthVictim(Net(1), "relative", metric=False, size=(16, 16)),
+    "relative depth": lambda: DepthVictim(Net(1), "relative", is_metric=False, size=(16, 16)),
     "flow": Flow,
     "detection": Detector,
     "compact": lambda: CompactFlow("encoder_decoder", weights="random"),
@@ -172,9 +172,9 @@ BROKEN: dict[str, tuple[Callable[[], Victim], str, bool | None, str]] = {
         False,
         "expected logits",
     ),
-    "depth out of reach": (lambda: Depth(reach=(1, 40)), "units of the output", False, "within 1 to 40 m"),
+    "depth out of reach": (lambda: Depth(depth_range=(1, 40)), "units of the output", False, "within 1 to 40 m"),
     "negative metres": (
-        lambda: DepthVictim(Net(1), "depth", metric=True),
+        lambda: DepthVictim(Net(1), "depth", is_metric=True),
         "units of the output",
         False,
         "expected above 0",

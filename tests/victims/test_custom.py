@@ -141,7 +141,7 @@ def test_depth_in_all_its_units() -> None:
     assert not plain.metric
     torch.testing.assert_close(plain(frames), torch.full((2, 1, 16, 20), 0.25))
     metric = build_custom(
-        "depth", "own_networks.Grey", metric=True, reach=(1, 80), scale=2, shift=0.5, inverse=True, **options
+        "depth", "own_networks.Grey", is_metric=True, depth_range=(1, 80), scale=2, shift=0.5, inverse=True, **options
     )
     assert isinstance(metric, DepthVictim)
     assert metric.metric

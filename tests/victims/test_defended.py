@@ -21,7 +21,7 @@ from patchattack.victims.compact.classification import CompactClassifier
 from patchattack.victims.compact.depth import CompactDepth
 from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
-from patchattack.victims.defended import Defended, defended
+from patchattack.victims.defended import Defended, defend
 from patchattack.victims.ensemble import Ensemble
 from patchattack.victims.victim import Victim
 
@@ -38,14 +38,14 @@ def frames(count: int = 1, batch: int = 2) -> Tensor:
 class Add(Preprocessing):
     name = "add"
 
-    def cleaned(self, images: Tensor) -> Tensor:
+    def clean(self, images: Tensor) -> Tensor:
         return images + 0.25
 
 
 class Double(Preprocessing):
     name = "double"
 
-    def cleaned(self, images: Tensor) -> Tensor:
+    def clean(self, images: Tensor) -> Tensor:
         return images * 2
 
 
@@ -62,9 +62,9 @@ class Seen(Victim):
 
 
 def test_without_defences_the_answer_is_the_same_to_the_bit(classifier: Victim) -> None:
-    assert defended(classifier, {}) is classifier
+    assert defend(classifier, {}) is classifier
     assert torch.equal(Defended(classifier, [])(frames()), classifier(frames()))
-    assert Defended(classifier, []).certified(frames()) is None
+    assert Defended(classifier, []).certify(frames()) is None
 
 
 def test_frames_meet_the_defences_in_their_order() -> None:
@@ -131,15 +131,15 @@ def test_the_draw_reaches_what_is_random_and_none_ends_it(classifier: Victim) ->
 
 def test_only_the_first_defence_proves_anything(classifier: Victim) -> None:
     cleanser = PatchCleanser(masks=2)
-    labels = Defended(classifier, [cleanser, Jpeg()]).certified(frames())
+    labels = Defended(classifier, [cleanser, Jpeg()]).certify(frames())
     assert labels is not None
     assert labels.shape == (2,)
-    assert Defended(classifier, [Jpeg(), cleanser]).certified(frames()) is None
+    assert Defended(classifier, [Jpeg(), cleanser]).certify(frames()) is None
 
 
 def test_each_member_of_an_ensemble_is_defended() -> None:
     members: dict[str, Victim] = {name: CompactClassifier(name, "random") for name in ("residual", "transformer")}
-    victim = defended(Ensemble(members, "worst"), {"double": Double()})
+    victim = defend(Ensemble(members, "worst"), {"double": Double()})
     assert isinstance(victim, Ensemble)
     assert victim.combine == "worst"
     assert victim.names == ["classifier_residual behind double", "classifier_transformer behind double"]

@@ -118,7 +118,7 @@ class Coloured(Victim):
         super().__init__(nn.Identity(), name)
 
     def forward(self, frames: Tensor) -> Tensor:
-        red, green, blue = self.checked(frames)[:, 0].unbind(1)
+        red, green, blue = self.check(frames)[:, 0].unbind(1)
         share = ((blue < 0.1) & (torch.maximum(red, green) > 0.25)).float().mean(dim=(1, 2))
         return torch.stack([torch.full_like(share, 0.01), share], dim=1) * 1000
 

@@ -22,9 +22,9 @@ CORNERS = torch.tensor([[[[10.0, 4], [17, 4], [17, 11], [10, 11]]]])
 
 
 class Scripted(Victim):
-    """Gives prepared outputs, whatever it sees; ``metric`` and ``reach`` as of a depth victim."""
+    """Gives prepared outputs, whatever it sees; ``is_metric`` and ``depth_range`` as of a depth victim."""
 
-    metric, reach = True, (0.1, 200.0)
+    is_metric, depth_range = True, (0.1, 200.0)
 
     def __init__(self, task: str, frames: int = 1, classes: tuple[str, ...] = (), outputs: Any = None) -> None:
         super().__init__(nn.Identity(), "scripted")
@@ -137,7 +137,7 @@ def test_the_rule_is_said_in_words() -> None:
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(InputError, match="expected a victim for flow, got x for depth"):
         CameraVictim("x", Scripted("depth"), FlowAttack(), lambda _: None, torch.device("cpu"))
-    with pytest.raises(InputError, match="margin: expected a share of the headline of 0 or more, got -1"):
+    with pytest.raises(InputError, match="margin: expected a share of the primary metric of 0 or more, got -1"):
         CameraVictim("x", Scripted("flow", 2), FlowAttack(), lambda _: None, torch.device("cpu"), -1)
 
 

@@ -23,7 +23,7 @@ from patchattack.webcam.evaluator import evaluate
 from patchattack.webcam.pose import Lens
 from patchattack.webcam.screen import NoScreen
 from patchattack.webcam.session import Setup
-from patchattack.webcam.summary import Outcome, SessionOrigin, publish
+from patchattack.webcam.summary import SessionOrigin, SessionResult, publish
 
 ORIGIN = SessionOrigin("The patch", [("Source", "film.avi")], "patchattack webcam source=film.avi", {"torch": "2"})
 
@@ -44,10 +44,10 @@ class Failing:
 @pytest.fixture
 def measure(
     coloured: Callable[[], Victim], patch: Patch, sheet: Layout, photo: Callable[..., np.ndarray], tmp_path: Path
-) -> Callable[..., Outcome]:
+) -> Callable[..., SessionResult]:
     """Four frames with the sheet, of a network that may fail, into ``tmp_path``."""
 
-    def run(error: BaseException | None = None, at: int = 0, progress: Any = iter, images: Any = None) -> Outcome:
+    def run(error: BaseException | None = None, at: int = 0, progress: Any = iter, images: Any = None) -> SessionResult:
         victim, attack = coloured(), ClassificationAttack("targeted", "sheet")
         network = victim if error is None else Failing(victim, error, at)
         trial = CameraVictim("coloured", victim, attack, network, torch.device("cpu"))
@@ -67,7 +67,7 @@ def written(folder: Path) -> tuple[dict[str, Any], str]:
     return json.loads(before[0], parse_constant=pytest.fail), before[1]
 
 
-def test_a_whole_measurement_has_no_faults(measure: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_whole_measurement_has_no_faults(measure: Callable[..., SessionResult], tmp_path: Path) -> None:
     outcome = measure()
     summary, page = written(tmp_path)
     assert (outcome.faults, outcome.interrupted, summary["faults"]) == ([], False, [])
@@ -76,7 +76,7 @@ def test_a_whole_measurement_has_no_faults(measure: Callable[..., Outcome], tmp_
     assert page.count("<img") == 4
 
 
-def test_ctrl_c_ends_the_prediction_and_not_the_report(measure: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_prediction_and_not_the_report(measure: Callable[..., SessionResult], tmp_path: Path) -> None:
     def interrupted(shots: Iterable[Any]) -> Iterator[Any]:
         yield next(iter(shots))
         raise KeyboardInterrupt
@@ -93,7 +93,7 @@ def test_ctrl_c_ends_the_prediction_and_not_the_report(measure: Callable[..., Ou
 
 @pytest.mark.parametrize(("at", "measured", "predicted"), [(2, 2, 0), (6, 4, 2)])
 def test_a_network_that_fails_is_one_line_and_a_report(
-    measure: Callable[..., Outcome], tmp_path: Path, at: int, measured: int, predicted: int
+    measure: Callable[..., SessionResult], tmp_path: Path, at: int, measured: int, predicted: int
 ) -> None:
     with pytest.raises(VictimError) as caught:
         measure(RuntimeError("CUDA error:\n  out of luck"), at)
@@ -115,24 +115,24 @@ def test_a_network_that_fails_is_one_line_and_a_report(
         torch.OutOfMemoryError("CUDA out of memory"),
     ],
 )
-def test_too_little_memory_is_told_from_other_failures(measure: Callable[..., Outcome], error: Exception) -> None:
+def test_too_little_memory_is_told_from_other_failures(measure: Callable[..., SessionResult], error: Exception) -> None:
     with pytest.raises(VictimError, match=r"3 scenes at once, got .*; ask about smaller frames than 360 × 640: size="):
         measure(error, 1)
 
 
-def test_a_network_that_always_fails_has_no_report(measure: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_network_that_always_fails_has_no_report(measure: Callable[..., SessionResult], tmp_path: Path) -> None:
     with pytest.raises(VictimError, match=r"got ValueError: no$"):
         measure(ValueError("no"))
     assert not (tmp_path / "report.html").exists()
 
 
-def test_ctrl_c_is_not_taken_for_a_failure(measure: Callable[..., Outcome]) -> None:
+def test_ctrl_c_is_not_taken_for_a_failure(measure: Callable[..., SessionResult]) -> None:
     outcome = measure(KeyboardInterrupt(), 2)
     assert (outcome.interrupted, outcome.counts["with the sheet"]) == (True, 2)
 
 
 def test_damaged_frames_are_said(
-    measure: Callable[..., Outcome], photo: Callable[..., np.ndarray], tmp_path: Path
+    measure: Callable[..., SessionResult], photo: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
     outcome = measure(images=[photo(), None, photo(), photo()])
     assert outcome.faults == ["1 of 4 frames are damaged"]
@@ -140,7 +140,7 @@ def test_damaged_frames_are_said(
 
 
 def test_a_mirrored_picture_is_told_from_a_wrong_sheet(
-    measure: Callable[..., Outcome], photo: Callable[..., np.ndarray]
+    measure: Callable[..., SessionResult], photo: Callable[..., np.ndarray]
 ) -> None:
     mirrored = [photo()[:, ::-1]] * 3
     with pytest.raises(InputError, match=r"got its mirror image in 3 of 3 frames; turn the picture with mirrored=true"):

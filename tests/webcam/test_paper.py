@@ -45,7 +45,7 @@ def test_light_that_falls_off_is_a_plane(sheet: Layout, photo: Callable[..., np.
     for x, y in ((0, 0), (29, 19)):
         assert part[y, x] / 255 == pytest.approx(white.at(np.array([300 + x, 100 + y])), abs=0.005)
     # In a frame of half the size, the same place has the same brightness.
-    assert white.scaled(0.5, 0.25).at(np.array([100.0, 50.0])) == pytest.approx(white.at(np.array([200.5, 201.5])))
+    assert white.scale(0.5, 0.25).at(np.array([100.0, 50.0])) == pytest.approx(white.at(np.array([200.5, 201.5])))
 
 
 def test_a_gap_beside_the_frame_leaves_a_constant(sheet: Layout, photo: Callable[..., np.ndarray]) -> None:

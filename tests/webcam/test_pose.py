@@ -9,13 +9,13 @@ import pytest
 
 from patchattack.errors import InputError
 from patchattack.printing.fiducials import Layout, Sighting, find
-from patchattack.webcam.pose import Lens, pose, projected
+from patchattack.webcam.pose import Lens, pose, project
 
 OUTLINE = np.array([(0, 0), (150, 0), (150, 150), (0, 150)], dtype=np.float64)
 
 
 def exact(matrix: np.ndarray) -> Sighting:
-    return Sighting(3, projected(matrix, OUTLINE), matrix, 6, 0.0)
+    return Sighting(3, project(matrix, OUTLINE), matrix, 6, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_the_pose_is_recovered_from_a_photograph(
     image = photo(**where)
     (sighting,) = find(image, [sheet])
     here = pose(sighting, sheet, Lens(60), image.shape[:2])
-    corners = projected(true_homography(**where), OUTLINE)
+    corners = project(true_homography(**where), OUTLINE)
     assert np.abs(sighting.corners - corners).max() < 1
     assert here.distance == pytest.approx(where.get("distance", 0.6), rel=0.03)
     for angle in ("yaw", "pitch", "roll"):
@@ -45,7 +45,7 @@ def test_the_pose_is_recovered_from_a_photograph(
 
 def test_the_signs_of_the_angles(sheet: Layout, true_homography: Callable[..., np.ndarray]) -> None:
     def sides(**where: float) -> tuple[float, float, float, float]:
-        top_left, top_right, bottom_right, bottom_left = projected(true_homography(**where), OUTLINE)
+        top_left, top_right, bottom_right, bottom_left = project(true_homography(**where), OUTLINE)
         edges = (top_right - top_left, bottom_right - top_right, bottom_left - bottom_right, top_left - bottom_left)
         top, right, bottom, left = map(float, map(np.linalg.norm, edges))
         return top, right, bottom, left
@@ -54,7 +54,7 @@ def test_the_signs_of_the_angles(sheet: Layout, true_homography: Callable[..., n
     assert right < left  # the right edge is farther away
     top, _, bottom, _ = sides(pitch=30)
     assert top > bottom  # the top edge is nearer
-    corners = projected(true_homography(roll=30), OUTLINE)
+    corners = project(true_homography(roll=30), OUTLINE)
     assert corners[1, 1] < corners[0, 1]  # the top edge rises to the right: counter-clockwise
     here = pose(exact(true_homography(yaw=30, pitch=10, roll=5)), sheet, Lens(60), (360, 640))
     assert (here.yaw, here.pitch, here.roll) == pytest.approx((30, 10, 5), abs=0.01)

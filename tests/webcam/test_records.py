@@ -8,7 +8,7 @@ import pytest
 
 from patchattack.errors import InputError
 from patchattack.webcam.paper import White
-from patchattack.webcam.records import CORNERS, Log, Record, Store, read, stored
+from patchattack.webcam.records import CORNERS, Log, Record, Store, load_frame, read
 
 PAPER = [White(np.zeros((3, 3)))]
 ELSEWHERE = dict.fromkeys(CORNERS, -99.0)  # the patch is outlined where nobody sees it
@@ -60,7 +60,7 @@ def test_what_is_kept_comes_back_in_rgb(tmp_path: Path) -> None:
     store.offer(Record(0, 0, "v", "found", **ELSEWHERE), [image], np.zeros((1, 4, 2)), PAPER, image[..., ::-1])
     (again,) = store.kept[0].images()
     assert np.abs(again.astype(int) - image).max() <= 3
-    assert np.abs(stored(store.kept[0].photo).astype(int) - image[..., ::-1]).max() <= 3
+    assert np.abs(load_frame(store.kept[0].photo).astype(int) - image[..., ::-1]).max() <= 3
     store.kept[0].files[0].unlink()
     with pytest.raises(InputError, match=r"0000000_0\.jpg: expected an image, got no file"):
         store.kept[0].images()
@@ -78,7 +78,7 @@ def test_what_the_camera_saw_is_kept_reduced_with_the_patch_s_place(
     store = Store(tmp_path / "frames", 1)
     small = np.zeros((16, 16, 3), np.uint8)
     store.offer(Record(0, 0, "v", "found", **corners), [small], np.zeros((1, 4, 2)), PAPER, camera)
-    photo = stored(store.kept[0].photo)
+    photo = load_frame(store.kept[0].photo)
     assert photo.shape == (*reduced, 3)
     rows, columns = (np.flatnonzero((photo[..., 0] > 80).any(axis=axis)) for axis in (1, 0))
     factor = reduced[1] / width

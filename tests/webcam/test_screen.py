@@ -38,7 +38,7 @@ def test_a_recording_runs_in_real_time(tmp_path: Path) -> None:
 
 def test_the_outline_marks_the_patch_and_its_top() -> None:
     image = np.zeros((60, 60, 3), np.uint8)
-    drawn = overlay.outlined(image, np.array([(10.0, 10), (50, 10), (50, 50), (10, 50)]))
+    drawn = overlay.outline(image, np.array([(10.0, 10), (50, 10), (50, 50), (10, 50)]))
     assert (image == 0).all()
     assert drawn[11, 30].any()  # the top edge is thicker
     assert drawn[50, 30].any()

@@ -83,7 +83,7 @@ def test_the_patch_wins_and_the_grey_card_does_not(
     assert columns["distance_m"][won] == pytest.approx([0.6, 0.6], rel=0.03)
     assert columns["yaw"][won] == pytest.approx([0, 30], abs=3)
     assert columns["light"][won] == pytest.approx([0.8, 0.8], abs=0.01)
-    assert session.tally.strangers == {7: 1}
+    assert session.live.tally.strangers == {7: 1}
     assert {path.name for path in (tmp_path / "frames").iterdir()} == {
         *("0000000_0.jpg", "0000000_camera.jpg", "0000002_0.jpg", "0000002_camera.jpg")
     }
@@ -163,7 +163,7 @@ def test_keys(setup: Setup, photo: Callable[..., np.ndarray], tmp_path: Path) ->
     assert len(screen.shown) == 9
     assert screen.closed
     assert {path.name for path in tmp_path.glob("screenshot*")} == {"screenshot_1.png", "screenshot_2.png"}
-    assert session.switches.version == 1
+    assert session.live.switches.version == 1
     video = cv2.VideoCapture(str(tmp_path / "recording_1.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) > 1
     left, right = slice(0, 400), slice(320, 480)
@@ -228,7 +228,7 @@ def test_memory_does_not_grow_with_time(
     tracemalloc.start()
     session.run()
     tracemalloc.stop()
-    assert session.tally.states["found"] > 0.8 * many
+    assert session.live.tally.states["found"] > 0.8 * many
     assert len(list((tmp_path / "frames").iterdir())) <= 2 * 10
     assert len((tmp_path / "frames.csv").read_text().splitlines()) == 1 + many + 1
     # NumPy's own store of small blocks fills slowly; a record that is held would be a thousand bytes a frame.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from patchattack.errors import InputError
+from patchattack.statistics import Outcome
 from patchattack.webcam.digital import Prediction
 from patchattack.webcam.paper import White
 from patchattack.webcam.records import CORNERS, Log, Record, Store, read
@@ -117,19 +118,27 @@ def test_each_victim_has_its_own_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "worked", "start"),
+    ("rows", "outcome", "start"),
     [
-        ([{"success": 1.0}] * 20, True, "It works on camera: the printed patch won 100 % of the frames, a grey card"),
-        ([{"success": 1.0, "grey_success": 1.0}] * 20, False, "It does not work on camera"),
-        ([{"success": 1.0}] * 5, False, "Inconclusive: 5 stretches of time are too few (at least 6 are needed)."),
-        ([{"success": 1.0, "kind": "drawn"}] * 9, False, "A rehearsal: the patch that was drawn"),
-        ([{"success": float("nan")}] * 9, False, "Nothing was measured"),
+        (
+            [{"success": 1.0}] * 20,
+            Outcome.WORKS,
+            "It works on camera: the printed patch won 100 % of the frames",
+        ),
+        ([{"success": 1.0, "grey_success": 1.0}] * 20, Outcome.FAILS, "It does not work on camera"),
+        (
+            [{"success": 1.0}] * 5,
+            Outcome.INCONCLUSIVE,
+            "Inconclusive: 5 stretches of time are too few",
+        ),
+        ([{"success": 1.0, "kind": "drawn"}] * 9, Outcome.INCONCLUSIVE, "A rehearsal: the patch that was drawn"),
+        ([{"success": float("nan")}] * 9, Outcome.INCONCLUSIVE, "Nothing was measured"),
     ],
 )
-def test_the_verdict(tmp_path: Path, rows: list[dict[str, Any]], worked: bool, start: str) -> None:
+def test_the_verdict(tmp_path: Path, rows: list[dict[str, Any]], outcome: Outcome, start: str) -> None:
     found = summarise(records(tmp_path, rows), {}, 1.0)["v"]
     answer, sentence = verdict(found)
-    assert answer is worked
+    assert answer is outcome
     assert sentence.startswith(start)
 
 

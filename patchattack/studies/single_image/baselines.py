@@ -139,12 +139,12 @@ def _toolbox(attack: str, options: Callable[[Limits], Mapping[str, Any]]) -> Cra
         made = getattr(evasion, attack)(
             subject.classifier, batch_size=subject.batch, targeted=targeted, **options(subject.limits)
         )
-        return _generated(made, images, classes)
+        return _generate(made, images, classes)
 
     return craft
 
 
-def _generated(attack: Any, images: Tensor, classes: Tensor) -> Tensor:
+def _generate(attack: Any, images: Tensor, classes: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(attack.generate(x=images.numpy(), y=classes.numpy()), dtype=np.float32))
 
 
@@ -164,7 +164,7 @@ def _deepfool(subject: Subject, images: Tensor, classes: Tensor, _targeted: bool
     attack = DeepFool(
         subject.classifier, max_iter=subject.limits.iterations, epsilon=0.02, batch_size=subject.batch, verbose=False
     )
-    return _generated(attack, images, classes)
+    return _generate(attack, images, classes)
 
 
 def _saliency_map(subject: Subject, images: Tensor, classes: Tensor, targeted: bool) -> Tensor:
@@ -174,7 +174,7 @@ def _saliency_map(subject: Subject, images: Tensor, classes: Tensor, targeted: b
     attack = SaliencyMapMethod(
         subject.classifier, theta=1.0, gamma=subject.limits.share, batch_size=subject.batch, verbose=False
     )
-    return _generated(attack, images, classes if targeted else second(subject.logits(images), classes))
+    return _generate(attack, images, classes if targeted else second(subject.logits(images), classes))
 
 
 def _universal(subject: Subject, images: Tensor, _classes: Tensor, _targeted: bool) -> Tensor:
@@ -192,7 +192,7 @@ def _universal(subject: Subject, images: Tensor, _classes: Tensor, _targeted: bo
         batch_size=subject.batch,
         verbose=False,
     )
-    _generated(attack, subject.lessons, subject.logits(subject.lessons).argmax(dim=1))
+    _generate(attack, subject.lessons, subject.logits(subject.lessons).argmax(dim=1))
     return (images + torch.from_numpy(np.asarray(attack.noise, dtype=np.float32))).clamp(0, 1)
 
 
@@ -285,12 +285,12 @@ def craft(name: str, subject: Subject, images: Tensor, classes: Tensor, targeted
         classes: ``[n]``, away from which, or if ``targeted`` to which, the attack goes.
         targeted: whether it has a target.
     """
-    with _seeded(subject.seed):
+    with _global_seed(subject.seed):
         return BASELINES[name].craft(subject, images, classes, targeted)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _global_seed(seed: int) -> Iterator[None]:
     """The toolbox draws from the process's own generators: they are set here, and afterwards as they were."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)

@@ -9,7 +9,7 @@ from patchattack.reporting.page import number
 from patchattack.reporting.single_image import Cell, Dot, Page, Table, write_per_image
 from patchattack.studies.single_image.baselines import BASELINES
 from patchattack.studies.single_image.baselines_study import RATES, BaselinesStudy, Row
-from patchattack.studies.study import markdown, write_csv
+from patchattack.studies.study import publish_table, write_csv
 
 NAMES = {
     "none": "nothing (control)",
@@ -21,7 +21,7 @@ COLUMNS = ("Attack", "digital success", "left after print and photograph", "dest
 
 
 def publish(study: BaselinesStudy, rows: Sequence[Row], folder: Path, command: str, versions: dict[str, str]) -> str:
-    """Write ``results.csv`` and ``report.html``; return the table as markdown."""
+    """Write ``results.csv``, ``report.html`` and ``table.tex``; return the table in Markdown."""
     write_csv(folder / "results.csv", rows)
     limits = study.limits
     lines = [(_name(study, row) + _paper(row), _cells(row)) for row in rows]
@@ -77,7 +77,8 @@ def publish(study: BaselinesStudy, rows: Sequence[Row], folder: Path, command: s
             versions=versions,
         ),
     )
-    return "\n".join(markdown(COLUMNS, [[name, *(cell.text for cell in cells)] for name, cells in lines]))
+    text = [[name, *(cell.text for cell in cells)] for name, cells in lines]
+    return publish_table(folder, COLUMNS, text, 1, verdict, facts)
 
 
 def _name(study: BaselinesStudy, row: Row) -> str:

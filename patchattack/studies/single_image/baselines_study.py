@@ -17,7 +17,7 @@ from patchattack.eot.placement import Placement
 from patchattack.eot.renderer import Renderer
 from patchattack.eot.transform import Transform, saturate
 from patchattack.errors import InputError, nearest
-from patchattack.job import TEST, Settings
+from patchattack.job import TEST, Settings, spread
 from patchattack.patch import Patch, random_texture
 from patchattack.scene import Scene, Source
 from patchattack.seeding import Numbers
@@ -54,7 +54,7 @@ class Photograph:
         return images
 
 
-def destroyed(truth: Tensor, won: Tensor, after: Tensor) -> np.ndarray:
+def destruction_rate(truth: Tensor, won: Tensor, after: Tensor) -> np.ndarray:
     """Destruction rate (Kurakin et al. 2016, section 3.1): which adversarial images a transformation makes correct.
 
     Args:
@@ -146,15 +146,15 @@ def measure(
     Raises:
         InputError: as :class:`Subject`; there is no image that counts; or the file cannot be read.
     """
-    numbers = choose_scenes(study.settings, len(study.source), study.images)
-    scene = study.source.__getitems__(numbers).to("cpu")
+    indices = choose_scenes(study.settings, len(study.source), study.images)
+    scene = study.source.__getitems__(indices).to("cpu")
     lessons = study.source.__getitems__(_lessons(study)).to("cpu").frames[:, 0]
     subject = Subject(study.victim, lessons, study.limits, study.batch, study.seed)
     clean = subject.logits(scene.frames[:, 0])
     goals = study.goals
     if not goals["untargeted"].winnable(clean, scene).any():
         raise InputError(
-            f"data: expected an image that {study.victim.name} gets right, got none of {len(numbers)}; "
+            f"data: expected an image that {study.victim.name} gets right, got none of {len(indices)}; "
             "choose data that it knows"
         )
     wanted: list[tuple[str, str]] = [
@@ -172,12 +172,12 @@ def measure(
             part, outputs = scene.select(counted), clean[counted]
             aim = goal.aim(outputs, part)
             if name in PATCHES:
-                changed = _patched(study, part, name)
+                changed = _apply_patch(study, part, name)
             elif name == "none":
                 changed = part.frames[:, 0]
             else:
                 changed = craft(name, subject, part.frames[:, 0], aim, aimed != "untargeted")
-            row |= _measured(study, subject, goal, part, changed, outputs.argmax(dim=1), aim)
+            row |= _measure(study, subject, goal, part, changed, outputs.argmax(dim=1), aim)
         rows.append(row)
         if path is not None:
             files.write_json(path, rows)
@@ -205,12 +205,10 @@ def _read(path: Path, wanted: list[tuple[str, str]]) -> list[Row]:
 
 def _lessons(study: BaselinesStudy) -> list[int]:
     """Numbers of scenes of the training part, as many as are attacked, or all."""
-    numbers = study.settings.parts(len(study.source))[0]
-    count = min(study.images, len(numbers))
-    return [numbers[i * len(numbers) // count] for i in range(count)]
+    return spread(study.settings.split_indices(len(study.source))[0], study.images)
 
 
-def _patched(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
+def _apply_patch(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
     """``[n, 3, H, W]`` with the patch, or for each image another random one, at the same places; nothing else."""
     assert study.patch is not None
     patch, mask = study.patch, study.patch.mask
@@ -224,11 +222,11 @@ def _patched(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
     return torch.cat(frames)
 
 
-def _measured(
+def _measure(
     study: BaselinesStudy, subject: Subject, goal: Goal, scene: Scene, changed: Tensor, truth: Tensor, aim: Tensor
 ) -> Row:
     """The rates and sizes of the ``changed [n, 3, H, W]`` images of ``scene``, which has ``truth [n]``."""
-    won = goal.won(subject.logits(changed).argmax(dim=1), aim)
+    won = goal.succeeds(subject.logits(changed).argmax(dim=1), aim)
     after = torch.stack([_after(study, subject, scene, changed, draw) for draw in range(study.draws)])
     size = (changed - scene.frames[:, 0]).flatten(1)[won]
     row: Row = {
@@ -237,8 +235,8 @@ def _measured(
     }
     rates = {
         "success": won.float().numpy(),
-        "left": goal.won(after, aim).float().mean(dim=0).numpy(),
-        "destroyed": destroyed(truth, won, after),
+        "left": goal.succeeds(after, aim).float().mean(dim=0).numpy(),
+        "destroyed": destruction_rate(truth, won, after),
     }
     for name, values in rates.items():
         mean, low, high = statistics.wilson(values)

@@ -99,7 +99,7 @@ class OnePixel(Goal):
             the probability of the class aimed at, or of any but the true one; and whether the image is won.
         """
         aim = self.aim(clean, scene)
-        probability, won = logits.softmax(dim=1)[:, int(aim)], self.won(logits.argmax(dim=1), aim)
+        probability, won = logits.softmax(dim=1)[:, int(aim)], self.succeeds(logits.argmax(dim=1), aim)
         return (1 - probability, won) if self.goal == "untargeted" else (probability, won)
 
 
@@ -247,7 +247,7 @@ def attack_images(
     attack: OnePixel,
     victim: Victim,
     source: Source,
-    numbers: Sequence[int],
+    indices: Sequence[int],
     path: Path,
     seed: int = 0,
     predict: Callable[[Tensor], Tensor] | None = None,
@@ -262,28 +262,28 @@ def attack_images(
         attack: bound here.
         victim: on its device; it need not be differentiable.
         source: of the images.
-        numbers: of the images in ``source``.
+        indices: of the images in ``source``.
         path: of the CSV file.
         seed: of every draw.
         predict: the victim in the run's precision, if not as it is; it gets frames on the host.
-        progress: wraps the numbers of the images that are left.
+        progress: wraps the indices of the images that are left.
 
     Returns:
-        The rows in the order of ``numbers``.
+        The rows in the order of ``indices``.
 
     Raises:
         InputError: the victim is no single classifier or answers NaN, an image does not exist, or the file is no such
             table. What was done before is kept.
     """
     check_victim(victim)
-    if numbers and not 0 <= min(numbers) <= max(numbers) < len(source):
-        raise InputError(f"images: expected numbers from 0 to {len(source) - 1}, got {min(numbers)} to {max(numbers)}")
+    if indices and not 0 <= min(indices) <= max(indices) < len(source):
+        raise InputError(f"images: expected numbers from 0 to {len(source) - 1}, got {min(indices)} to {max(indices)}")
     attack = attack.bound(victim, source)
     results = {result.number: result for result in read_results(path)}
-    for place in progress([place for place in numbers if place not in results]):
+    for place in progress([place for place in indices if place not in results]):
         results[place] = _attack_image(attack, victim, predict or victim, source, place, seed)
         files.write(path, _table(results.values()))
-    return [results[place] for place in numbers]
+    return [results[place] for place in indices]
 
 
 @torch.no_grad()

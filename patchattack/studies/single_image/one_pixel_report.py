@@ -86,7 +86,7 @@ def publish(
     files.write_json(folder / "results.json", rows)
     pictures = {result.number: _picture(result, source) for result in results if result.counted}
     for place, picture in pictures.items():
-        files.write(folder / "pictures" / f"{place:06}.png", _encoded(picture))
+        files.write(folder / "pictures" / f"{place:06}.png", _png(picture))
     found = {(row["condition"], row["metric"]): row for row in rows}
     won, random, excess = found["evolution", "success"], found["random", "success"], found["evolution", "excess"]
     count = "One pixel" if attack.pixels == 1 else f"{attack.pixels} pixels"
@@ -166,7 +166,7 @@ def _percent(row: dict[str, Any]) -> str:
     return f"{mean:.0f} % [{low:.0f}, {high:.0f}]".replace("-", "−")
 
 
-def _encoded(picture: Tensor) -> bytes:
+def _png(picture: Tensor) -> bytes:
     """``[3, h, w]`` in [0, 1] as PNG."""
     from PIL import Image
 

@@ -55,7 +55,7 @@ class OnePixelStudy:
         self._ask = asking(victim, fabric)
         self.attack = attack.bound(victim, source)
         self.source = self.attack.scenes(source, self._clean)
-        self.numbers = choose_scenes(settings, len(self.source), images)
+        self.indices = choose_scenes(settings, len(self.source), images)
 
     def _clean(self, frames: Tensor) -> Any:
         """Asked once, in this call or an earlier one."""
@@ -84,6 +84,6 @@ class OnePixelStudy:
                 self.journal.open(folder)
             table = folder / "images.csv"
             results = attack_images(
-                *(self.attack, self.victim, self.source, self.numbers, table, self.seed, self._predict, progress)
+                *(self.attack, self.victim, self.source, self.indices, table, self.seed, self._predict, progress)
             )
             return publish(self.attack, self.victim, self.source, results, folder, command, versions())

@@ -39,13 +39,13 @@ def choose_scenes(settings: Settings, scenes: int, images: int) -> list[int]:
     """
     if not isinstance(images, int) or images < 1:
         raise InputError(f"images: expected an integer >= 1, got {images}")
-    numbers = replace(settings, test_scenes=images).parts(scenes)[2]
-    if len(numbers) < images:
+    indices = replace(settings, test_scenes=images).split_indices(scenes)[2]
+    if len(indices) < images:
         raise InputError(
-            f"images: expected at most {len(numbers)}, which the test part of {scenes} scenes has, got {images}; "
+            f"images: expected at most {len(indices)}, which the test part of {scenes} scenes has, got {images}; "
             "give more scenes, or more of them to the test by trainer.split=[0.01,0.01,0.98]"
         )
-    return numbers
+    return indices
 
 
 class Goal(ClassificationAttack):
@@ -75,6 +75,6 @@ class Goal(ClassificationAttack):
         right = clean.argmax(dim=1) == truth
         return right if self.goal == "untargeted" else right & (self.aim(clean, scene) != truth)
 
-    def won(self, predictions: Tensor, aim: Tensor) -> Tensor:
+    def succeeds(self, predictions: Tensor, aim: Tensor) -> Tensor:
         """bool, for ``predictions`` of any shape that :meth:`aim` broadcasts to."""
         return predictions != aim if self.goal == "untargeted" else predictions == aim

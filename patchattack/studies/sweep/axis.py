@@ -62,11 +62,11 @@ class Axis:
         if isinstance(self.levels, Mapping):
             return [(name, {**self.sets, **sets}) for name, sets in self.levels.items()]
         if self.kind == "line":
-            return [(float(level), _filled(self.sets, {"level": float(level)})) for level in self.levels]
+            return [(float(level), _fill(self.sets, {"level": float(level)})) for level in self.levels]
         rows, columns = (int(count) for count in self.levels)
         shares = [[place / max(count - 1, 1) for place in range(count)] for count in (rows, columns)]
         return [
-            ((row, column), _filled(self.sets, {"row": shares[0][row], "column": shares[1][column]}))
+            ((row, column), _fill(self.sets, {"row": shares[0][row], "column": shares[1][column]}))
             for row in range(rows)
             for column in range(columns)
         ]
@@ -142,12 +142,12 @@ def _is_grid(levels: Any) -> bool:
     return len(levels) == 2 and all(isinstance(count, int) and count > 0 for count in levels)
 
 
-def _filled(node: Any, values: Mapping[str, float]) -> Any:
+def _fill(node: Any, values: Mapping[str, float]) -> Any:
     """``node`` with every word that ``values`` has in its value's place."""
     if isinstance(node, Mapping):
-        return {key: _filled(value, values) for key, value in node.items()}
+        return {key: _fill(value, values) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_filled(value, values) for value in node]
+        return [_fill(value, values) for value in node]
     return values.get(node, node) if isinstance(node, str) else node
 
 

@@ -39,7 +39,7 @@ class Sweep:
         points: at which, the baseline first.
         settings: split, how many test scenes and draws, and memory.
         seed: of the draws.
-        held_out: numbers of the scenes to measure on.
+        held_out: indices of the scenes to measure on.
     """
 
     attack: Attack
@@ -59,14 +59,14 @@ class Look:
     Attributes:
         scene: the scene ``C`` times.
         clean: the victim's output without a patch, ``C`` times.
-        hit: its outputs with each texture.
+        output: its outputs with each texture.
         view: what it saw.
         draw: that was rendered, once.
     """
 
     scene: Scene
     clean: Any
-    hit: Any
+    output: Any
     view: View
     draw: Draw
 
@@ -84,7 +84,7 @@ class Bench:
         references: the victim on clean frames.
         patch: gives mask and size.
         textures: condition to texture; the number that they get is another one for every scene and draw.
-        numbers: of the test scenes.
+        indices: of the test scenes.
         device: of the victim.
         seed: of the draws.
         draws: of each scene.
@@ -98,7 +98,7 @@ class Bench:
     references: References
     patch: Patch
     textures: Mapping[str, Textures]
-    numbers: Sequence[int]
+    indices: Sequence[int]
     device: torch.device
     seed: int
     draws: int
@@ -110,9 +110,9 @@ class Bench:
 
     def draw(self, renderer: Renderer, place: int, repetition: int) -> tuple[Scene, Draw]:
         """A test scene, and how the patch gets into it: with the same luck at every point."""
-        number = self.numbers[place]
-        scene = self.source[number]
-        return scene, renderer.draw(scene, self.patch, seeding.numbers([(self.seed, TEST, number, repetition)]))
+        index = self.indices[place]
+        scene = self.source[index]
+        return scene, renderer.draw(scene, self.patch, seeding.numbers([(self.seed, TEST, index, repetition)]))
 
     @torch.no_grad()
     def look(self, renderer: Renderer, place: int, repetition: int) -> Look:
@@ -132,7 +132,7 @@ class Bench:
         scene, clean = look.scene.select(slice(0, 1)), self.references(look.scene.select(slice(0, 1)))
         nothing = View(scene.frames, look.view.coverage[:1], look.view.corners[:1])
         columns: dict[str, list[float]] = {}
-        for parts in ((clean, clean, scene, nothing), (look.hit, look.clean, look.scene, look.view)):
+        for parts in ((clean, clean, scene, nothing), (look.output, look.clean, look.scene, look.view)):
             found = self.attack.metrics(*parts) | {("loss", "all"): self.attack.loss(*parts)}
             values = torch.stack([value.float() for value in found.values()]).tolist()
             for (metric, region), value in zip(found, values, strict=True):
@@ -161,27 +161,27 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
     result = []
     for name, victim in sweep.victims.items():
         attack, predict, scenes = bind_victim(sweep.attack, victim, source, fabric)
-        numbers = sweep.held_out(scenes, sweep.settings)
-        if len(numbers) < 2:
+        indices = sweep.held_out(scenes, sweep.settings)
+        if len(indices) < 2:
             raise InputError(
-                f"scenes: expected at least two test scenes, got {len(numbers)} of the {len(scenes)} scenes of "
+                f"scenes: expected at least two test scenes, got {len(indices)} of the {len(scenes)} scenes of "
                 f"{type(sweep.source).__name__} that the attack on {name} can use; give more, or a larger share in "
                 "trainer.split"
             )
         references = References(predict, sweep.settings.memory_gb * 1e9)
-        for number in tqdm(numbers, f"{name} without a patch", unit="scene", delay=2, disable=None):
-            references(scenes[number].to(fabric.device))
+        for index in tqdm(indices, f"{name} without a patch", unit="scene", delay=2, disable=None):
+            references(scenes[index].to(fabric.device))
         for crafted, patch in sweep.patches.items():
             evaluator = Evaluator(
                 *(predict, attack, sweep.points[0].renderer, references, patch, scenes),
                 *(fabric.device, (sweep.seed, VALIDATION)),
             )
-            drawn = evaluator.best_drawn(sweep.settings.parts(len(scenes))[1])
+            drawn = evaluator.best_drawn(sweep.settings.split_indices(len(scenes))[1])
             textures = {
                 **controls(patch),
                 **attack.controls(scenes, patch),
                 "drawn": always(drawn.texture(*patch.mask.shape[1:])),
-                "natural": pieces(scenes, numbers, patch, sweep.settings.test_draws, sweep.seed),
+                "natural": pieces(scenes, indices, patch, sweep.settings.test_draws, sweep.seed),
                 "patch": always(patch().detach()),
             }
             result.append(
@@ -194,7 +194,7 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
                     references=references,
                     patch=patch,
                     textures={one: textures[one] for one in sorted(textures, key=(*CONDITIONS, *textures).index)},
-                    numbers=numbers,
+                    indices=indices,
                     device=fabric.device,
                     seed=sweep.seed,
                     draws=sweep.settings.test_draws,
@@ -204,12 +204,12 @@ def benches(sweep: Sweep, fabric: Fabric) -> list[Bench]:
     return result
 
 
-def pieces(source: Source, numbers: Sequence[int], patch: Patch, draws: int, seed: int) -> Textures:
+def pieces(source: Source, indices: Sequence[int], patch: Patch, draws: int, seed: int) -> Textures:
     """Pieces of other test scenes as textures: half as large as the largest that has the patch's proportions."""
     height, width = patch.mask.shape[-2:]
 
     def piece(unit: int) -> Tensor:
-        other = numbers[(unit // draws + len(numbers) // 2) % len(numbers)]
+        other = indices[(unit // draws + len(indices) // 2) % len(indices)]
         frame = source[other].to("cpu").frames[0, 0]
         scale = min(frame.shape[1] / height, frame.shape[2] / width) / 2
         sides = [max(1, round(side * scale)) for side in (height, width)]
@@ -223,14 +223,14 @@ def pieces(source: Source, numbers: Sequence[int], patch: Patch, draws: int, see
 
 
 def _check_measurable(bench: Bench, baseline: Renderer) -> None:
-    """Refuse scenes of which none has the headline's metric."""
-    headline = "/".join(bench.attack.headline)
-    for place in range(len(bench.numbers)):
-        if any(value == value for value in bench.measure(baseline, place, 0)[0][headline]):
+    """Refuse scenes of which none has the primary metric."""
+    primary_metric = "/".join(bench.attack.primary_metric)
+    for place in range(len(bench.indices)):
+        if any(value == value for value in bench.measure(baseline, place, 0)[0][primary_metric]):
             return
-    label = bench.attack.metrics_known[bench.attack.headline[0]].label
+    label = bench.attack.metric_info[bench.attack.primary_metric[0]].label
     raise InputError(
-        f"scenes: expected test scenes that a patch can win from {bench.victim}, got {len(bench.numbers)} in none of "
+        f"scenes: expected test scenes that a patch can win from {bench.victim}, got {len(bench.indices)} in none of "
         f"which the {label} is defined (the victim is wrong without a patch already, or there is nothing to change); "
         "give more scenes, other data or another target"
     )
@@ -260,13 +260,13 @@ def fitting(points: Sequence[Point], found: Sequence[Bench]) -> tuple[list[Point
 
 def _obstacle(point: Point, bench: Bench) -> str | None:
     """What keeps the patch from being rendered into one of the scenes."""
-    lies = "surface" if point.renderer.placement.on_surface(bench.source[bench.numbers[0]]) else "frame"
+    lies = "surface" if point.renderer.placement.on_surface(bench.source[bench.indices[0]]) else "frame"
     if point.placed - {lies}:
         return f"for a patch placed on the {' and the '.join(sorted(point.placed - {lies}))}, this one is on the {lies}"
     if point.missing is not None:
         return f"the run's renderer has no {point.missing}"
     try:
-        for place in range(len(bench.numbers)):
+        for place in range(len(bench.indices)):
             bench.draw(point.renderer, place, 0)
     except InputError as error:
         return str(error)

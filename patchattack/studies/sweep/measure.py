@@ -53,7 +53,7 @@ class ViewTable(Dataset[str]):
         drawn = [_parameters(point, benches[0].draw(point.renderer, 0, 0)[1]) for point in points]
         self.parameters = list(dict.fromkeys(itertools.chain(*drawn)))
         self.columns = [*KEYS, *self.metrics, *CORNERS, *self.parameters]
-        self._sizes = [len(points) * len(bench.numbers) * bench.draws for bench in benches]  # units of each bench
+        self._sizes = [len(points) * len(bench.indices) * bench.draws for bench in benches]  # units of each bench
 
     def __len__(self) -> int:
         return sum(self._sizes)
@@ -77,12 +77,12 @@ class ViewTable(Dataset[str]):
     def __getitem__(self, index: int) -> str:
         bench, unit = self._bench(index)
         rest, repetition = divmod(unit, bench.draws)
-        number, place = divmod(rest, len(bench.numbers))
+        number, place = divmod(rest, len(bench.indices))
         point = self.points[number]
         values, draw = bench.measure(point.renderer, place, repetition)
         drawn = _parameters(point, draw)
         shared = [*draw.corners[0, 0].flatten().tolist(), *(drawn.get(name) for name in self.parameters)]
-        head = (bench.victim, bench.crafted, point.axis, point.text, bench.numbers[place], repetition)
+        head = (bench.victim, bench.crafted, point.axis, point.text, bench.indices[place], repetition)
         lines = (
             (*head, condition, *map(_number, [values[m][row] if m in values else None for m in self.metrics] + shared))
             for row, condition in enumerate(bench.conditions)
@@ -129,7 +129,7 @@ def _csv(lines: Any) -> str:
 def plan(table: ViewTable) -> dict[str, Any]:
     """What makes a sweep this one and no other."""
     of_benches = [
-        {"victim": bench.victim, "patch": bench.crafted, "conditions": bench.conditions, "scenes": list(bench.numbers)}
+        {"victim": bench.victim, "patch": bench.crafted, "conditions": bench.conditions, "scenes": list(bench.indices)}
         for bench in table.benches
     ]
     of_points = [{"axis": point.axis, "level": point.text, "renderer": point.config} for point in table.points]

@@ -14,9 +14,10 @@ import torch
 
 from patchattack import files, statistics
 from patchattack.attacks.attack import Attack
-from patchattack.controls import called
+from patchattack.controls import with_article
 from patchattack.errors import InputError
 from patchattack.evaluation import LOSS, Row
+from patchattack.job import spread
 from patchattack.reporting.report import Example, example
 from patchattack.reporting.sweep import Axis as Shown
 from patchattack.reporting.sweep import Evidence
@@ -36,7 +37,7 @@ class Summary:
     Attributes:
         rows: victim, patch, axis, level, condition, metric, region, mean, low, high (95 %), n (scenes).
         excess: victim, patch, axis, level, mean, low, high, p, p_adjusted, n: patch minus random patch in the
-            headline's metric, paired by scene, positive where the patch is the stronger attack; p of the sign-flip
+            primary metric, paired by scene, positive where the patch is the stronger attack; p of the sign-flip
             test, adjusted over all rows (Holm).
         rivals: the same at the baseline against every control, with its name as ``condition``, the strongest first;
             p is of each by itself.
@@ -71,9 +72,9 @@ class MeasuredPoint:
         return np.where(known > 0, np.nansum(values, axis=1) / np.maximum(known, 1), np.nan)
 
     def effects(self, condition: str) -> np.ndarray:
-        """``[n]`` the headline's metric, signed so that more is a stronger attack."""
-        sign = self.bench.attack.metrics_known[self.bench.attack.headline[0]].sign
-        return sign * self.per_scene(condition, "/".join(self.bench.attack.headline))
+        """``[n]`` the primary metric, signed so that more is a stronger attack."""
+        sign = self.bench.attack.metric_info[self.bench.attack.primary_metric[0]].sign
+        return sign * self.per_scene(condition, "/".join(self.bench.attack.primary_metric))
 
     @property
     def key(self) -> Row:
@@ -107,7 +108,7 @@ def read(path: Path, table: ViewTable) -> Iterator[MeasuredPoint]:
                     raise ValueError(f"rows of {', '.join(cells)}")
                 for condition, lines in cells.items():
                     numbers = np.array([[float(cell or "nan") for cell in line] for line in lines])
-                    columns = numbers.T.reshape(len(table.metrics), len(bench.numbers), bench.draws)
+                    columns = numbers.T.reshape(len(table.metrics), len(bench.indices), bench.draws)
                     pairs = zip(table.metrics, columns, strict=True)
                     values[condition] = {metric: column for metric, column in pairs if metric in known}
                 yield MeasuredPoint(bench, points[axis, text], values)
@@ -129,13 +130,13 @@ def summarise(path: Path, table: ViewTable, margin: float) -> Summary:
     at_baseline: dict[Pair, np.ndarray] = {}
     for measured in read(path, table):
         bench, pair = measured.bench, (measured.bench.victim, measured.bench.crafted)
-        rate = bench.attack.metrics_known[bench.attack.headline[0]].rate
+        rate = bench.attack.metric_info[bench.attack.primary_metric[0]].rate
         for condition in measured.values:
             summary.rows.extend(_means(measured, condition))
         summary.excess.append(_beyond(measured, "random", rate))
         won = successes(measured, margin)
         if measured.point.axis != BASELINE:
-            summary.destruction.append(measured.key | _destroyed(at_baseline[pair], won))
+            summary.destruction.append(measured.key | _destruction_rate(at_baseline[pair], won))
             continue
         at_baseline[pair] = won
         others = [condition for condition in measured.values if condition not in ("clean", "patch")]
@@ -150,7 +151,7 @@ def _means(measured: MeasuredPoint, condition: str) -> Iterator[Row]:
     for name in measured.values[condition]:
         metric, _, region = name.rpartition("/")
         values = measured.per_scene(condition, name)
-        rate = measured.bench.attack.metrics_known.get(metric, LOSS).rate
+        rate = measured.bench.attack.metric_info.get(metric, LOSS).rate
         row = {"condition": condition, "metric": metric, "region": region}
         yield measured.key | row | statistics.estimate(values, rate)
 
@@ -158,7 +159,7 @@ def _means(measured: MeasuredPoint, condition: str) -> Iterator[Row]:
 def _beyond(measured: MeasuredPoint, control: str, rate: bool) -> Row:
     """What the patch does beyond a control."""
     differences = measured.effects("patch") - measured.effects(control)
-    return measured.key | statistics.paired(differences, rate) | {"p": statistics.sign_flip(differences)}
+    return measured.key | statistics.paired_difference(differences, rate) | {"p": statistics.sign_flip(differences)}
 
 
 def successes(measured: MeasuredPoint, margin: float) -> np.ndarray:
@@ -167,15 +168,15 @@ def successes(measured: MeasuredPoint, margin: float) -> np.ndarray:
     Won is a success of one half or more, as :meth:`Attack.success` counts it.
     """
 
-    def keyed(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
+    def by_metric(values: Mapping[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
         return {tuple(name.rsplit("/", 1)): array for name, array in values.items()}  # type: ignore[misc]
 
-    patch, clean = (keyed(measured.values[condition]) for condition in ("patch", "clean"))
+    patch, clean = (by_metric(measured.values[condition]) for condition in ("patch", "clean"))
     rates = measured.bench.attack.success(patch, clean, margin)
     return np.where(np.isnan(rates), np.nan, rates >= 0.5)
 
 
-def _destroyed(before: np.ndarray, now: np.ndarray) -> Row:
+def _destruction_rate(before: np.ndarray, now: np.ndarray) -> Row:
     """Of the draws that won ``before``, the share that does not ``now``; a scene counts once."""
     counts = (before == 1) & ~np.isnan(now)
     lost = (counts & (now == 0)).sum(axis=1)
@@ -220,8 +221,8 @@ def headline(summary: Summary, attack: Attack) -> Headline:
     A patch works where it does more than a random one (:func:`statistics.effect`) and more than each other control: to
     beat all of them is at least as hard as to beat the strongest, so that needs no correction (Berger 1982).
     """
-    name, region = attack.headline
-    metric = attack.metrics_known[name]
+    name, region = attack.primary_metric
+    metric = attack.metric_info[name]
     place = {"outside": " outside the patch", "patch": " on the patch"}.get(region, "")
     excess = [row for row in summary.excess if row["axis"] == BASELINE]
     verdicts, facts = [], []
@@ -238,7 +239,7 @@ def headline(summary: Summary, attack: Attack) -> Headline:
         }
         strongest = rivals[0]["condition"]
         named = list(dict.fromkeys(["clean", strongest, "random", "patch"]))
-        shown = ", ".join(f"{means[one]} with {called(one)}" for one in named)
+        shown = ", ".join(f"{means[one]} with {with_article(one)}" for one in named)
         facts.append(
             f"{row['patch']} on {row['victim']}: {metric.label}{place} {shown}; {row['n']} test scenes, 95 % intervals."
         )
@@ -269,20 +270,19 @@ def headline(summary: Summary, attack: Attack) -> Headline:
             f"The patch moves the {metric.label}{place} by {beyond} more than a random patch of its size "
             f"(p = {row['p_adjusted']:.2g} {test})"
         )
-        sentence += f", but by no more than {called(unbeaten[0])} does." if unbeaten else "."
+        sentence += f", but by no more than {with_article(unbeaten[0])} does." if unbeaten else "."
     return Headline(outcome, sentence, " ".join(facts))
 
 
 def examples(bench: Bench, baseline: Point, strongest: str) -> list[Example]:
     """Scenes to look at, outputs drawn on one scale: without, with the strongest control, random and the patch."""
     result = []
-    count = min(EXAMPLES, len(bench.numbers))
-    for place in (one * len(bench.numbers) // count for one in range(count)):
+    for place in spread(range(len(bench.indices)), EXAMPLES):
         look = bench.look(baseline.renderer, place, 0)
         conditions = list(bench.textures)
         chosen = [conditions.index(one) for one in dict.fromkeys([strongest, "random", "patch"])]
         frames = [look.scene.frames[0].cpu(), *(look.view.frames[row].cpu() for row in chosen)]
-        outputs = [look.clean[:1], *(look.hit[row : row + 1] for row in chosen)]
+        outputs = [look.clean[:1], *(look.output[row : row + 1] for row in chosen)]
         names = ["clean", *(conditions[row] for row in chosen)]
         result.append(example(bench.attack, names, frames, outputs))
     return result
@@ -351,14 +351,14 @@ def evidence(
         origin: where the sweep comes from.
     """
     bench, baseline = table.benches[0], table.points[0]
-    metrics = {name: metric for one in table.benches for name, metric in one.attack.metrics_known.items()}
+    metrics = {name: metric for one in table.benches for name, metric in one.attack.metric_info.items()}
     levels: dict[str, list[Level]] = {}
     for point in table.points[1:]:
         levels.setdefault(point.axis, []).append(point.level)
     legend, legend_text = bench.attack.legend()
     patches = {one.crafted: torch.cat([one.patch(), one.patch.mask]).detach() for one in table.benches}
     victims = dict.fromkeys(one.victim for one in table.benches)
-    scenes = f"{len(bench.numbers)} test scenes × {bench.draws} draws at each of {len(table.points)} points"
+    scenes = f"{len(bench.indices)} test scenes × {bench.draws} draws at each of {len(table.points)} points"
     setup = [
         ("Victims" if len(victims) > 1 else "Victim", ", ".join(victims)),
         ("Patches" if len(patches) > 1 else "Patch", ", ".join(patches)),
@@ -387,7 +387,7 @@ def evidence(
         rows=summary.rows,
         excess=summary.excess,
         destruction=summary.destruction,
-        headline=bench.attack.headline,
+        primary_metric=bench.attack.primary_metric,
         labels={name: metric.label for name, metric in metrics.items()} | {"loss": "attack loss"},
         arrows={name: metric.stronger for name, metric in metrics.items()} | {"loss": "lower"},
         examples=examples(bench, baseline, summary.rivals[0]["condition"]),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchattack.victims.compact.layers import conv, decoded, local_correlation
+from patchattack.victims.compact.layers import conv, decode, local_correlation
 
 
 class RawCorrelation(nn.Module):
@@ -58,4 +58,4 @@ class Correlation(nn.Module):
         first, second = self.eighth(quarter).unflatten(0, (batch, 2)).unbind(1)
         x = self.joined(torch.cat([self.correlation(first, second), self.redirect(first)], dim=1))
         quarter = quarter.unflatten(0, (batch, 2))[:, 0]
-        return decoded(x, quarter, self.down, self.up, self.predict, size)
+        return decode(x, quarter, self.down, self.up, self.predict, size)

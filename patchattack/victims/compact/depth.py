@@ -27,4 +27,4 @@ class CompactDepth(DepthVictim):
 
     def __init__(self, network: str = "unet", weights: str | Path = "shipped") -> None:
         built = ready("depth", NETWORKS, network, weights)
-        super().__init__(built, f"depth_{network}", metric=True, reach=REACH, size=built.size)
+        super().__init__(built, f"depth_{network}", is_metric=True, depth_range=REACH, size=built.size)

@@ -16,7 +16,7 @@ REACH = (0.5, 80.0)  # metres
 block = partial(conv, norm=True)
 
 
-def doubled(features: Tensor) -> Tensor:
+def upsample(features: Tensor) -> Tensor:
     """``[B, C, H, W]`` at twice the size."""
     return F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
 
@@ -50,8 +50,8 @@ class UNet(nn.Module):
             levels.append(x)
         levels.pop()
         for narrow, join in zip(reversed(self.narrow), reversed(self.join), strict=True):
-            x = join(torch.cat([doubled(narrow(x)), levels.pop()], dim=1))
-        return metres(doubled(self.head(x)))
+            x = join(torch.cat([upsample(narrow(x)), levels.pop()], dim=1))
+        return metres(upsample(self.head(x)))
 
 
 class TransformerDepth(nn.Module):
@@ -78,5 +78,5 @@ class TransformerDepth(nn.Module):
             levels.append(x)
         x = self.transformer(levels.pop())
         for narrow, join in zip(reversed(self.narrow), reversed(self.join), strict=True):
-            x = join(torch.cat([doubled(narrow(x)), levels.pop()], dim=1))
-        return metres(doubled(self.head(x)))
+            x = join(torch.cat([upsample(narrow(x)), levels.pop()], dim=1))
+        return metres(upsample(self.head(x)))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchattack.victims.compact.layers import Residual, conv, decoded, local_correlation
+from patchattack.victims.compact.layers import Residual, conv, decode, local_correlation
 
 
 class EncoderDecoder(nn.Module):
@@ -63,4 +63,4 @@ class EncoderDecoder(nn.Module):
         correlation = (local_correlation(first, second, self.reach) * self.temperature.exp()).softmax(dim=1)
         quarter = self.quarter(frames[:, 0])
         x = self.joined(torch.cat([correlation, self.eighth(quarter)], dim=1))
-        return decoded(x, quarter, self.down, self.up, self.predict, (height, width))
+        return decode(x, quarter, self.down, self.up, self.predict, (height, width))

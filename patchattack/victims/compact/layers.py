@@ -26,11 +26,11 @@ def local_correlation(first: Tensor, second: Tensor, reach: tuple[int, int]) -> 
     dy, dx = reach
     width = first.shape[-1]
     rows = F.pad(second, (dx, dx, dy, dy)).unfold(2, 2 * dy + 1, 1)  # [B, C, H, W + 2dx, 2dy + 1]
-    products = torch.einsum("bchw,bchvd->bdhwv", first, rows) / first.shape[1] ** 0.5
+    products = torch.einsum("bchw,bchvd->bdhwv", first, rows)
     place = torch.arange(width, device=first.device)
     band = place[:, None] + torch.arange(2 * dx + 1, device=first.device)  # [W, 2dx + 1]
     band = products.gather(-1, band.expand(*products.shape[:-1], -1))  # [B, 2dy + 1, H, W, 2dx + 1]
-    return band.permute(0, 1, 4, 2, 3).flatten(1, 2)
+    return band.permute(0, 1, 4, 2, 3).flatten(1, 2) / first.shape[1] ** 0.5
 
 
 def warp(features: Tensor, flow: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def warp(features: Tensor, flow: Tensor) -> Tensor:
     return geometry.sample(features, (grid + flow.permute(0, 2, 3, 1)).to(features.dtype))
 
 
-def decoded(
+def decode(
     x: Tensor, quarter: Tensor, down: nn.ModuleList, up: nn.ModuleList, predict: nn.ModuleList, size: tuple[int, int]
 ) -> list[Tensor]:
     """Flows of an encoder to 1/64 and a decoder to 1/4 with skips, as in FlowNet (Dosovitskiy et al. 2015).

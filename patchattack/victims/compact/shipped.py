@@ -9,8 +9,8 @@ from typing import TypeVar
 from torch import nn
 
 from patchattack.errors import InputError
-from patchattack.files import shipped
-from patchattack.victims.weights import initialised, load_weights
+from patchattack.files import package_folder
+from patchattack.victims.weights import initialise, load_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,9 +29,9 @@ def ready(kind: str, networks: Mapping[str, Callable[[], Network]], name: str, w
     """
     if name not in networks:
         raise InputError(f"victim compact {kind}: expected network {' or '.join(networks)}, got {name}")
-    network = initialised(networks[name])
+    network = initialise(networks[name])
     if weights == "shipped":
-        weights = shipped("assets") / "victims" / f"{kind}_{name}.safetensors"
+        weights = package_folder("assets") / "victims" / f"{kind}_{name}.safetensors"
     if weights != "random":
         load_weights(network, weights)
     return network

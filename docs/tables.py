@@ -1,0 +1,117 @@
+"""The tables of the default runs, from docs/results/default_runs.json: for the site, the README and its test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RUNS = Path(__file__).parent / "results" / "default_runs.json"
+# What each task's primary metric says, in a few words.
+MEASURED = {
+    "flow": "optical flow: cosine to the clean flow, outside the patch",
+    "classification": 'classification: signs classified as "stop"',
+    "depth": "depth: metres left to the target of 3 m",
+    "detection": "detection: vehicles still detected",
+}
+COLUMNS = {
+    "random": "random patch",
+    "drawn": "best hand-drawn texture",
+    "patch": "**optimised patch**",
+    "coarse": "low-passed",
+    "photographed": "photographed, by the model",
+}
+ALL = {"clean": "no patch", "grey": "grey card", "white": "white card", "black": "black card"} | {
+    "mean": "card of its mean colour",
+    "shuffled": "its own texels, shuffled",
+    "photo": "photo of the target",
+    **COLUMNS,
+}
+
+
+def load() -> list[dict[str, Any]]:
+    """The runs, by task and seed."""
+    runs: list[dict[str, Any]] = json.loads(RUNS.read_text(encoding="utf-8"))
+    return sorted(runs, key=lambda run: ([*MEASURED].index(run["task"]), run["seed"]))
+
+
+def default_runs() -> str:
+    """One line for each run: its primary metric under each condition."""
+    lines = _head("task", "seed", *COLUMNS.values(), "scenes")
+    for run in load():
+        primary = run["metrics"][run["primary_metric"]]
+        cells = [_cell(primary, condition) for condition in COLUMNS]
+        lines.append(_line(f"{MEASURED[run['task']]} {_arrow(primary)}", run["seed"], *cells, run["scenes"]))
+    return "\n".join(lines)
+
+
+def of_four_tasks() -> str:
+    """The README's table: of each task the run with the lowest seed."""
+    lines = _head("task", "random patch", "best hand-drawn texture", "**optimised patch**", "the same, photographed*")
+    first = {run["task"]: run for run in reversed(load())}
+    for task, words in MEASURED.items():
+        primary = first[task]["metrics"][first[task]["primary_metric"]]
+        cells = [_cell(primary, condition) for condition in ("random", "drawn", "patch", "photographed")]
+        lines.append(_line(f"{words} {_arrow(primary)}", *cells))
+    return "\n".join(lines)
+
+
+def details() -> str:
+    """Of each task's first run all metrics under all conditions."""
+    parts = []
+    for run in {run["task"]: run for run in reversed(load())}.values():
+        metrics = run["metrics"]
+        lines = _head("", *(f"{metric['label']} {_arrow(metric)}" for metric in metrics.values()))
+        for condition, words in ALL.items():
+            if condition in metrics[run["primary_metric"]]["values"]:
+                lines.append(_line(words, *(_cell(metric, condition) for metric in metrics.values())))
+        title = f"### {run['task'].capitalize()}\n\n`{run['command']}`, {run['victim']}, {run['scenes']} scenes"
+        where = {"outside": ", outside the patch", "patch": ", on the patch"}.get(run["region"], "")
+        parts.append(f"{title}{where}\n\n" + "\n".join(lines))
+    return "\n\n".join(reversed(parts))
+
+
+def gallery() -> str:
+    """Each run's patch with its size, victim and effect."""
+    parts = []
+    for run in load():
+        primary = run["metrics"][run["primary_metric"]]
+        width, height = run["size_mm"]
+        cells = [f"{words} {_cell(primary, name)}" for name, words in COLUMNS.items()]
+        parts.append(
+            f"## {run['task'].capitalize()}, seed {run['seed']}\n\n"
+            f"![{run['task']} patch, seed {run['seed']}](../pictures/{run['picture']})"
+            '{: style="width: 14rem; image-rendering: pixelated" }\n\n'
+            f"{width:g} × {height:g} mm on paper, {run['texels'][0]} × {run['texels'][1]} texels, against "
+            f"`{run['victim']}`, by `{run['command']}`.\n\n"
+            f"{MEASURED[run['task']].partition(': ')[2].capitalize()} {_arrow(primary)}, {run['scenes']} scenes:\n\n"
+            + "\n".join(f"- {cell}" for cell in cells)
+        )
+    return "\n\n".join(parts)
+
+
+def _head(*names: str) -> list[str]:
+    return [_line(*names), _line(*["---"] * len(names))]
+
+
+def _line(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _arrow(metric: dict[str, Any]) -> str:
+    return {"lower": "↓", "higher": "↑"}[metric["stronger"]]
+
+
+def _cell(metric: dict[str, Any], condition: str) -> str:
+    if condition not in metric["values"]:
+        return "–"
+    mean, low, high = metric["values"][condition][:3]
+    if mean is None:
+        return "–"
+    small = all(abs(value[0] or 0) <= 1 for value in metric["values"].values())  # a share or a cosine
+    return f"{_shown(mean, small)} [{_shown(low, small)}, {_shown(high, small)}]"
+
+
+def _shown(value: float, small: bool) -> str:
+    decimals = 3 if small else 2 if abs(value) < 10 else 1
+    return f"{value:.{decimals}f}".replace("-", "−")
