@@ -24,7 +24,7 @@ from torch import Tensor
 from patchattack import checkpoint, evaluation, pipeline, update
 from patchattack.attacks.flow import FlowAttack
 from patchattack.commands import train
-from patchattack.controls import CONDITIONS, SAME_PATCH, controls
+from patchattack.controls import CONDITIONS, NO_RIVALS, controls
 from patchattack.patch import Patch
 from patchattack.tracking import MetricsCsv
 
@@ -131,7 +131,7 @@ def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -
     found = rows(undisturbed)
     columns = ["condition", "metric", "region", "mean", "low", "high", "n", "label", "stronger"]
     assert all(list(row) == columns for row in found)
-    conditions = sorted(["clean", *controls(Patch.create()), "drawn", *SAME_PATCH], key=[*CONDITIONS].index)
+    conditions = sorted([*controls(Patch.create()), "drawn", *NO_RIVALS], key=[*CONDITIONS].index)
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}
     names = {row["metric"] for row in found}
