@@ -29,13 +29,16 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 TRAINING = (
-    *("trainer.steps=2", "trainer.batch=2", "trainer.draws=1", "trainer.split=[0.25,0.25,0.5]", "trainer.starts=2"),
+    *("trainer.steps=2", "trainer.batch=2", "trainer.draws=1", "trainer.split=[0.25,0.25,0.5]", "trainer.starts=0"),
     *("trainer.validate_every=2", "trainer.test_draws=1", "trainer.accelerator=cpu", "tracker=none"),
+    *("trainer.candidates=1", "trainer.stages=1", "patch.resolution=16"),
     *("trainer.validation_scenes=1", "trainer.test_scenes=2", "data.scenes=8", "data.supersampling=1"),
 )
 SMALL: dict[str, tuple[str, ...]] = {
     "train": TRAINING,
-    "attack=detection": ("attack.min_height=4",),
+    "attack=flow": ("data.size=[32,64]",),
+    "attack=depth": ("data.size=[32,64]",),
+    "attack=detection": ("data.size=[64,128]", "attack.min_height=4"),
     "evaluate": ("scenes=2", "workers=1"),
     "defenses": ("trainer.steps=1", "defenses=[jpeg]"),
     "substitute": TRAINING,
