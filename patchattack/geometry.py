@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchattack.devices import constant, transfer
+from patchattack.devices import constant, numbered, transfer
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def rotation(angles: Tensor) -> Tensor:
@@ -41,9 +45,8 @@ def project(homography: Tensor, points: Tensor) -> Tensor:
     Returns:
         ``[..., n, 2]``.
     """
-    ones = torch.ones_like(points[..., :1])
-    mapped = torch.cat([points, ones], dim=-1) @ homography.mT
-    return mapped[..., :2] / mapped[..., 2:]
+    places, depth = (F.pad(points, (0, 1), value=1.0) @ homography.mT).split((2, 1), dim=-1)
+    return places / depth
 
 
 def homography_from_corners(corners: Tensor) -> Tensor:
@@ -53,28 +56,34 @@ def homography_from_corners(corners: Tensor) -> Tensor:
     bottom-left). Heckbert's closed form (Fundamentals of Texture Mapping, 1989, section 2.2.3) in float64.
 
     Args:
-        corners: ``[..., 4, 2]`` pixels.
+        corners: ``[..., 4, 2]`` pixels, on the host.
 
     Returns:
         ``[..., 3, 3]`` float64.
     """
-    corners = corners.double()
-    e0, e1, e2, _ = (corners - corners.roll(-1, dims=-2)).unbind(-2)
-    x, y = torch.stack([e1, -e2, e0 + e2], dim=-2).unbind(-1)  # d1, d2 and the sum
-    areas = x * y.roll(-1, dims=-1) - x.roll(-1, dims=-1) * y
-    bottom = -areas[..., 1:] / areas[..., :1]  # g and h
-    columns = corners[..., 1::2, :] * (bottom + 1).unsqueeze(-1) - corners[..., :1, :]
-    top = torch.cat([columns, corners[..., :1, :]], dim=-2).mT
-    return torch.cat([top, F.pad(bottom, (0, 1), value=1.0).unsqueeze(-2)], dim=-2)
+    p0, p1, p2, p3 = np.moveaxis(corners.double().numpy(), -2, 0)  # [..., 2] each
+    d1, d2, total = p1 - p2, p3 - p2, p0 - p1 + p2 - p3
+    with np.errstate(divide="ignore", invalid="ignore"):  # corners on one line have none
+        g, h = _cross(total, d2) / _cross(d1, d2), _cross(d1, total) / _cross(d1, d2)
+    columns = [p1 - p0 + g[..., None] * p1, p3 - p0 + h[..., None] * p3, p0]
+    top, bottom = np.stack(columns, axis=-1), np.stack([g, h, np.ones_like(g)], axis=-1)
+    return torch.from_numpy(np.concatenate([top, bottom[..., None, :]], axis=-2))
+
+
+def _cross(one: Array, other: Array) -> Array:
+    """``[...]`` the third component of the product of ``[..., 2]``."""
+    return one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]
 
 
 def border(homography: Tensor, size: tuple[int, int]) -> Tensor:
     """Corners ``[..., 4, 2]`` half a texel beyond those of a texture of ``size`` ``(h, w)``: as far as it is seen.
 
-    ``homography [..., 3, 3]`` takes the unit square to the texture's corners.
+    ``homography [..., 3, 3]``, on the host, takes the unit square to the texture's corners.
     """
     y, x = (0.5 / side for side in size)
-    return project(homography, homography.new_tensor([[-x, -y], [1 + x, -y], [1 + x, 1 + y], [-x, 1 + y]]))
+    outline = np.array([[-x, -y, 1], [1 + x, -y, 1], [1 + x, 1 + y, 1], [-x, 1 + y, 1]])
+    mapped = outline @ homography.numpy().swapaxes(-1, -2)
+    return torch.from_numpy(mapped[..., :2] / mapped[..., 2:])
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ class MipAtlas:
             if max(height_now, width_now) == 1 or len(levels) == most:
                 break
             texture = F.adaptive_avg_pool2d(texture, ((height_now + 1) // 2, (width_now + 1) // 2))
-        return cls(torch.cat(levels, dim=-2), torch.tensor(sizes), torch.tensor(tops), repeats)
+        sizes, tops = (constant(tuple(each), torch.int64, torch.device("cpu")) for each in (sizes, tops))
+        return cls(torch.cat(levels, dim=-2), sizes, tops, repeats)
 
     def locate(self, uv: Tensor, level: Tensor) -> Tensor:
         """Pixels ``[..., 2]`` of the atlas for ``uv [..., 2]`` (0..1 over the texture) at integer ``level [...]``."""
@@ -195,12 +205,12 @@ class Window:
 
         Origins and size are multiples of ``block`` where the frame's own size is.
         """
-        limit = torch.tensor([frame[1], frame[0]])
-        first = (corners.amin(dim=1).floor() - margin).long().clamp(min=0) // block * block
-        last = (corners.amax(dim=1).ceil() + margin + 1).long()
-        size = torch.minimum(-(-(last - first).amax(dim=0) // block) * block, limit).clamp(min=1)
-        width, height = size.tolist()
-        return cls(torch.minimum(first, limit - size), (height, width), frame)
+        places, limit = corners.numpy(), np.array(frame[::-1])
+        first = np.maximum(np.floor((places.min(axis=1) - margin) / block) * block, 0)
+        last = np.ceil(places.max(axis=1)) + (margin + 1)
+        size = np.clip(np.ceil((last - first).max(axis=0) / block) * block, 1, limit)
+        width, height = size.astype(int).tolist()
+        return cls(torch.from_numpy(np.minimum(first, limit - size).astype(np.int64)), (height, width), frame)
 
     def take(self, images: Tensor) -> Tensor:
         """``[N, C, h, w]`` of ``images [N, C, H, W]``."""
@@ -233,9 +243,9 @@ class Window:
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor, Tensor]:
         """Indices of the frame, ``[N, 1, 1]``, of the column, ``[N, 1, w]``, and of the row, ``[N, h, 1]``."""
-        n, x, y = (torch.arange(count, device=self.origin.device) for count in (len(self.origin), *self.size[::-1]))
-        first = self.origin[:, None, None]
-        return n.view(-1, 1, 1), first[..., 0] + x, first[..., 1] + y.unsqueeze(1)
+        y, x = (torch.arange(side, device=self.origin.device) for side in self.size)
+        left, top = self.origin.view(-1, 2, 1, 1).unbind(1)
+        return numbered(len(self.origin), self.origin.device), left + x, top + y.unsqueeze(1)
 
 
 def warp_texture(textures: Tensor, homography: Tensor, window: Window, supersampling: int = 2) -> Tensor:
@@ -255,40 +265,48 @@ def warp_texture(textures: Tensor, homography: Tensor, window: Window, supersamp
         ``[B·T, C, h, w]`` on the textures' device.
     """
     count, frames = len(homography), len(homography) // len(textures)
-    # Of the window's samples, counted from its first: their pixels, and where these lie in the texture.
-    samples = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1) / supersampling
-    samples[:, :2, 2] = window.origin + (0.5 / supersampling - 0.5)
-    samples[:, 2, 2] = 1
-    to_texture = torch.linalg.inv(homography)
-    level = _level_at_centre(to_texture, homography, (textures.shape[-2], textures.shape[-1]), supersampling)
+    size = (textures.shape[-2], textures.shape[-1])
+    to_texture = np.linalg.inv(homography.numpy())  # a few numbers on the host are numpy's, which does them faster
+    level = _level_at_centre(homography.numpy(), size, supersampling)
     atlas = MipAtlas.build(textures, most=int(level.max()) + 1)
-    size, top = atlas.sizes[level].flip(-1), atlas.tops[level]
-    atlas_size = torch.tensor([[atlas.image.shape[-1], atlas.image.shape[-2]]], dtype=torch.float64)
-    matrix = to_texture @ samples * F.pad(size, (0, 1), value=1).unsqueeze(-1)  # to texels
-    # As `MipAtlas.locate`, for `grid_sample`.
-    first = torch.stack([torch.full_like(top, 2), top], dim=-1) * 2 / atlas_size - 1
-    values = torch.cat([matrix.flatten(1), size + 1, first, (2 / atlas_size).expand(count, 2)], dim=1)
-    values = transfer(values.to(textures.dtype), textures.device)
-    x, y, fixed = values[:, :9].view(count, 3, 3, 1, 1).unbind(2)
-    last, first, scale = values[:, 9:].view(count, 3, 2, 1, 1).unbind(1)
+    # Of the window's samples: from one to the next, and the first of them.
+    corner = window.origin.numpy() + (0.5 / supersampling - 0.5)
+    first = to_texture[:, :, :2] @ corner[:, :, None] + to_texture[:, :, 2:]
+    steps = to_texture[:, :, :2].transpose(0, 2, 1).reshape(count, 6) / supersampling
+    host = np.concatenate([steps, first[:, :, 0], _places_in_atlas(size, len(atlas.tops))[level]], axis=1)
+    values = transfer(torch.from_numpy(host).to(textures.dtype), textures.device).view(count, 17, 1, 1)
+    x, y, first, low, high, start, scale = values.split((3, 3, 3, 2, 2, 2, 2), dim=1)
     rows, columns = (torch.arange(supersampling * side, device=textures.device) for side in window.size)
-    places = torch.addcmul(torch.addcmul(fixed, y, rows.unsqueeze(1)), x, columns)  # [B·T, 3, h·s, w·s]
-    texels = (places[:, :2] / places[:, 2:]).clamp(min=-1).minimum(last)
-    points = torch.addcmul(first, texels, scale).permute(0, 2, 3, 1)
+    places = torch.addcmul(torch.addcmul(first, y, rows.unsqueeze(1)), x, columns)  # [B·T, 3, h·s, w·s]
+    places, depth = places.split((2, 1), dim=1)
+    points = torch.addcmul(start, (places / depth).clamp(low, high), scale).permute(0, 2, 3, 1)
     # The frames of a scene show one texture: they are sampled as one tall image.
     points = points.reshape(len(textures), -1, *points.shape[2:])
     found = F.grid_sample(atlas.image, points, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return F.avg_pool2d(found.unflatten(2, (frames, -1)).transpose(1, 2).flatten(0, 1), supersampling)
+    found = F.avg_pool2d(found, supersampling)
+    return found if frames == 1 else found.unflatten(2, (frames, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def _level_at_centre(to_texture: Tensor, homography: Tensor, size: tuple[int, int], supersampling: int) -> Tensor:
-    """``[N]`` the level whose texels are nearest to the distance of the samples at the texture's middle, on the host.
+@lru_cache(maxsize=64)
+def _places_in_atlas(size: tuple[int, int], levels: int) -> Array:
+    """``[L, 8]``, of each level of the atlas of a texture of ``size`` ``(h, w)``, x and y each.
+
+    The least and the greatest coordinate in the texture, from 0 to 1 in it, that are taken there, as in
+    :meth:`MipAtlas.locate`; the place of 0, and the length of 1, in the coordinates of ``grid_sample``.
+    """
+    atlas = MipAtlas.build(torch.zeros(1, 1, *size), most=levels)
+    texels, whole = atlas.sizes.flip(-1).numpy(), np.array([atlas.image.shape[-1], atlas.image.shape[-2]])
+    first = np.stack([np.full(len(texels), 2), atlas.tops.numpy()], axis=-1) * 2 / whole - 1
+    return np.concatenate([-1 / texels, 1 + 1 / texels, first, texels * 2 / whole], axis=1)
+
+
+def _level_at_centre(homography: Array, size: tuple[int, int], supersampling: int) -> Array:
+    """``[N]`` the level whose texels are nearest to the distance of the samples at the texture's middle.
 
     One level serves the whole patch: a level for each sample costs more than the texture itself, and a tilted patch
     spans less than two.
     """
     # A projective map stretches areas by its determinant over the cube of the third coordinate.
-    depth = homography[:, 2, :2].sum(dim=-1) / 2 + homography[:, 2, 2]
-    texels = torch.linalg.det(to_texture).abs() * depth.abs() ** 3 * (size[0] * size[1])
-    coarsest = (max(size) - 1).bit_length()
-    return (texels.sqrt() / supersampling).clamp(min=1).log2().clamp(max=coarsest).round().long()
+    depth = homography[:, 2] @ (0.5, 0.5, 1)
+    texels = np.abs(depth**3 / np.linalg.det(homography)) * (size[0] * size[1] / supersampling**2)
+    return (np.log2(np.maximum(texels, 1)) / 2).clip(max=(max(size) - 1).bit_length()).round().astype(int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchattack.devices import constant
+from patchattack.devices import constant, transfer
 from patchattack.eot.transform import Transform, check_range, per_image
 from patchattack.seeding import Numbers
 
@@ -62,10 +63,10 @@ class Hue(Transform):
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
         # A turn of the chroma plane: HSV would have no gradient at grey.
-        grey, along, across = (constant(part, image.dtype, image.device) for part in _chroma_turns())
-        angle, factor = torch.deg2rad(parameters[:, :1, None]), parameters[:, 1:, None]
-        turn = grey + (along * angle.cos() + across * angle.sin()) * factor
-        return torch.bmm(turn, image.flatten(2)).view(image.shape)
+        grey, turns = (constant(part, image.dtype, image.device) for part in _chroma_turns())
+        degrees, factor = parameters.unbind(1)
+        turn = torch.addmm(grey, torch.view_as_real(torch.polar(factor, torch.deg2rad(degrees))), turns)
+        return torch.bmm(turn.view(-1, 3, 3), image.flatten(2)).view(image.shape)
 
 
 class WhiteBalance(Transform):
@@ -80,8 +81,8 @@ class WhiteBalance(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        red, blue = parameters.unbind(-1)
-        return image * torch.stack([red, torch.ones_like(red), blue], dim=-1)[..., None, None]
+        green, others = (constant(part, image.dtype, image.device) for part in ((0, 1, 0), ((1, 0, 0), (0, 0, 1))))
+        return image * torch.addmm(green, parameters, others).view(-1, 3, 1, 1)
 
 
 class Illumination(Transform):
@@ -96,7 +97,9 @@ class Illumination(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        return image * (1 + per_image(parameters[:, 1] / 2) * _ramp(image, parameters[:, 0]))
+        degrees, strength = parameters.unbind(1)
+        one = constant((1.0,), image.dtype, image.device)
+        return image * torch.addcmul(one, per_image(strength), _ramp(image, degrees), value=0.5)
 
 
 class Shadow(Transform):
@@ -112,8 +115,10 @@ class Shadow(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        depth = (_ramp(image, parameters[:, 0]) - per_image(parameters[:, 1])) / self.softness
-        return image * (1 - per_image(parameters[:, 2]) * depth.sigmoid())
+        degrees, place, strength = parameters.unbind(1)
+        depth = (_ramp(image, degrees) - per_image(place)) / self.softness
+        one = constant((1.0,), image.dtype, image.device)
+        return image * torch.addcmul(one, per_image(strength), depth.sigmoid(), value=-1)
 
 
 class PrintNoise(Transform):
@@ -134,20 +139,25 @@ class PrintNoise(Transform):
         return image + torch.nn.functional.interpolate(parameters, size=size, mode="bilinear", align_corners=False)
 
 
-def _ramp(image: Tensor, angle: Tensor) -> Tensor:
-    """``[N, 1, h, w]`` from -1 to 1 across the texture along ``angle [N]`` (degrees)."""
-    y, x = (
-        constant(tuple((2 * place + 1) / size - 1 for place in range(size)), image.dtype, image.device)
-        for size in image.shape[-2:]
-    )
-    angle = per_image(torch.deg2rad(angle))
-    right, up = angle.cos(), angle.sin()
-    return (right * x - up * y[:, None]) / (right.abs() + up.abs())
+def _ramp(image: Tensor, degrees: Tensor) -> Tensor:
+    """``[N, 1, h, w]`` from -1 to 1 across the texture along ``degrees [N]``."""
+    height, width = image.shape[-2:]
+    along = torch.view_as_real((degrees * (1j * math.pi / 180)).exp())  # [N, 2] right and up
+    along = along / torch.linalg.vector_norm(along, ord=1, dim=1, keepdim=True)
+    return (along @ _sides(height, width, image.dtype, image.device)).view(-1, 1, height, width)
+
+
+@lru_cache(maxsize=16)
+def _sides(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[2, h·w]`` how far right and how far up each texel is, from -1 to 1."""
+    right, down = ((2 * torch.arange(side, dtype=torch.float64) + 1) / side - 1 for side in (width, height))
+    sides = torch.stack(torch.meshgrid(right, -down, indexing="xy")).flatten(1)
+    return transfer(sides.to(dtype), device)
 
 
 @lru_cache(maxsize=1)
 def _chroma_turns() -> tuple[Any, ...]:
-    """``[3][3, 3]`` of RGB: what stays, what goes by the cosine of a turn of the chroma, and what by its sine."""
+    """Maps ``[9]`` of RGB: what stays; ``[2, 9]`` what goes by the cosine of a turn of the chroma, and by its sine."""
     from kornia.color import rgb_to_yuv, yuv_to_rgb
 
     one = torch.eye(3, dtype=torch.float64).view(3, 3, 1, 1)
@@ -155,4 +165,5 @@ def _chroma_turns() -> tuple[Any, ...]:
     turns = torch.zeros(3, 3, 3, dtype=torch.float64)
     turns[0, 0, 0] = turns[1, 1, 1] = turns[1, 2, 2] = turns[2, 2, 1] = 1
     turns[2, 1, 2] = -1
-    return tuple(tuple(map(tuple, turn)) for turn in (back @ turns @ there).tolist())
+    grey, *others = (tuple(turn) for turn in (back @ turns @ there).flatten(1).tolist())
+    return grey, tuple(others)

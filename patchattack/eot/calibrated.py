@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import files
-from patchattack.devices import constant, transfer
+from patchattack.devices import constant, numbered, transfer
 from patchattack.eot.transform import Transform, check_range
 from patchattack.errors import InputError
 from patchattack.seeding import Numbers
@@ -33,21 +33,23 @@ def look_up(table: Tensor, colours: Tensor) -> Tensor:
     Returns:
         ``[N, n, 3]``, differentiable with respect to both.
     """
-    last = table.shape[1] - 1
-    place = colours * last
-    cell = place.detach().floor().clamp(0, last - 1)
-    share = place - cell
-    side = last + 1
+    count, side = len(table), table.shape[1]
+    place = colours * (side - 1)
+    cell = place.detach().floor().clamp(0, side - 2)
+    share = (place - cell).unsqueeze(-2)  # [N, n, 1, 3]
     strides = (side * side, side, 1)
     corners = tuple(itertools.product((0, 1), repeat=3))
-    beside = constant(corners, colours.dtype, colours.device)  # [8, 3]
     steps = tuple(sum(map(operator.mul, corner, strides)) for corner in corners)
-    index = (cell @ constant(strides, colours.dtype, colours.device)).long()  # [N, n]
-    index = index.unsqueeze(-1) + constant(steps, torch.int64, colours.device)  # [N, n, 8]
-    red, green, blue = torch.lerp(1 - share[..., None, :], share[..., None, :], beside).unbind(-1)
-    row = torch.arange(len(table), device=table.device).view(-1, 1, 1)
-    values = table.flatten(1, 3)[row, index]  # [N, n, 8, 3]
-    return ((red * green * blue).unsqueeze(-2) @ values).squeeze(-2)
+    index = (cell * constant(strides, colours.dtype, colours.device)).sum(dim=-1, keepdim=True).long()
+    index = index + constant(steps, torch.int64, colours.device)  # [N, n, 8]
+    values = table.flatten(1, 3)[numbered(count, table.device), index]  # [N, n, 8, 3]
+    # The share of the corners on the far side of the cell, and 1 less that of those on the near one.
+    near, side = (
+        constant(tuple(tuple(of(i) for i in corner) for corner in corners), colours.dtype, colours.device)
+        for of in (lambda far: 1 - far, lambda far: 2 * far - 1)
+    )  # [8, 3]
+    red, green, blue = torch.addcmul(near, share, side).unbind(-1)
+    return torch.bmm((red * green * blue).reshape(-1, 1, 8), values.view(-1, 8, 3)).view(colours.shape)
 
 
 @dataclass(frozen=True)

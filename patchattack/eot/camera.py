@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchattack.devices import constant, numbered
 from patchattack.eot.jpeg import jpeg
 from patchattack.eot.transform import Transform, check_range, per_image
 from patchattack.errors import InputError
@@ -27,9 +29,10 @@ class Defocus(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        places = torch.arange(-self.margin, self.margin + 1, device=image.device)
-        line = (places / parameters).square().mul(-0.5).softmax(dim=-1)
-        return _filter(_filter(image, line[:, None, :]), line[:, :, None])
+        places = tuple(-0.5 * place**2 for place in range(-self.margin, self.margin + 1))
+        line = (constant(places, image.dtype, image.device) / parameters.square()).softmax(dim=-1)
+        side = line.shape[1]
+        return _filter(image, line.view(-1, 1, 1, side), line.view(-1, 1, side, 1))
 
 
 class MotionBlur(Transform):
@@ -47,14 +50,16 @@ class MotionBlur(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        angle = torch.deg2rad(parameters[:, :1, None])
-        places = torch.arange(-self.margin, self.margin + 1, device=image.device)
-        right, up = angle.cos(), angle.sin()
+        degrees, share = map(per_image, parameters.unbind(1))
+        places = range(-self.margin, self.margin + 1)
+        pixels = tuple(tuple(complex(x, y) for x in places) for y in places)
+        nothing = tuple(tuple(float(x == y == 0) for x in places) for y in places)
+        turn = (degrees * (1j * math.pi / 180)).exp()
         # A line of pixels, turned to the nearest ones.
-        along, across = right * places - up * places[:, None], up * places + right * places[:, None]
-        line = ((along.round().abs() <= self.margin) & (across.round() == 0)).to(image.dtype)
-        blurred = _filter(image, line / line.sum(dim=(1, 2), keepdim=True))
-        return torch.lerp(image, blurred, per_image(parameters[:, 1]))
+        turned = torch.view_as_real(constant(pixels, turn.dtype, image.device) * turn).round().abs()
+        line = (turned <= constant((self.margin, 0), image.dtype, image.device)).all(dim=-1).to(image.dtype)
+        line = line / line.sum(dim=(2, 3), keepdim=True)
+        return _filter(image, torch.lerp(constant(nothing, image.dtype, image.device), line, share))
 
 
 class Gamma(Transform):
@@ -72,7 +77,8 @@ class Gamma(Transform):
         # A power below 1 has an infinite slope at 0, so the curve begins a little further up.
         exponent, toe = per_image(parameters), 1 / 255
         black = toe**exponent
-        return ((image + toe) ** exponent - black) / ((1 + toe) ** exponent - black)
+        # By the logarithm, whose gradient is a third of the work of a power's.
+        return (((image + toe).log() * exponent).exp() - black) / ((1 + toe) ** exponent - black)
 
 
 class SensorNoise(Transform):
@@ -90,11 +96,10 @@ class SensorNoise(Transform):
 
     def apply(self, image: Tensor, parameters: Tensor, origin: Tensor) -> Tensor:
         """See :meth:`Transform.apply`."""
-        height, width = image.shape[-2:]
-        x = (origin[:, :1] + torch.arange(width, device=image.device)) % self.TILE
-        y = (origin[:, 1:] + torch.arange(height, device=image.device)) % self.TILE
-        n = torch.arange(len(image), device=image.device).view(-1, 1, 1)
-        return image + parameters[n, :, y.unsqueeze(2), x.unsqueeze(1)].permute(0, 3, 1, 2)
+        rows, columns = (torch.arange(side, device=image.device) for side in image.shape[-2:])
+        left, top = origin.view(-1, 2, 1, 1).unbind(1)
+        x, y = (left + columns) % self.TILE, (top + rows.unsqueeze(1)) % self.TILE
+        return image + parameters[numbered(len(image), image.device), :, y, x].permute(0, 3, 1, 2)
 
 
 class Jpeg(Transform):
@@ -115,8 +120,10 @@ class Jpeg(Transform):
         return jpeg(image, parameters[:, 0])
 
 
-def _filter(image: Tensor, kernels: Tensor) -> Tensor:
-    """``image [N, 3, h, w]``, each filtered by its own of ``kernels [N, kh, kw]``; its edge goes on as it is."""
-    rows, columns = (side // 2 for side in kernels.shape[1:])
-    padded = F.pad(image.transpose(0, 1), (columns, columns, rows, rows), mode="replicate")
-    return F.conv2d(padded, kernels.unsqueeze(1), groups=len(kernels)).transpose(0, 1)
+def _filter(image: Tensor, *kernels: Tensor) -> Tensor:
+    """``image [N, 3, h, w]``, each filtered by its own of ``kernels [N, 1, kh, kw]``; its edge goes on as it is."""
+    rows, columns = (sum(kernel.shape[side] // 2 for kernel in kernels) for side in (2, 3))
+    filtered = F.pad(image.transpose(0, 1), (columns, columns, rows, rows), mode="replicate")
+    for kernel in kernels:
+        filtered = F.conv2d(filtered, kernel, groups=len(kernel))
+    return filtered.transpose(0, 1)

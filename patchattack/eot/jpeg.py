@@ -25,50 +25,43 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
         ``[N, 3, h, w]``, about [0, 1] and not cut off there.
     """
     count, _, height, width = images.shape
-    parts = _constants()
-    there, black, back, zero, weights, cosines, tables = (constant(part, images.dtype, images.device) for part in parts)
+    there, black, back, zero, weights, *transforms, tables = (
+        constant(part, images.dtype, images.device) for part in _constants()
+    )
+    to_waves, from_waves = (transform.expand(count, 64, 64) for transform in transforms)
     padded = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
     size = padded.shape[2:]
     shape = (count, 3, *size)
     colours = torch.baddbmm(black, there.expand(count, 3, 3), padded.flatten(2)).view(shape)
     # Chroma at half the resolution, antialiased.
     chroma = F.conv2d(F.pad(colours[:, 1:], (1, 1, 1, 1), mode="reflect"), weights, stride=2, groups=2)
-    blocks = [_blocks(colours[:, :1]), _blocks(chroma)]
-    lengths = [part.shape[1] for part in blocks]
-    steps = _steps(tables, quality)  # [N, 2, 64]
-    steps = torch.cat([steps[:, n : n + 1].expand(-1, length, -1) for n, length in enumerate(lengths)], dim=1)
-    coefficients = torch.cat(blocks, dim=1) @ cosines / steps
+    # The planes of chroma stand below one another: of either kind [N, 64, h/8, w/8], a column of pixels for each block.
+    light, chroma = (F.pixel_unshuffle(each, 8) for each in (colours[:, :1], chroma.view(count, 1, size[0], -1)))
+    counts = [each.shape[2] * each.shape[3] for each in (light, chroma)]
+    steps = _steps(tables, quality).split(1, dim=2)  # [N, 64, 1] of each kind
+    steps = torch.cat([step.expand(-1, -1, blocks) for step, blocks in zip(steps, counts, strict=True)], dim=2)
+    coefficients = torch.bmm(to_waves, torch.cat([light.flatten(2), chroma.flatten(2)], dim=2)) / steps
     whole = coefficients.detach().round()
     coefficients = whole + (coefficients - whole) ** 3
-    light, chroma = (coefficients * steps @ cosines.T).split(lengths, dim=1)
-    chroma = F.interpolate(
-        _join(chroma, 2, (size[0] // 2, size[1] // 2)), scale_factor=2, mode="bilinear", align_corners=False
+    columns = torch.bmm(from_waves, coefficients * steps).split(counts, dim=2)
+    light, chroma = (
+        F.pixel_shuffle(column.view(each.shape), 8) for column, each in zip(columns, (light, chroma), strict=True)
     )
-    colours = torch.cat([_join(light, 1, (size[0], size[1])), chroma], dim=1).flatten(2)
+    chroma = chroma.view(count, 2, size[0] // 2, size[1] // 2)
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    colours = torch.cat([light, chroma], dim=1).flatten(2)
     return torch.baddbmm(zero, back.expand(count, 3, 3), colours).view(shape)[..., :height, :width]
 
 
-def _blocks(planes: Tensor) -> Tensor:
-    """``[N, C, h, w]`` as the blocks of all planes, ``[N, C·h/8·w/8, 64]``."""
-    count, planes_each, height, width = planes.shape
-    cut = planes.reshape(count, planes_each, height // 8, 8, width // 8, 8)
-    return cut.transpose(3, 4).reshape(count, -1, 64)
-
-
-def _join(blocks: Tensor, planes: int, size: tuple[int, int]) -> Tensor:
-    """The reverse of :func:`_blocks`, ``[N, C, h, w]``."""
-    count, (height, width) = len(blocks), size
-    return blocks.view(count, planes, height // 8, width // 8, 8, 8).transpose(3, 4).reshape(count, planes, *size)
-
-
 def _steps(tables: Tensor, quality: Tensor) -> Tensor:
-    """``[N, 2, 64]`` the steps to which light and chroma are rounded, of ``tables [2, 64]``."""
+    """``[N, 64, 2]`` the steps to which light and chroma are rounded, of ``tables [64, 2]``."""
     quality = quality.detach().view(-1, 1, 1)
     scale = _floor(torch.where(quality < 50, 5000 / quality, 200 - 2 * quality))
     steps = (tables * scale + 50) / 100
     # Cut off at 1 and 255 softly.
-    steps = torch.where(steps > 255, 255 + 0.02 * (1 - (255 - steps).exp()), steps)
-    return _floor(torch.where(steps < 1, 1 - 0.02 * (1 - (steps - 1).exp()), steps))
+    cut = steps.clamp(1, 255)
+    beyond = cut - steps
+    return _floor(cut + 0.02 * beyond.sign() * torch.expm1(-beyond.abs()))
 
 
 def _floor(values: Tensor) -> Tensor:
@@ -79,7 +72,9 @@ def _floor(values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _constants() -> tuple[Any, ...]:
-    """Maps of colours to levels about 0 and back, weights of the pixels that make one of chroma, DCT, and tables."""
+    """Maps of colours to levels about 0 and back, weights of the pixels that make one of chroma, the discrete cosine
+    transform of a block's pixels and its inverse, and tables.
+    """
     from kornia.color import rgb_to_ycbcr, ycbcr_to_rgb
     from kornia.enhance import JPEGCodecDifferentiable
 
@@ -91,10 +86,11 @@ def _constants() -> tuple[Any, ...]:
     dct = torch.cos((2 * places + 1) * places[:, None] * math.pi / 16) / 2
     dct[0] /= math.sqrt(2)
     codec: Any = JPEGCodecDifferentiable()
-    tables = torch.stack([codec.quantization_table_y.flatten(), codec.quantization_table_c.flatten()])
+    tables = torch.stack([codec.quantization_table_y.flatten(), codec.quantization_table_c.flatten()], dim=1)
+    waves = torch.kron(dct, dct)
     levels = (
         *(255 * there, 255 * black - 128, back / 255, zero + back.sum(dim=1).view(1, 3, 1) * 128 / 255),
-        *(torch.outer(four, four).expand(2, 1, 4, 4), torch.kron(dct, dct).T, tables),
+        *(torch.outer(four, four).expand(2, 1, 4, 4), waves, waves.T, tables),
     )
     return tuple(_to_tuples(part.tolist()) for part in levels)
 

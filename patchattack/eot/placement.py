@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import geometry
+from patchattack.devices import constant
 from patchattack.eot.transform import check_range
 from patchattack.errors import InputError
 from patchattack.patch import Patch
@@ -104,37 +105,38 @@ class Uniform:
             *(self.scale, self.rotation, self.pitch, self.yaw, self.x, self.y),
             *(self.speed, self.speed, (-3.0, 3.0), (0.96, 1.04), (-1.0, 1.0), (-1.0, 1.0)),  # of random motion
         )
-        self._low, high = torch.tensor(ranges, dtype=torch.float64).unbind(-1)
+        nothing = [(0.0, 0.0)] * (DRAWS - len(ranges))
+        self._low, high = torch.tensor([*ranges, *nothing], dtype=torch.float64).unbind(-1)
         self._span = high - self._low
 
     def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
         """As :class:`Placement` says."""
-        drawn = numbers[:, : len(self._low)].double() * self._span + self._low
-        scale, turn, place = drawn[:, 0], drawn[:, 1], drawn[:, 4:6]
+        drawn = (numbers * self._span).add_(self._low)
+        scale, turn, tilts, place, *motion, _ = drawn.split((1, 1, 2, 2, 2, 1, 1, 2, 4), dim=1)
         if scene.surface is not None and self.on_surface(scene):
             return on_plane(scene.surface, scale, turn, torch.full_like(place, 0.5), patch.size_mm)
-        board = SQUARE * self._size(scene, patch).unsqueeze(1)  # [B, 4, 2] pixels about the patch's centre
-        frame = torch.tensor([scene.size[1], scene.size[0]], dtype=torch.float64)
-        shape = _rotate(board, turn) * scale.view(-1, 1, 1)
+        # In pixels about the patch's centre, [B, 4, 2].
+        shape = _rotate(SQUARE * self._size(scene, patch), turn, scale)
         if any(self.pitch + self.yaw):
-            tilts = F.pad(drawn[:, 2:4], (0, 1))  # about the horizontal axis, the vertical one, and none
+            tilts = F.pad(tilts, (0, 1))  # about the horizontal axis, the vertical one, and none
             solid = F.pad(shape, (0, 1)) @ geometry.rotation(tilts).mT
             shape = solid[..., :2] / (1 + solid[..., 2:] / scene.size[1])
-        low, high = -shape.amin(dim=1) - 0.5, frame - 0.5 - shape.amax(dim=1)
+        least, most = shape.aminmax(dim=1)
+        height, width = scene.size
+        low, high = -0.5 - least, constant((width - 0.5, height - 0.5), torch.float64, most.device) - most
         # A patch that scale and rotation make larger than the frame is centred.
-        low, high = torch.minimum(low, (low + high) / 2), torch.maximum(high, (low + high) / 2)
-        centre = low + place * (high - low)
+        middle = (low + high) / 2
+        centre = torch.lerp(low.minimum(middle), high.maximum(middle), place)
         first = shape + centre.unsqueeze(1)
         corners = [first] * scene.frames.shape[1]
         if len(corners) == 2 and self.motion == "random":
-            shift = drawn[:, 6:8] * frame.min()
-            corners[1] = _move(first, centre, shift, drawn[:, 8], drawn[:, 9], drawn[:, 10:12], frame)
+            corners[1] = _move(first, centre, scene.size, *motion)
         elif len(corners) == 2 and self.motion == "scene":
             corners[1] = _carry(first, centre, scene)
         return torch.stack(corners, dim=1)
 
     def _size(self, scene: Scene, patch: Patch) -> Tensor:
-        """``[B, 2]`` width and height in pixels before any draw."""
+        """``[B, 1, 2]``, or ``[1, 1, 2]`` of all scenes, width and height in pixels before any draw."""
         rows, columns = scene.size
         proportion = patch.size_mm[0] / patch.size_mm[1]
         if self.distance is not None:
@@ -144,15 +146,16 @@ class Uniform:
                     "give placement.area or placement.side instead"
                 )
             focal = scene.intrinsics.double().diagonal(dim1=1, dim2=2)[:, :2]
-            sizes = focal * torch.tensor(patch.size_mm, dtype=torch.float64) / 1000 / self.distance
+            sizes = focal.unsqueeze(1) * torch.tensor(patch.size_mm, dtype=torch.float64) / 1000 / self.distance
+            width, height = sizes.amax(dim=(0, 1)).tolist()
         else:
             if self.area is not None:
                 height = math.sqrt(self.area * rows * columns / proportion / patch.fill_ratio)
             else:
                 assert self.side is not None
                 height = self.side * min(rows, columns) / max(proportion, 1)
-            sizes = torch.tensor([[height * proportion, height]], dtype=torch.float64).expand(len(scene), 2)
-        width, height = sizes.amax(dim=0).tolist()
+            width = height * proportion
+            sizes = torch.tensor([[[width, height]]], dtype=torch.float64)
         if width > columns or height > rows:
             raise InputError(
                 f"placement: expected a patch that fits into the frame of {columns}×{rows} px, "
@@ -192,6 +195,9 @@ class OnSurface:
         self.scale = check_range("placement.scale", scale, 0.01)
         self.rotation = check_range("placement.rotation", rotation, -180, 180)
         self.x, self.y = check_range("placement.x", x), check_range("placement.y", y)
+        ranges = (self.scale, self.rotation, self.x, self.y)
+        self._low, high = torch.tensor(ranges, dtype=torch.float64).unbind(-1)
+        self._span = high - self._low
 
     def draw(self, scene: Scene, patch: Patch, numbers: Tensor) -> Tensor:
         """As :class:`Placement` says."""
@@ -200,12 +206,9 @@ class OnSurface:
                 "placement=surface: expected data whose scenes have a surface that carries the patch, got none; "
                 "use data=signs or data=traffic, an attack on objects, or placement=uniform"
             )
-        ranges = (self.scale, self.rotation, self.x, self.y)
-        scale, turn, x, y = (
-            column * (high - low) + low
-            for column, (low, high) in zip(numbers.double().unbind(-1), ranges, strict=False)
-        )
-        return on_plane(scene.surface, self.size * scale, turn, torch.stack([x, y], dim=-1), patch.size_mm)
+        drawn = (numbers[:, : len(self._low)] * self._span).add_(self._low)
+        scale, turn, centre = drawn.split((1, 1, 2), dim=1)
+        return on_plane(scene.surface, self.size * scale, turn, centre, patch.size_mm)
 
     def on_surface(self, scene: Scene) -> bool:
         """Always."""
@@ -217,8 +220,8 @@ def on_plane(surface: Tensor, scale: Tensor, turn: Tensor, centre: Tensor, size_
 
     Args:
         surface: ``[B, T, 4, 2]`` corners of a square.
-        scale: ``[B]`` the patch's longer side as a share of the square's.
-        turn: ``[B]`` degrees in the square's plane.
+        scale: ``[B, 1]`` the patch's longer side as a share of the square's.
+        turn: ``[B, 1]`` degrees in the square's plane.
         centre: ``[B, 2]`` of the patch, as shares of the square's sides.
         size_mm: width and height.
 
@@ -226,31 +229,24 @@ def on_plane(surface: Tensor, scale: Tensor, turn: Tensor, centre: Tensor, size_
         ``[B, T, 4, 2]``.
     """
     board = SQUARE * torch.tensor(size_mm, dtype=torch.float64) / max(size_mm)
-    board = _rotate(board, turn) * scale.view(-1, 1, 1) + centre.unsqueeze(1)
+    board = _rotate(board, turn, scale) + centre.unsqueeze(1)
     return geometry.project(geometry.homography_from_corners(surface), board.unsqueeze(1))
 
 
-def _rotate(points: Tensor, turn: Tensor) -> Tensor:
-    """``points [..., n, 2]`` about the origin, ``turn [B]`` degrees counter-clockwise."""
-    angle = torch.deg2rad(turn).view(-1, 1, 1)
-    # What the sine adds: y to x, and minus x to y.
-    return points * angle.cos() + points.flip(-1) * angle.sin() * points.new_tensor([1.0, -1.0])
+def _rotate(points: Tensor, turn: Tensor, scale: Tensor) -> Tensor:
+    """``points [..., n, 2]`` about the origin, ``turn [B, 1]`` degrees counter-clockwise, ``scale [B, 1]`` times."""
+    # In the complex plane; y is down, so that what is counter-clockwise on the screen is clockwise there.
+    return torch.view_as_real(torch.view_as_complex(points) * torch.polar(scale, torch.deg2rad(-turn)))
 
 
 def _move(
-    corners: Tensor,
-    centre: Tensor,
-    shift: Tensor,
-    turn: Tensor,
-    scale: Tensor,
-    bend: Tensor,
-    frame: Tensor,
+    corners: Tensor, centre: Tensor, size: tuple[int, int], shift: Tensor, turn: Tensor, scale: Tensor, bend: Tensor
 ) -> Tensor:
     """Corners ``[B, 4, 2]`` after a similarity about the centre and a slight perspective change."""
-    about = _rotate(corners - centre.unsqueeze(1), turn) * scale.view(-1, 1, 1)
-    slope = bend * 0.1 / frame.max()
+    about = _rotate(corners - centre.unsqueeze(1), turn, scale)
+    slope = bend * 0.1 / max(size)
     about = about / (1 + (about * slope.unsqueeze(1)).sum(dim=-1, keepdim=True))
-    return about + (centre + shift).unsqueeze(1)
+    return about + (centre + shift * min(size)).unsqueeze(1)
 
 
 def _carry(corners: Tensor, centre: Tensor, scene: Scene) -> Tensor:

@@ -123,9 +123,10 @@ class Renderer:
         frames = scene.frames.flatten(0, 1)
         if draw.on_surface and scene.occluder is not None:
             patch = patch * ~window.take(scene.occluder.flatten(0, 1))
-        coverage = patch[:, 3:].detach()
+        colours, coverage = patch.split((3, 1), dim=1)
+        coverage = coverage.detach()
         behind = window.take(frames)
-        part = behind * (1 - coverage) + patch[:, :3]
+        part = torch.addcmul(colours, behind, 1 - coverage)
         if self.camera:
             if self.whole_frame:
                 frames = self._photograph(frames, draw.camera, None)
@@ -140,8 +141,7 @@ class Renderer:
 
     def _photograph(self, images: Tensor, draws: tuple[Tensor, ...], window: geometry.Window | None) -> Tensor:
         """``images [N, 3, h, w]`` (the window's parts, or whole frames) through the camera."""
-        nowhere = torch.zeros(len(images), 2, dtype=torch.long, device=images.device)
-        origin = nowhere if window is None else window.origin
+        origin = images.new_zeros((len(images), 2), dtype=torch.long) if window is None else window.origin
         for transform, parameters in zip(self.camera, draws, strict=True):
             parameters = transfer(parameters.flatten(0, 1), images.device).to(images.dtype)
             images = saturate(transform.apply(images, parameters, origin))

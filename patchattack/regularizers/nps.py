@@ -32,11 +32,10 @@ def non_printability(texture: Tensor, palette: Tensor, mask: Tensor) -> Tensor:
             f"regularizer nps: expected one texture [3, h, w] and its mask [1, h, w], "
             f"got {list(texture.shape)} and {list(mask.shape)}; call it once per texture"
         )
-    colours = texture.flatten(1).T  # [h·w, 3]
     # The nearest colour is found without gradient, so that no distance to any other one is kept for backward.
-    nearest = palette[torch.cdist(colours.detach(), palette, p=1).argmin(dim=1)]
-    distance = (colours - nearest).abs().sum(dim=1)
-    return (distance * mask.flatten()).sum() / mask.sum()
+    nearest = palette[torch.cdist(texture.detach().flatten(1).T, palette, p=1).argmin(dim=1)]  # [h·w, 3]
+    difference = (texture - nearest.T.view_as(texture)) * mask
+    return torch.linalg.vector_norm(difference, ord=1) / mask.sum()
 
 
 def load_palette(path: Path) -> Tensor:

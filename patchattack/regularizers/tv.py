@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchattack.devices import constant
 from patchattack.errors import InputError
 
 
@@ -32,12 +33,15 @@ def total_variation(texture: Tensor, mask: Tensor) -> Tensor:
             f"regularizer tv: expected one texture [3, h, w] and its mask [1, h, w], "
             f"got {list(texture.shape)} and {list(mask.shape)}; call it once per texture"
         )
-    down = F.pad(texture.diff(dim=1) * mask[:, 1:], (0, 0, 0, 1))
-    right = F.pad(texture.diff(dim=2) * mask[:, :, 1:], (0, 1))
-    # vector_norm, unlike sqrt, has gradient zero at zero.
-    steepness = torch.linalg.vector_norm(torch.cat([down, right]), dim=0, keepdim=True)
+    # To the texel below and to the one on the right; the last ones are their own neighbours.
+    to_neighbours = constant(((((-1, 0), (1, 0)),), (((-1, 1), (0, 0)),)) * 3, texture.dtype, texture.device)
+    differences = F.conv2d(F.pad(texture.unsqueeze(0), (0, 1, 0, 1), mode="replicate"), to_neighbours, groups=3)
+    neighbours = constant(((((0, 0), (1, 0)),), (((0, 1), (0, 0)),)), mask.dtype, mask.device)
+    within = F.conv2d(F.pad(mask, (0, 1, 0, 1)).expand(1, 2, -1, -1), neighbours, groups=2) * mask
     height, width = texture.shape[1:]
-    return (steepness * mask).sum() / mask.sum() * (height * width) ** 0.5
+    # vector_norm, unlike sqrt, has gradient zero at zero.
+    steepness = torch.linalg.vector_norm(differences.view(3, 2, height, width) * within, dim=(0, 1), keepdim=True)
+    return steepness.sum() * ((height * width) ** 0.5 / mask.sum())
 
 
 class TotalVariation(nn.Module):

@@ -73,6 +73,7 @@ class Step:
         """The victim on the clean frames."""
         return self.victim(self.scene.to(self.device).frames)
 
+    @torch.no_grad()
     def draw(self) -> Draw:
         """EoT of another step."""
         self.count += 1
