@@ -164,7 +164,11 @@ def host(
             )
             draw = step.draw()
             row: dict[str, Any] = {"transforms": transforms, "batch": batch}
-            parts = {"draw": step.draw, "gradient": partial(step.gradient, draw), "step": step.whole}
+            parts: dict[str, Callable[[], Any]] = {
+                "draw": step.draw,
+                "gradient": partial(step.gradient, draw),
+                "step": step.whole,
+            }
             for name, work in parts.items():
                 work()
                 with Operations() as operations:
