@@ -22,9 +22,13 @@ CONDITIONS = {
     "random": "random patch",
     "patch": "optimised patch",
     "coarse": "patch low-passed to half its texels",
+    "drawn_photographed": "best hand-drawn texture, printed and photographed, by the model",
+    "random_photographed": "random patch, printed and photographed, by the model",
     "photographed": "patch printed and photographed, by the model",
 }
-SAME_PATCH = ("patch", "coarse", "photographed")  # under three conditions; every other texture is a rival
+# Of what is photographed: its condition then.
+PHOTOGRAPHED = {"drawn": "drawn_photographed", "random": "random_photographed", "patch": "photographed"}
+NO_RIVALS = ("clean", "patch", "coarse", *PHOTOGRAPHED.values())  # every other texture a patch must beat
 
 
 def with_article(condition: str) -> str:

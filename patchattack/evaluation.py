@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchattack import hand_drawn, seeding, statistics
 from patchattack.attacks.attack import Attack, Metric, Textures
-from patchattack.controls import CONDITIONS, SAME_PATCH, always, with_article
+from patchattack.controls import CONDITIONS, NO_RIVALS, PHOTOGRAPHED, always, with_article
 from patchattack.eot.appearance import PrintNoise
 from patchattack.eot.calibrated import Calibrated
 from patchattack.eot.camera import Defocus, Jpeg, SensorNoise
@@ -171,10 +171,13 @@ class Evaluator:
                 ]
         return measured
 
-    def photograph(self, texture: Tensor, indices: Sequence[int], repetitions: int = 1) -> list[Measured]:
-        """``texture`` after the default print and an ordinary camera, whatever else this EoT is of, in the same places.
+    def photograph(
+        self, textures: Mapping[str, Textures], indices: Sequence[int], repetitions: int = 1
+    ) -> list[Measured]:
+        """Textures after the default print and an ordinary camera, whatever else this EoT is of, in the same places.
 
-        What the appearance and the camera of the own renderer do is left out; the condition is called by this name.
+        What the appearance and the camera of the own renderer do is left out. Arguments are as of :meth:`measure`, for
+        conditions of :data:`PHOTOGRAPHED`, which names what they are called then.
         """
         renderer = Renderer(
             self.renderer.placement,
@@ -182,8 +185,9 @@ class Evaluator:
             {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
             self.renderer.whole_frame,
         )
-        measured = replace(self, renderer=renderer).measure({"photographed": always(texture)}, indices, repetitions)
-        return [one for one in measured if one.condition == "photographed"]
+        named = {PHOTOGRAPHED[one]: texture for one, texture in textures.items()}
+        measured = replace(self, renderer=renderer).measure(named, indices, repetitions)
+        return [one for one in measured if one.condition in named]
 
     def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
         """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""
@@ -273,7 +277,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     conditions = dict.fromkeys(one.condition for one in measured)
     values = {one: sign * per_scene(measured, one, attack.primary_metric) for one in conditions}
     effects = {one: statistics.mean(value) - statistics.mean(values["clean"]) for one, value in values.items()}
-    rivals = [one for one in conditions if one not in ("clean", *SAME_PATCH)]
+    rivals = [one for one in conditions if one not in NO_RIVALS]
     rivals.sort(key=lambda one: effects[one], reverse=True)  # of equals, in their order
     unbeaten = [one for one in rivals if not statistics.difference(values["patch"] - values[one], metric.rate)[1] > 0]
     unbeaten.sort(key=lambda one: one != "random")  # is named first
@@ -330,6 +334,19 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         f"({scenes} held-out scenes, 95 % intervals)"
         + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
+    if set(PHOTOGRAPHED.values()) <= values.keys():
+        printed = {one: values[condition] for one, condition in PHOTOGRAPHED.items()}
+        lost = [
+            one
+            for one in ("random", "drawn")
+            if not statistics.difference(printed["patch"] - printed[one], metric.rate)[1] > 0
+        ]
+        facts += (
+            f" Printed and photographed, by the model, it {'does not beat' if lost else 'beats'} "
+            f"{' or '.join(map(with_article, lost)) if lost else 'both'}: "
+            + ", ".join(f"{value_text(condition)} {CONDITIONS[one]}" for one, condition in PHOTOGRAPHED.items())
+            + "."
+        )
     return Verdict(outcome, sentence, facts, factor, _rule(attack))
 
 

@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from patchattack import assembly, batches, budget, checkpoint, cli, pipeline, processes, seeding, training
+from patchattack import assembly, batches, budget, checkpoint, cli, files, pipeline, processes, seeding, training
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.checkpoint import Progress
 from patchattack.data.world import World
@@ -58,6 +58,13 @@ OPTIMIZERS = {
     "evolution": functools.partial(Evolution, population=4, resolution=4),
 }
 NAMES = ("sky", "road", "sign")
+
+
+def composed(*choice: str) -> dict[str, Any]:
+    with initialize_config_dir(str(files.package_folder("conf").resolve()), version_base="1.3"):
+        plain = OmegaConf.to_container(compose("train", [*choice]), resolve=True)
+    assert isinstance(plain, dict)
+    return plain  # type: ignore[return-value]
 
 
 class Killed(BaseException):
@@ -200,11 +207,13 @@ def test_an_interrupted_run_asks_nothing_twice_and_ends_the_same_to_the_bit(
 def test_a_whole_run_that_is_killed_while_it_measures_asks_nothing_twice(
     parts: Callable[..., assembly.Parts], tmp_path: Path
 ) -> None:
+    config = composed("attack=classification")
+
     def run(victim: Remote, folder: Path, resumes: bool = False) -> None:
         made = parts(victim)
         job = assembly.assemble(made, processes.start(made.settings), folder if resumes else None)
         folder.mkdir(exist_ok=True)
-        pipeline.run(made, job, folder, pipeline.Origin({"attack": "classification"}, "python train.py"), resumes)
+        pipeline.run(made, job, folder, pipeline.Origin(config, "python train.py"), resumes)
 
     whole = Remote()
     run(whole, tmp_path / "whole")
@@ -330,12 +339,10 @@ def test_a_gradient_free_search_takes_a_victim_with_a_gradient_too(
 )
 def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str, size: str) -> None:
     """200 queries of one view, with the optimiser's defaults: of a linear loss a cosine of 0.58 is to be expected."""
-    with initialize_config_dir(str(pipeline.files.package_folder("conf").resolve()), version_base="1.3"):
-        choice = [f"attack={task}", "tracker=none", "trainer.accelerator=cpu", "trainer.draws=1", "patch.start=grey"]
-        choice += ["data.scenes=12", f"data.size={size}", "trainer.split=[0.5,0.25,0.25]"]
-        choice += ["attack.min_height=6"] if task == "detection" else []
-        plain = OmegaConf.to_container(compose("train", choice), resolve=True)
-    made = cli.build_parts(plain)  # type: ignore[arg-type]
+    choice = [f"attack={task}", "tracker=none", "trainer.accelerator=cpu", "trainer.draws=1", "patch.start=grey"]
+    choice += ["data.scenes=12", f"data.size={size}", "trainer.split=[0.5,0.25,0.25]"]
+    choice += ["attack.min_height=6"] if task == "detection" else []
+    made = cli.build_parts(composed(*choice))
     job = assembly.assemble(made, processes.start(made.settings))
     scene = job.source.__getitems__([0])
     closure = Update(job, 0, [batches._batch(job, scene, seeding.numbers([(0,)]))])

@@ -361,6 +361,18 @@ def test_help_of_an_attack(command: Callable[..., Any]) -> None:
     assert "network: matching" in command("attack=flow", "victim=flow_matching", "--help").out
 
 
+@pytest.mark.parametrize(
+    ("text", "cores"), [("max 100000", None), ("150000 100000", 1), ("50000 100000", 1), ("800000 100000", None)]
+)
+def test_a_container_gets_no_more_threads_than_it_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cores: int | None
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    (tmp_path / "cpu.max").write_text(f"{text}\n")
+    assert cli._quota(tmp_path / "cpu.max") == cores
+    assert cli._quota(tmp_path / "nothing") is None
+
+
 def test_train_py_is_an_entry(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, PROJECT / "train.py", "attack=flwo"], cwd=tmp_path, capture_output=True, text=True, check=False

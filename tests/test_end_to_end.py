@@ -24,7 +24,7 @@ from torch import Tensor
 from patchattack import checkpoint, evaluation, pipeline, update
 from patchattack.attacks.flow import FlowAttack
 from patchattack.commands import train
-from patchattack.controls import CONDITIONS, SAME_PATCH, controls
+from patchattack.controls import CONDITIONS, NO_RIVALS, controls
 from patchattack.patch import Patch
 from patchattack.tracking import MetricsCsv
 
@@ -92,7 +92,6 @@ def child(arguments: list[str], terminal: Path, moment: str, number: int) -> Non
     with terminal.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
     sys.argv = ["patchattack train", *arguments]
     strike(moment, number)
     train.main()
@@ -132,7 +131,7 @@ def test_results_are_rows_of_conditions_metrics_and_regions(undisturbed: Path) -
     found = rows(undisturbed)
     columns = ["condition", "metric", "region", "mean", "low", "high", "n", "label", "stronger"]
     assert all(list(row) == columns for row in found)
-    conditions = sorted(["clean", *controls(Patch.create()), "drawn", *SAME_PATCH], key=[*CONDITIONS].index)
+    conditions = sorted([*controls(Patch.create()), "drawn", *NO_RIVALS], key=[*CONDITIONS].index)
     assert list(dict.fromkeys(row["condition"] for row in found)) == conditions
     assert {row["region"] for row in found} == {"all", "outside", "patch"}
     names = {row["metric"] for row in found}
@@ -162,28 +161,41 @@ def test_the_patch_that_is_kept_is_the_one_that_validation_chose(undisturbed: Pa
     assert shown.size_mm == (60, 60)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
-    undisturbed: Path, tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
-) -> None:
-    """In another process too, to which Python gives another order of sets."""
-    same, other = tmp_path / "run", tmp_path / "other"
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[str, ...]) -> tuple[Path, set[str]]:
+    """The undisturbed run in another process, to which Python gives another order of sets; and what it imports."""
+    folder: Path = tmp_path_factory.mktemp("elsewhere") / "run"
+    program = "import sys; from patchattack import commands; commands.main(); print('imported', *sys.modules)"
     result = subprocess.run(
-        [
-            *(sys.executable, "-c", "from patchattack import commands; commands.main()"),
-            *("train", "attack=flow", *tiny, *LONGER, f"output={same}"),
-        ],
+        [sys.executable, "-c", program, "train", "attack=flow", *tiny, *LONGER, f"output={folder}"],
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"},
+        env=os.environ | {"PYTHONHASHSEED": "7"},
     )
     assert result.returncode == 0, result.stderr
+    return folder, set(result.stdout.splitlines()[-1].split())
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    undisturbed: Path,
+    elsewhere: tuple[Path, set[str]],
+    tmp_path: Path,
+    command: Callable[..., Any],
+    tiny: tuple[str, ...],
+) -> None:
+    (same, _), other = elsewhere, tmp_path / "other"
     command("attack=flow", *tiny, "seed=1", f"output={other}")
     expected = contents(undisturbed)
     # Some files say where the run is.
     assert contents(same) == {name: held.replace(bytes(undisturbed), bytes(same)) for name, held in expected.items()}
     assert not torch.equal(texture(other), texture(undisturbed))
     assert contents(other)["patch.json"] != expected["patch.json"]
+
+
+def test_a_run_imports_nothing_that_it_does_not_use(elsewhere: tuple[Path, set[str]]) -> None:
+    unused = {"lightning_fabric", "torchmetrics", "transformers", "ultralytics", "timm", "ptlflow", "wandb", "polars"}
+    assert not elsewhere[1] & (unused | {"onnxruntime", "art", "cma"})
 
 
 def test_workers_that_load_change_nothing(
@@ -373,7 +385,6 @@ def test_two_processes_train_the_patch_of_one(
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr
     # One folder, although two processes made their way to it, and nothing else.

@@ -16,7 +16,7 @@ from patchattack import hand_drawn
 from patchattack.attacks.attack import Metric
 from patchattack.attacks.depth import DepthAttack
 from patchattack.attacks.flow import FlowAttack
-from patchattack.controls import CONDITIONS, SAME_PATCH, always
+from patchattack.controls import CONDITIONS, NO_RIVALS, always
 from patchattack.eot.appearance import Brightness
 from patchattack.eot.camera import Defocus, Gamma
 from patchattack.eot.placement import Uniform
@@ -101,7 +101,7 @@ def test_a_photograph_of_a_print_has_the_places_of_this_eot_and_nothing_else_of_
     texture, plain = torch.zeros(3, 16, 16), evaluator()
     bare = replace(plain, renderer=Renderer(plain.renderer.placement))
     found, digital = (
-        (one.photograph(texture, range(3)) for one in (plain, bare)),
+        (one.photograph({"patch": always(texture)}, range(3)) for one in (plain, bare)),
         bare.measure({"p": always(texture)}, range(3)),
     )
     first, second = found
@@ -302,9 +302,22 @@ def test_what_a_random_patch_does_as_well_did_not_work(patch: float) -> None:
 
 def test_the_patch_itself_out_of_focus_or_on_paper_is_no_rival() -> None:
     measured = run([1.0] * 20, [0.9] * 20, [0.5] * 20)
-    same = [one(condition, n, 0.5) for condition in SAME_PATCH[1:] for n in range(20)]
-    assert len(same) == 40
-    assert judge(measured + same, FlowAttack()) == judge(measured, FlowAttack())
+    same = [one(condition, n, 0.5) for condition in NO_RIVALS[2:] for n in range(20)]
+    assert len(same) == 80
+    assert judge(measured + same, FlowAttack()).sentence == judge(measured, FlowAttack()).sentence
+
+
+@pytest.mark.parametrize(
+    ("drawn", "says"),
+    [(0.6, "it beats both: 0.600"), (0.5, "it does not beat the best hand-drawn texture: 0.500")],
+)
+def test_the_facts_say_what_a_print_of_the_patch_does_beside_those_of_its_controls(drawn: float, says: str) -> None:
+    printed = {"drawn_photographed": drawn, "random_photographed": 0.9, "photographed": 0.5}
+    measured = run([1.0] * 20, [0.9] * 20, [0.1] * 20)
+    measured += [one(condition, n, value) for condition, value in printed.items() for n in range(20)]
+    facts = judge(measured, FlowAttack()).facts
+    assert f"Printed and photographed, by the model, {says}" in facts
+    assert "0.900 [0.900, 0.900] random patch, 0.500 [0.500, 0.500] optimised patch." in facts
 
 
 def test_one_lucky_scene_is_no_success() -> None:

@@ -291,7 +291,7 @@ def test_an_image_without_any_patch_is_refused(tmp_path: Path) -> None:
         ({"start": "noise"}, r"patch\.start: expected random, grey or a readable image file, got noise"),
         ({"palette": [[0, 0, 0]]}, r"patch\.palette: expected at least two colours"),
         ({"palette": [[0, 0, 0], [255, 255, 255]]}, r"patch\.palette: expected at least two colours"),
-        ({"variable": "sigmoid"}, r"patch\.variable: expected pixels, tanh or palette, got sigmoid"),
+        ({"parameterisation": "sigmoid"}, r"expected pixels, tanh or palette, got sigmoid"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from patchattack.statistics import bootstrap, difference, effect, holm, interval, mean, sign_flip, wilson
 
@@ -128,11 +127,15 @@ def test_the_sign_flip_test_counts_every_pattern_of_few_scenes() -> None:
 
 
 def test_of_rates_it_is_the_exact_test_of_mcnemar() -> None:
+    from scipy import stats
+
     differences = np.array([1.0] * 10 + [-1.0] * 2 + [0.0] * 30)
     assert sign_flip(differences) == pytest.approx(stats.binomtest(2, 12).pvalue, rel=1e-9)
 
 
 def test_of_many_scenes_it_tries_patterns_at_random() -> None:
+    from scipy import stats
+
     values = np.random.default_rng(1).normal(0.3, 1.0, 40)
     assert sign_flip(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.15)
     assert sign_flip(np.ones(40)) == 2**-16  # never zero: the pattern that was seen is one of them

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from patchattack import files
-from patchattack.controls import SAME_PATCH, controls
+from patchattack.controls import NO_RIVALS, controls
 from patchattack.patch import Patch
 
 EXPERIMENTS = sorted(path.stem for path in (files.package_folder("conf") / "experiment").glob("*.yaml"))
@@ -48,7 +48,7 @@ def test_a_task_runs_from_its_attack_alone(
     assert outcome.status == 0, outcome.err
     primary_metric, others = TASKS[task]
     found = rows(tmp_path / "run")
-    assert {row["condition"] for row in found} == {"clean", "drawn", *SAME_PATCH, *controls(Patch.create())} | others
+    assert {row["condition"] for row in found} == {"drawn", *NO_RIVALS, *controls(Patch.create())} | others
     assert {row["condition"] for row in found if row["metric"] == primary_metric} == {row["condition"] for row in found}
     values = [row["mean"] for row in found if row["metric"] == primary_metric and row["n"]]
     assert values

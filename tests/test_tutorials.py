@@ -35,6 +35,7 @@ TRAINING = (
 )
 SMALL: dict[str, tuple[str, ...]] = {
     "train": TRAINING,
+    "attack=detection": ("attack.min_height=4",),
     "evaluate": ("scenes=2", "workers=1"),
     "defenses": ("trainer.steps=1", "defenses=[jpeg]"),
     "substitute": TRAINING,
@@ -104,20 +105,17 @@ class Reader:
 
     def type(self, words: list[str], overrides: list[str]) -> None:
         """Do what a line says, unless it was done before."""
+        words = words[words[:2] == ["python", "train.py"] :]
         if words in self.typed or words[:2] == ["pip", "install"]:
             return
         self.typed.append(words)
-        if words[0] == "python" and words[1] != "train.py":
+        if words[0] == "python":
             runpy.run_path(str(self.folder / words[1]), run_name="__main__")
             return
-        name = "train" if "train.py" in words else words[1]
-        given = words[words.index("train.py") + 1 :] if "train.py" in words else words[2:]
-        keys = {*map(key, given), *map(key, overrides)}
-        small = (
-            [] if "resume" in keys else [one for one in SMALL.get(name, ()) if key(one) not in {*map(key, overrides)}]
-        )
-        if "data" in keys:
-            small = [one for one in small if key(one) not in OF_THE_WORLD]
+        name, *given = words[1:] if words[0] == "patchattack" else ["train", *words[1:]]
+        fixed = {*map(key, overrides)} | ({*OF_THE_WORLD} if "data" in map(key, given) else set())
+        small = [one for word in (name, *given) for one in SMALL.get(word, ()) if key(one) not in fixed]
+        small = [] if "resume" in map(key, given) else small
         given = [one for one in given if key(one) not in map(key, overrides)]
         outcome = self.command(*given, *small, *overrides, entry=name)
         assert outcome.status == 0, f"{shlex.join(words)}\n{outcome.err}"

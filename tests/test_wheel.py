@@ -16,11 +16,9 @@ PROJECT = Path(__file__).parents[1]
 # All in one process, which imports torch once.
 PROGRAM = """
 import sys
-import torch
 import patchattack
 from patchattack import commands
 
-torch.set_num_threads(1)
 for line in sys.stdin.read().splitlines():
     sys.argv = ["patchattack", *line.split()]
     commands.main()

@@ -58,7 +58,19 @@ def command(
 
     # Read when torch is loaded: threads that wait for work leave the cores to others.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if (cores := _quota(Path("/sys/fs/cgroup/cpu.max"))) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     _compose(name, job, of_run, inspect.getdoc(sys.modules[work.__module__]) or "")
+
+
+def _quota(file: Path) -> int | None:
+    """Whole cores that a container may use, where it may not use all that it sees: torch counts what it sees."""
+    try:
+        quota, period = map(int, file.read_text(encoding="ascii").split())
+    except (OSError, ValueError):  # no such limit is "max"
+        return None
+    cores = max(1, quota // period)
+    return cores if cores < (os.cpu_count() or 1) else None
 
 
 def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, example: str) -> None:

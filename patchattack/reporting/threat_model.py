@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from patchattack.attacks.attack import Attack
-from patchattack.controls import CONDITIONS, SAME_PATCH
+from patchattack.controls import CONDITIONS, NO_RIVALS
 from patchattack.eot import appearance, camera
 from patchattack.eot.transform import Transform
 from patchattack.patch import Patch
@@ -94,7 +94,7 @@ def threat_model(config: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
             "metric": {"name": name, "region": region, "label": metric.label, "stronger": metric.stronger},
             "intervals": f"95 %, {'Wilson' if metric.rate else 'studentised bootstrap'}, over scenes",
             "results": {row["condition"]: {key: row[key] for key in ("mean", "low", "high", "n")} for row in mine},
-            "controls": [row["condition"] for row in mine if row["condition"] not in ("clean", *SAME_PATCH)],
+            "controls": [row["condition"] for row in mine if row["condition"] not in NO_RIVALS],
         },
         "not_tested": _not_tested(config, facts),
     }

@@ -8,7 +8,6 @@ import cv2
 import huggingface_hub
 import pytest
 import safetensors.torch
-import timm
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
@@ -151,6 +150,8 @@ def test_a_checkpoint_with_code_needs_trust(tmp_path: Path, build: Any) -> None:
 
 
 def test_timms_network_sees_the_normalisation_of_its_weights() -> None:
+    import timm  # takes seconds, of which every process of the suite would wait when it collects the tests
+
     victim = TimmClassifier(SMALL, weights="random")
     config = timm.get_pretrained_cfg(SMALL)
     assert config is not None
@@ -173,6 +174,8 @@ def test_a_tag_decides_about_normalisation_and_classes() -> None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
+    import timm
+
     state = {key: value + 1 for key, value in timm.create_model(SMALL).state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors", state

@@ -150,7 +150,7 @@ def test_gradient_matches_finite_differences(network: str) -> None:
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("name", VICTIMS)
+@pytest.mark.parametrize("name", [name for name in VICTIMS if name != "raft_large"])  # as small; bfloat16 is slow
 def test_the_flow_is_float32_under_autocast(name: str) -> None:
     victim, frames = VICTIMS[name](), noise(1, 2, 3, 128, 128).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
