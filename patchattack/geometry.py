@@ -122,8 +122,9 @@ class MipAtlas:
             if max(height_now, width_now) == 1 or len(levels) == most:
                 break
             texture = F.adaptive_avg_pool2d(texture, ((height_now + 1) // 2, (width_now + 1) // 2))
-        sizes, tops = (constant(tuple(each), torch.int64, torch.device("cpu")) for each in (sizes, tops))
-        return cls(torch.cat(levels, dim=-2), sizes, tops, repeats)
+        host = torch.device("cpu")
+        layout = constant(tuple(sizes), torch.int64, host), constant(tuple(tops), torch.int64, host)
+        return cls(torch.cat(levels, dim=-2), *layout, repeats)
 
     def locate(self, uv: Tensor, level: Tensor) -> Tensor:
         """Pixels ``[..., 2]`` of the atlas for ``uv [..., 2]`` (0..1 over the texture) at integer ``level [...]``."""

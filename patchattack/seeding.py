@@ -39,10 +39,12 @@ def mix_(values: _Integers) -> _Integers:
 
     In place: a bijection, the same on every device. A shift of int64 brings the sign along, which is masked away.
     """
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        values ^= (values >> shift) & (2 ** (64 - shift) - 1)
-        values *= factor - 2**64
-    values ^= (values >> 31) & (2**33 - 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
+        upper = values >> shift
+        upper &= 2 ** (64 - shift) - 1
+        values ^= upper
+        if factor is not None:
+            values *= factor - 2**64
     return values
 
 

@@ -18,7 +18,7 @@ CODE = [*MODULES, *sorted((PROJECT / "scripts").rglob("*.py")), *sorted((PROJECT
 LAYERS = (
     ("redaction",),
     ("devices", "errors"),
-    ("files", "names", "pictures", "seeding", "videos"),
+    ("files", "jpeg", "names", "pictures", "seeding", "videos"),
     ("scene", "hand_drawn"),
     ("geometry",),
     ("patch",),

@@ -292,3 +292,12 @@ def test_the_clean_correlation_undoes_what_comes_through_it(
         exchange.run(parts | {"stripes": None})
     with pytest.raises(InputError, match="expected flow_correlation, got flow_matching"):
         exchange.run(parts | {"victim": CompactFlow("matching", "random")})
+
+
+def test_a_step_is_few_operations_whatever_the_batch() -> None:
+    rows = script("benchmark").host(torch.device("cpu"), 0, (2, 5), (64, 128))
+    counts = {(row["transforms"], row["batch"]): (row["draw_operations"], row["gradient_operations"]) for row in rows}
+    for transforms, draw, gradient in (("default", 80, 200), ("all", 200, 500)):
+        assert counts[transforms, 2] == counts[transforms, 5]
+        assert counts[transforms, 2][0] <= draw
+        assert counts[transforms, 2][1] <= gradient

@@ -10,6 +10,7 @@ from torch import Tensor
 from patchattack import pictures
 from patchattack.defenses.defense import Preprocessing, straight_through
 from patchattack.errors import InputError
+from patchattack.jpeg import jpeg
 
 
 class Jpeg(Preprocessing):
@@ -36,9 +37,7 @@ class Jpeg(Preprocessing):
         coded = torch.stack([self._compress(image) for image in images.detach()]).to(images)
         if not images.requires_grad:
             return coded
-        from kornia.enhance import jpeg_codec_differentiable
-
-        return straight_through(coded, jpeg_codec_differentiable(images, images.new_tensor([self.quality])))
+        return straight_through(coded, jpeg(images, images.new_full((len(images),), self.quality)))
 
     def _compress(self, image: Tensor) -> Tensor:
         """``image [3, H, W]`` after the file."""

@@ -43,12 +43,12 @@ def look_up(table: Tensor, colours: Tensor) -> Tensor:
     index = (cell * constant(strides, colours.dtype, colours.device)).sum(dim=-1, keepdim=True).long()
     index = index + constant(steps, torch.int64, colours.device)  # [N, n, 8]
     values = table.flatten(1, 3)[numbered(count, table.device), index]  # [N, n, 8, 3]
-    # The share of the corners on the far side of the cell, and 1 less that of those on the near one.
-    near, side = (
-        constant(tuple(tuple(of(i) for i in corner) for corner in corners), colours.dtype, colours.device)
-        for of in (lambda far: 1 - far, lambda far: 2 * far - 1)
+    # A corner's weight along each axis: the share on the far side of the cell, 1 less the share on the near one.
+    at_zero, slope = (
+        constant(tuple(tuple(values[far] for far in corner) for corner in corners), colours.dtype, colours.device)
+        for values in ((1, 0), (-1, 1))
     )  # [8, 3]
-    red, green, blue = torch.addcmul(near, share, side).unbind(-1)
+    red, green, blue = torch.addcmul(at_zero, share, slope).unbind(-1)
     return torch.bmm((red * green * blue).reshape(-1, 1, 8), values.view(-1, 8, 3)).view(colours.shape)
 
 

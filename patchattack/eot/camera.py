@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack.devices import constant, numbered
-from patchattack.eot.jpeg import jpeg
 from patchattack.eot.transform import Transform, check_range, per_image
 from patchattack.errors import InputError
+from patchattack.jpeg import jpeg
 from patchattack.seeding import Numbers
 
 

@@ -53,6 +53,9 @@ class Lens:
             self._matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float64)
         if calibration is not None:
             self._matrix, self.distortion, self._size = _calibration(Path(calibration).expanduser())
+        numbers = [*self.distortion, *([] if self._matrix is None else self._matrix.ravel())]
+        if not np.isfinite(numbers).all():
+            raise InputError(f"lens: expected finite numbers, got {[float(one) for one in numbers]}")
 
     def matrix(self, size: tuple[int, int]) -> np.ndarray:
         """``[3, 3]`` camera matrix for frames ``(h, w)``; a calibrated one is scaled to them."""

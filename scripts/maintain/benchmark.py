@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,10 @@ class Step:
         numbers = seeding.numbers([(0, 1, self.count, row, 0) for row in range(len(self.scene))])
         return self.renderer.draw(self.scene, self.patch, numbers)
 
-    def whole(self, recompute: bool = False) -> None:
-        """One step; with ``recompute`` the clean output is computed again instead of remembered."""
-        self.optimizer.zero_grad()
-        draw = self.draw()
+    def gradient(self, draw: Draw, recompute: bool = False) -> None:
+        """From the scenes on the host to the patch's gradient; with ``recompute`` the clean output is computed again
+        instead of remembered.
+        """
         scene = self.scene.to(self.device)
         clean = self.reference() if recompute else self.clean
         texture = self.patch()
@@ -92,6 +93,11 @@ class Step:
         for regularizer in self.regularizers:
             total = total + regularizer.weight * regularizer(texture, self.patch.mask)
         total.backward()
+
+    def whole(self, recompute: bool = False) -> None:
+        """One step."""
+        self.optimizer.zero_grad()
+        self.gradient(self.draw(), recompute)
         self.optimizer.step()
         self.patch.project_()
 
@@ -137,20 +143,33 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def host(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
-    """Rows of transforms (default, or all), batch, and of a draw and of a step beside the victim, which gives its input
-    back: operations, and the host's milliseconds, the best of all; on a CPU it computes in them too.
+def host(
+    device: torch.device,
+    repetitions: int,
+    batches: Sequence[int] = (8, 16, 64),
+    size: tuple[int, int] = (128, 256),
+) -> list[dict[str, Any]]:
+    """Operations and the host's milliseconds, the best of all (on a CPU it computes in them too), in a row for each
+    batch and transforms (default, or all): of a draw, of what follows until the gradient beside the victim, which gives
+    its input back, and of a whole step.
     """
     looks = (Contrast, Brightness, Hue, WhiteBalance, Illumination, Shadow, Calibrated, PrintNoise)
     cameras = (Defocus, MotionBlur, Gamma, SensorNoise, Jpeg)
     appearance, camera = ({each.__name__: each() for each in group} for group in (looks, cameras))
     rows = []
     for transforms, renderer in (("default", None), ("all", Renderer(Uniform(area=0.09), appearance, camera))):
-        for batch in (8, 16, 64):
-            shape = (batch, 2, 128, 256)
-            step = Step(nn.Identity(), lambda output, *_: output.mean(dim=(1, 2, 3, 4)), shape, device, renderer)
+        for batch in batches:
+            step = Step(
+                *(nn.Identity(), lambda output, *_: output.mean(dim=(1, 2, 3, 4)), (batch, 2, *size), device), renderer
+            )
+            draw = step.draw()
             row: dict[str, Any] = {"transforms": transforms, "batch": batch}
-            for name, work in (("draw", step.draw), ("step", step.whole)):
+            parts: dict[str, Callable[[], Any]] = {
+                "draw": step.draw,
+                "gradient": partial(step.gradient, draw),
+                "step": step.whole,
+            }
+            for name, work in parts.items():
                 work()
                 with Operations() as operations:
                     work()
@@ -161,7 +180,9 @@ def host(device: torch.device, repetitions: int) -> list[dict[str, Any]]:
                     times.append(time.perf_counter() - begin)
                     if device.type == "cuda":
                         torch.cuda.synchronize(device)
-                row |= {f"{name}_operations": operations.count, f"{name}_ms": round(1000 * min(times), 2)}
+                row[f"{name}_operations"] = operations.count
+                if times:
+                    row[f"{name}_ms"] = round(1000 * min(times), 2)
             rows.append(row)
     return rows
 

@@ -297,6 +297,7 @@ def test_no_photograph_and_one_that_is_missing_are_refused(tmp_path: Path) -> No
         calibration.fit([tmp_path / "no.png"])
 
 
+@pytest.mark.figures
 def test_palette_and_picture_are_written(tmp_path: Path, good: calibration.Fit) -> None:
     calibration.write_palette(tmp_path / "c.csv", good)
     torch.testing.assert_close(load_palette(tmp_path / "c.csv"), good.palette, rtol=0, atol=0.51 / 255)

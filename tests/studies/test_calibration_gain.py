@@ -173,7 +173,7 @@ def test_trainings_differ_by_the_calibration_alone(tmp_path: Path, tiny: tuple[s
     trial = CalibrationStudy(config, build, {3: 5}, {}, "python")  # type: ignore[arg-type]
     for calibration in (None, tmp_path / "calibration.json"):
         with pytest.raises(BuiltError):
-            gain._trained(trial, 3, calibration, tmp_path / "run", None)
+            gain._train_patch(trial, 3, calibration, tmp_path / "run", None)
     without, calibrated = built
     assert list(without["renderer"]["appearance"]) == ["contrast", "calibrated", "shadow"]
     stack = calibrated["renderer"]["appearance"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,8 @@ def test_what_cannot_be_a_lens(tmp_path: Path) -> None:
     for given, message in (
         ({"field_of_view": 180}, r"lens\.field_of_view: expected degrees between 0 and 180, got 180"),
         ({"intrinsics": [500, 500]}, r"lens\.intrinsics: expected \[fx, fy, cx, cy\]"),
+        ({"distortion": [0.1, math.inf]}, r"lens: expected finite numbers, got \[0\.1, inf\]"),
+        ({"intrinsics": [500, 500, math.nan, 100]}, "lens: expected finite numbers"),
         ({"calibration": str(tmp_path / "notes.yml")}, "expected OpenCV's YAML, XML or JSON with camera_matrix"),
         ({"calibration": str(tmp_path / "none.yml")}, "expected OpenCV's YAML, XML or JSON with camera_matrix"),
     ):
