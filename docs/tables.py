@@ -38,10 +38,11 @@ def load() -> list[dict[str, Any]]:
 
 def default_runs() -> str:
     """One line for each run: its primary metric under each condition."""
-    lines = _head("task", "seed", *COLUMNS.values(), "scenes")
+    shown = _measured(COLUMNS)
+    lines = _head("task", "seed", *shown.values(), "scenes")
     for run in load():
         primary = run["metrics"][run["primary_metric"]]
-        cells = [_cell(primary, condition) for condition in COLUMNS]
+        cells = [_cell(primary, condition) for condition in shown]
         lines.append(_line(f"{MEASURED[run['task']]} {_arrow(primary)}", run["seed"], *cells, run["scenes"]))
     return "\n".join(lines)
 
@@ -55,6 +56,7 @@ def of_four_tasks() -> str:
         "drawn_photographed": "hand-drawn, photographed*",
         "photographed": "optimised, photographed*",
     }
+    shown = _measured(shown)
     lines = _head("task", *shown.values())
     first = {run["task"]: run for run in reversed(load())}
     for task, words in MEASURED.items():
@@ -85,7 +87,7 @@ def gallery() -> str:
     for run in load():
         primary = run["metrics"][run["primary_metric"]]
         width, height = run["size_mm"]
-        cells = [f"{words} {_cell(primary, name)}" for name, words in COLUMNS.items()]
+        cells = [f"{words} {_cell(primary, name)}" for name, words in _measured(COLUMNS).items()]
         parts.append(
             f"## {run['task'].capitalize()}, seed {run['seed']}\n\n"
             f"![{run['task']} patch, seed {run['seed']}](../pictures/{run['picture']})"
@@ -96,6 +98,12 @@ def gallery() -> str:
             + "\n".join(f"- {cell}" for cell in cells)
         )
     return "\n\n".join(parts)
+
+
+def _measured(columns: dict[str, str]) -> dict[str, str]:
+    """The conditions that some run has; early runs lack some."""
+    known = {name for run in load() for name in run["metrics"][run["primary_metric"]]["values"]}
+    return {name: words for name, words in columns.items() if name in known}
 
 
 def _head(*names: str) -> list[str]:
