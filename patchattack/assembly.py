@@ -25,7 +25,7 @@ from patchattack.optimizers.gradient_free import GradientFree
 from patchattack.patch import Patch
 from patchattack.printing.sheet import Sheet
 from patchattack.scene import Source, View
-from patchattack.search import Plan
+from patchattack.search import SearchPlan
 from patchattack.tracking import Tracker
 from patchattack.victims import contract
 from patchattack.victims.ensemble import Ensemble
@@ -118,7 +118,7 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
         schedule=schedule,
         source=CachedSource(parts.source, settings.memory_gb * 1e9),
         settings=settings,
-        plan=Plan.of(settings.starts, settings.candidates, settings.stages, optimizer, patch),
+        plan=SearchPlan.of(settings.starts, settings.candidates, settings.stages, optimizer, patch),
         seed=parts.seed,
         fabric=fabric,
         journal=None if victim.differentiable else parts.journal or Journal(),

@@ -18,7 +18,7 @@ from patchattack.errors import InputError, VictimError, one_line
 from patchattack.evaluation import Evaluator, References
 from patchattack.patch import Patch
 from patchattack.scene import Source
-from patchattack.search import Plan
+from patchattack.search import SearchPlan
 from patchattack.victims import contract
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
@@ -39,7 +39,8 @@ class Settings:
         grow: the last updates see this many times as many scenes as the first, and all together as many as with 1.
         cutout: longest side, as a share of the patch's, of a grey rectangle that hides a part of it in each view of the
             training, as in T-SEA (Huang et al. 2023): for patches that shall fool networks they were not trained on.
-        starts, candidates, stages: as in :class:`patchattack.search.Plan`; None takes what suits optimiser and patch.
+        starts, candidates, stages: as in :class:`patchattack.search.SearchPlan`; None takes what suits optimiser and
+            patch.
         max_queries: the run stops before the step after which the victim would have answered about more views and
             clean scenes than these, validation included; None knows no limit. The final measurement comes on top.
         log_every: steps between two rows of the metrics.
@@ -195,7 +196,7 @@ class Job:
     schedule: LRScheduler
     source: Source
     settings: Settings
-    plan: Plan
+    plan: SearchPlan
     seed: int
     fabric: Fabric
     journal: Journal | None

@@ -24,7 +24,7 @@ _KEPT = 4  # hand-drawn textures whose surroundings are searched
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """How a run searches.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
         stages: int | None,
         optimizer: torch.optim.Optimizer,
         patch: Patch,
-    ) -> Plan:
+    ) -> SearchPlan:
         """What is asked for; None of it stands for what suits the optimiser and the patch.
 
         Raises:
@@ -96,7 +96,7 @@ class Starts:
 
 
 def find_starts(
-    plan: Plan, patch: Patch, generator: torch.Generator, losses: Callable[[list[Tensor]], list[float]]
+    plan: SearchPlan, patch: Patch, generator: torch.Generator, losses: Callable[[list[Tensor]], list[float]]
 ) -> Starts:
     """Try textures and choose those to begin with.
 

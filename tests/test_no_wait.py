@@ -34,7 +34,7 @@ from patchattack.eot.placement import MOTIONS
 from patchattack.eot.renderer import Renderer
 from patchattack.job import Job
 from patchattack.scene import Scene
-from patchattack.search import Plan
+from patchattack.search import SearchPlan
 from patchattack.update import Update
 
 CONF = files.package_folder("conf").resolve()
@@ -134,7 +134,15 @@ def test_no_step_waits(victim: str) -> None:
     job = Job(
         *(patch, model.to(DEVICE), attack, whole.renderer),
         *({name: module.to(DEVICE) for name, module in whole.regularizers.items()}, optimizer),
-        *(whole.schedule(optimizer), CachedSource(whole.source, 1e9), whole.settings, Plan(0, 1, 1), 0, fabric, None),
+        *(
+            whole.schedule(optimizer),
+            CachedSource(whole.source, 1e9),
+            whole.settings,
+            SearchPlan(0, 1, 1),
+            0,
+            fabric,
+            None,
+        ),
     )
     with watched():
         update = Update(job, 0, [batches._batch(job, scenes(task), NUMBERS)])

@@ -13,26 +13,26 @@ from patchattack.errors import InputError
 from patchattack.hand_drawn import HandDrawn
 from patchattack.optimizers.random_search import RandomSearch
 from patchattack.patch import Patch
-from patchattack.search import CANDIDATES, STARTS, Plan, find_starts
+from patchattack.search import CANDIDATES, STARTS, SearchPlan, find_starts
 
 adam = functools.partial(torch.optim.Adam, lr=0.1)
 
 
-def plan(patch: Patch, optimizer: torch.optim.Optimizer | None = None, **asked: int) -> Plan:
+def plan(patch: Patch, optimizer: torch.optim.Optimizer | None = None, **asked: int) -> SearchPlan:
     chosen = {"starts": None, "candidates": None, "stages": None, **asked}
-    return Plan.of(*chosen.values(), optimizer or adam(patch.parameters()), patch)
+    return SearchPlan.of(*chosen.values(), optimizer or adam(patch.parameters()), patch)
 
 
 def test_what_null_stands_for_depends_on_optimiser_and_patch() -> None:
     patch = Patch.create(resolution=64)
-    assert plan(patch) == Plan(STARTS, CANDIDATES, 3)
+    assert plan(patch) == SearchPlan(STARTS, CANDIDATES, 3)
     assert plan(Patch.create(resolution=16)).stages == 2
     assert plan(Patch.create(resolution=8)).stages == plan(Patch.create(resolution=1)).stages == 1
     # Whoever gives a texture to begin with gets it.
-    assert plan(Patch.create(resolution=64, start="grey")) == Plan(0, 1, 1)
+    assert plan(Patch.create(resolution=64, start="grey")) == SearchPlan(0, 1, 1)
     for alone in (torch.optim.LBFGS(patch.parameters()), RandomSearch(patch.parameters(), lr=0.3)):
-        assert plan(patch, alone) == Plan(0, 1, 1)
-        assert plan(patch, alone, starts=5) == Plan(5, 1, 1)
+        assert plan(patch, alone) == SearchPlan(0, 1, 1)
+        assert plan(patch, alone, starts=5) == SearchPlan(5, 1, 1)
 
 
 def test_a_plan_that_cannot_be_is_refused() -> None:
@@ -45,8 +45,8 @@ def test_a_plan_that_cannot_be_is_refused() -> None:
 
 
 def test_stages_are_of_equal_length_and_each_is_twice_as_fine() -> None:
-    assert [Plan(0, 1, 3).scale(step, 9) for step in range(9)] == [4, 4, 4, 2, 2, 2, 1, 1, 1]
-    assert {Plan(0, 1, 1).scale(step, 9) for step in range(9)} == {1}
+    assert [SearchPlan(0, 1, 3).scale(step, 9) for step in range(9)] == [4, 4, 4, 2, 2, 2, 1, 1, 1]
+    assert {SearchPlan(0, 1, 1).scale(step, 9) for step in range(9)} == {1}
 
 
 class Likes:
@@ -63,7 +63,7 @@ class Likes:
 def found(best: Tensor, starts: int = 48, candidates: int = 4) -> tuple[search.Starts, Likes, Patch]:
     patch, loss = Patch.create(resolution=32, seed=3), Likes(best)
     generator = torch.Generator().manual_seed(0)
-    return find_starts(Plan(starts, candidates, 1), patch, generator, loss), loss, patch
+    return find_starts(SearchPlan(starts, candidates, 1), patch, generator, loss), loss, patch
 
 
 def test_starts_are_of_both_kinds_and_the_best_comes_first() -> None:

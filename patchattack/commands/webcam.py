@@ -44,7 +44,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.webcam.camera_victim import camera_victims, select_victims
     from patchattack.webcam.capture import open_source
     from patchattack.webcam.evaluator import evaluate
-    from patchattack.webcam.screen import NoScreen, Window
+    from patchattack.webcam.screen import NoScreen, ScreenWindow
     from patchattack.webcam.session import Setup
     from patchattack.webcam.summary import SessionOrigin
 
@@ -69,7 +69,7 @@ def run(parts: dict[str, Any]) -> None:
         independent=parts["independent"],
     )
     output = folders.new_folder(parts["output"], "webcam")
-    screen = Window() if parts["show"] else NoScreen()
+    screen = ScreenWindow() if parts["show"] else NoScreen()
     capture = open_source(
         parts["source"],
         setup.trials[0].frames,

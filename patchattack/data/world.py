@@ -18,7 +18,7 @@ from torch import Tensor
 
 from patchattack import geometry, seeding
 from patchattack.data import signs, textures
-from patchattack.data.world_layout import VARIANTS, Layout, Planes
+from patchattack.data.world_layout import VARIANTS, Planes, WorldLayout
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 
@@ -252,7 +252,7 @@ class World(Source):
 
     def _lay_out(self, draws: Tensor, label: Tensor | None) -> tuple[Planes, Tensor, Tensor]:
         """Planes, rotations to cameras ``[B, 2, 3, 3]`` and their centres ``[B, 2, 3]``; arguments as of Layout."""
-        layout = Layout(self, draws, label)
+        layout = WorldLayout(self, draws, label)
         return layout.planes, layout.rotations, layout.centres
 
 

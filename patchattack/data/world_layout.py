@@ -42,7 +42,7 @@ class Planes:
     kinds: Tensor
 
 
-class Layout:
+class WorldLayout:
     """Planes, rotations to cameras and their centres for a batch of scenes.
 
     Every number is the next of ``draws``: the order of what follows is part of the world, and of what victims that were

@@ -13,7 +13,7 @@ from patchattack.errors import InputError
 from patchattack.jpeg import jpeg
 
 
-class Jpeg(Preprocessing):
+class JpegDefense(Preprocessing):
     """Every frame goes through a JPEG file, as OpenCV writes and reads it.
 
     Its gradient is that of the differentiable codec of Shin & Song 2017 (as in kornia), of the same quality.

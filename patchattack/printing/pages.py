@@ -18,7 +18,7 @@ FOOT_WIDE, FOOT_NARROW = 18.0, 36.0  # mm of ruler, colour bar, table and purpos
 
 
 @dataclass(frozen=True)
-class Plan:
+class PagePlan:
     """How a patch goes on paper.
 
     Attributes:
@@ -57,7 +57,7 @@ class Plan:
 
 def plan(
     paper: tuple[float, float], margin_mm: float, fiducials: bool, size_mm: tuple[float, float], number: int
-) -> Plan:
+) -> PagePlan:
     """On one page if it can be, upright or on its side, with smaller markers if that helps; else on the fewest.
 
     Args:
@@ -78,7 +78,7 @@ def plan(
     return next((one for one in plans if one.pages == 1), min(plans[:2], key=lambda one: one.pages))
 
 
-def _plan_on(paper: tuple[float, float], margin_mm: float, fiducials: bool, layout: Layout) -> Plan:
+def _plan_on(paper: tuple[float, float], margin_mm: float, fiducials: bool, layout: Layout) -> PagePlan:
     bounds = layout.bounds_mm if fiducials else (0.0, 0.0, *layout.size_mm)
     foot = FOOT_WIDE if paper[0] - 2 * margin_mm >= WIDE else FOOT_NARROW
     room = (paper[0] - 2 * margin_mm, paper[1] - 2 * margin_mm - HEAD - foot - 2 * GAP)
@@ -86,7 +86,7 @@ def _plan_on(paper: tuple[float, float], margin_mm: float, fiducials: bool, layo
     for free, extent in zip(room, (bounds[2] - bounds[0], bounds[3] - bounds[1]), strict=True):
         fits = extent <= free + 1e-6
         counts.append(1 if fits else math.ceil((extent - OVERLAP) / max(free - OVERLAP, 1e-3)))
-    return Plan(paper, layout, bounds, (counts[0], counts[1]), foot)
+    return PagePlan(paper, layout, bounds, (counts[0], counts[1]), foot)
 
 
 def edge_marks(start: float, size: float, before: bool, after: bool) -> list[tuple[float, float]]:

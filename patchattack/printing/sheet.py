@@ -19,7 +19,7 @@ from patchattack.patch import MILLIMETRES_PER_INCH
 from patchattack.printing import fiducials as markers
 from patchattack.printing import pages
 from patchattack.printing.fiducials import SHEETS, Layout
-from patchattack.printing.pages import Plan
+from patchattack.printing.pages import PagePlan
 from patchattack.printing.profile import embed, load_profile
 
 _MOST_PAGES = 24
@@ -197,7 +197,7 @@ class Sheet:
         Image.fromarray(canvas).save(stream, "PNG", dpi=(self.dpi, self.dpi), icc_profile=self.profile)
         files.write(path, stream.getvalue())
 
-    def _plan(self, size_mm: tuple[float, float], number: int) -> Plan:
+    def _plan(self, size_mm: tuple[float, float], number: int) -> PagePlan:
         """How the patch goes on paper: on one page if it can, else on the fewest."""
         width, height = size_mm
         if not (0 < width < math.inf and 0 < height < math.inf):
@@ -243,7 +243,7 @@ class Sheet:
         paper = _enlarge(texture * mask + (1 - mask), shape)
         return np.ascontiguousarray((paper * 255).round().astype(np.uint8).transpose(1, 2, 0)), outlines
 
-    def _draw_cut_out(self, pdf: Any, plan: Plan, page: int, picture: Any, outlines: Sequence[np.ndarray]) -> None:
+    def _draw_cut_out(self, pdf: Any, plan: PagePlan, page: int, picture: Any, outlines: Sequence[np.ndarray]) -> None:
         """A page's part of the patch with its markers, and the marks to cut it out by."""
         left, top, width, height = plan.tile(page)
         bottom = self.margin_mm + plan.foot + pages.GAP
@@ -274,7 +274,7 @@ class Sheet:
             pdf.line(x - 0.7, edge, x - end, edge)
             pdf.line(x + width + 0.7, edge, x + width + end, edge)
 
-    def _draw_head(self, pdf: Any, plan: Plan, page: int, title: str, note: str) -> None:
+    def _draw_head(self, pdf: Any, plan: PagePlan, page: int, title: str, note: str) -> None:
         """Title, note and, where there are several pages, which one this is."""
         from reportlab.lib.utils import simpleSplit
         from reportlab.pdfbase.pdfmetrics import stringWidth
@@ -298,7 +298,7 @@ class Sheet:
         for line in simpleSplit(note, "Helvetica", 2.8, room)[:1]:
             pdf.drawString(left, top - 8.5, line)
 
-    def _draw_foot(self, pdf: Any, plan: Plan, page: int) -> None:
+    def _draw_foot(self, pdf: Any, plan: PagePlan, page: int) -> None:
         """Ruler, colour bar, table and purpose."""
         from reportlab.lib.utils import simpleSplit
 
@@ -320,7 +320,7 @@ class Sheet:
         for row, line in enumerate(reversed(lines)):
             pdf.drawString(left, self.margin_mm + 0.6 + 2.7 * row, line)
 
-    def _draw_scales(self, pdf: Any, plan: Plan, left: float, top: float, room: float) -> None:
+    def _draw_scales(self, pdf: Any, plan: PagePlan, left: float, top: float, room: float) -> None:
         """The colour bar, and how many pixels the patch's width spans at several distances."""
         cell = room / len(_STEPS)
         pdf.setFont("Helvetica", 1.5)

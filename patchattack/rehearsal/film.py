@@ -15,7 +15,7 @@ from patchattack import files
 from patchattack.errors import InputError
 from patchattack.pictures import c_path
 from patchattack.printing import chart
-from patchattack.rehearsal.street import Street, Take, View, patch_to_camera
+from patchattack.rehearsal.street import Street, StreetView, Take, patch_to_camera
 from patchattack.rehearsal.unknown import Unknown
 
 _SAMPLES = 3  # along each side of a pixel
@@ -84,7 +84,7 @@ def film(
     writer = cv2.VideoWriter(c_path(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
     if not writer.isOpened():
         raise InputError(f"{path}: expected a video that OpenCV can write, got none; check the folder and its room")
-    shots: list[tuple[Take, View] | None] = []
+    shots: list[tuple[Take, StreetView] | None] = []
     for take in takes:
         shots += [None] * bool(shots) + [(take, view) for view in take.views]
     truths: list[Truth | None] = []
@@ -103,7 +103,7 @@ def film(
     return truths
 
 
-def photograph(street: Street, take: Take, view: View, paper: Paper, unknown: Unknown, number: int) -> np.ndarray:
+def photograph(street: Street, take: Take, view: StreetView, paper: Paper, unknown: Unknown, number: int) -> np.ndarray:
     """``[H, W, 3]`` uint8 RGB: the world with the sheet in it."""
     height, width = street.frame
     world = street.background(take, view).astype(np.float32) / 255
@@ -146,7 +146,7 @@ def lay(image: np.ndarray, paper: np.ndarray, matrix: np.ndarray) -> None:
     part += both[..., :3]
 
 
-def truth(street: Street, take: Take, view: View, number: int) -> Truth:
+def truth(street: Street, take: Take, view: StreetView, number: int) -> Truth:
     """Where the patch is in a frame, by the camera that draws it."""
     sheet = street.sheet
     width, height = sheet.size_mm

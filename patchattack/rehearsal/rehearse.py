@@ -32,7 +32,7 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RehearsalPlan:
     """What is rehearsed.
 
     Attributes:
@@ -78,7 +78,7 @@ def make_plan(
     fps: float,
     keep: int,
     independent: float,
-) -> Plan:
+) -> RehearsalPlan:
     """A plan in which the victim sees the world as it saw its data: frames, field of view and height of the camera.
 
     Args:
@@ -114,7 +114,7 @@ def make_plan(
         data.get("camera_height", [1.2, 2.0]),
         seed,
     )
-    return Plan(setup, printer, street, unknown, fps)
+    return RehearsalPlan(setup, printer, street, unknown, fps)
 
 
 def frame_size(most: Sequence[int], victim: Sequence[int] | None) -> tuple[int, int]:
@@ -147,7 +147,7 @@ def print_sheet(path: Path, printer: Sheet, sheet: Layout, patch: Patch, unknown
 
 
 def rehearse(
-    plan: Plan, parts: dict[str, Lab | DriveBy], folder: Path, origin: SessionOrigin, progress: Progress = iter
+    plan: RehearsalPlan, parts: dict[str, Lab | DriveBy], folder: Path, origin: SessionOrigin, progress: Progress = iter
 ) -> dict[str, Any]:
     """Film each part, give the video to the evaluator, and compare what it measures with the truth.
 

@@ -47,7 +47,7 @@ STAGES = {
 
 
 @dataclass(frozen=True)
-class View:
+class StreetView:
     """One frame's camera: ``rotation [3, 3]`` from the world, ``centre [3]`` in metres, and a factor on all light."""
 
     rotation: np.ndarray
@@ -67,7 +67,7 @@ class Take:
 
     planes: Planes
     sheet: np.ndarray
-    views: list[View]
+    views: list[StreetView]
 
 
 class Street(World):
@@ -168,14 +168,14 @@ class Street(World):
         )
 
     @torch.no_grad()
-    def background(self, take: Take, view: View) -> np.ndarray:
+    def background(self, take: Take, view: StreetView) -> np.ndarray:
         """``[h, w, 3]`` uint8 RGB, without the sheet, half as high and as wide as the frame."""
         rotation, centre = (torch.from_numpy(value)[None] for value in (view.rotation, view.centre))
         planes = take.planes
         to_planes = torch.linalg.inv(self._to_pixels(planes, 0, rotation, centre)).float()
         return self._render(to_planes, planes.gain, planes.repeat, planes.tile)[0].permute(1, 2, 0).numpy()
 
-    def homography(self, take: Take, view: View) -> np.ndarray:
+    def homography(self, take: Take, view: StreetView) -> np.ndarray:
         """``[3, 3]`` from millimetres in the patch's frame to pixels of the frame, times the depth in metres."""
         return self.matrix @ patch_to_camera(take, view)
 
@@ -184,7 +184,7 @@ class Street(World):
         return seeding.uniform(seeding.generator(self.seed, _WAY, kind, number), (count,), 0, 1).tolist()
 
 
-def patch_to_camera(take: Take, view: View) -> np.ndarray:
+def patch_to_camera(take: Take, view: StreetView) -> np.ndarray:
     """``[3, 3]`` from millimetres ``(x, y, 1)`` in the patch's frame to metres before the camera."""
     return view.rotation @ (take.sheet - np.outer(view.centre, [0, 0, 1]))
 
@@ -226,7 +226,7 @@ class Lab:
             surface = street.stage.beside * take.sheet[:, 0] / np.linalg.norm(take.sheet[:, 0])
             facing = _facing(take.sheet @ [*np.array(street.sheet.size_mm) / 2, 1] - 0.3 * surface)
             views = [
-                View(_swaying(frame, phase, 1.0) @ facing, np.zeros(3), 0.6 + 0.5 * light)
+                StreetView(_swaying(frame, phase, 1.0) @ facing, np.zeros(3), 0.6 + 0.5 * light)
                 for frame in range(self.frames)
             ]
             takes.append(replace(take, views=views))
@@ -264,7 +264,7 @@ class DriveBy:
                 share = frame / (self.frames - 1)
                 bright = (0.7 + 0.3 * light) * (1 + 0.25 * math.sin(2 * math.pi * (share + light)))
                 ahead = np.array([0, 0, share * (far - near)])
-                views.append(View(_swaying(frame, phase, 0.4), ahead, bright))
+                views.append(StreetView(_swaying(frame, phase, 0.4), ahead, bright))
             takes.append(replace(take, views=views))
         return takes
 

@@ -56,7 +56,7 @@ Pair = tuple[str, str]  # victim and patch
 
 
 @dataclass(frozen=True)
-class Axis:
+class PlottedAxis:
     """One condition that was varied.
 
     Attributes:
@@ -106,7 +106,7 @@ class Evidence:
     setup: list[tuple[str, str]]
     command: str
     versions: dict[str, str]
-    axes: dict[str, Axis]
+    axes: dict[str, PlottedAxis]
     rows: list[Row]
     excess: list[Row]
     destruction: list[Row]

@@ -19,7 +19,7 @@ from patchattack.errors import InputError
 from patchattack.evaluation import Row
 from patchattack.patch import Patch, random_texture
 from patchattack.rehearsal import rehearse
-from patchattack.rehearsal.rehearse import Plan, Progress
+from patchattack.rehearsal.rehearse import Progress, RehearsalPlan
 from patchattack.rehearsal.street import DriveBy, Lab
 from patchattack.rehearsal.unknown import Unknown
 from patchattack.reporting.calibration import CHANGES, PARTS, PATCHES, Gain, write_gain
@@ -74,7 +74,7 @@ def pair(seeds: Sequence[int], printers: Sequence[int]) -> dict[int, int]:
     return dict(zip(seeds, printers, strict=True))
 
 
-def plans(study: CalibrationStudy, parts: Parts, fabric: Any) -> dict[int, Plan]:
+def plans(study: CalibrationStudy, parts: Parts, fabric: Any) -> dict[int, RehearsalPlan]:
     """The rehearsal of each seed, with the random patch on the sheet.
 
     Raises:
@@ -100,7 +100,7 @@ def plans(study: CalibrationStudy, parts: Parts, fabric: Any) -> dict[int, Plan]
 
 
 def measure(
-    study: CalibrationStudy, plans: Mapping[int, Plan], folder: Path, fabric: Any, progress: Progress = iter
+    study: CalibrationStudy, plans: Mapping[int, RehearsalPlan], folder: Path, fabric: Any, progress: Progress = iter
 ) -> tuple[list[Row], dict[tuple[int, str], Patch]]:
     """Calibrate, train and rehearse what ``folder`` does not hold yet.
 
@@ -241,7 +241,7 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def publish(
     study: CalibrationStudy,
-    plans: Mapping[int, Plan],
+    plans: Mapping[int, RehearsalPlan],
     rows: Sequence[Row],
     patches: Mapping[tuple[int, str], Patch],
     folder: Path,

@@ -106,10 +106,10 @@ def build_custom(
     network = Prepared(made, bgr, range, mean, std, output)
     name = factory.replace(":", ".").rpartition(".")[2]
     count = _outputs(network, task, name, meant.trial_size)
-    return meant.victim(nn.Sequential(network, _Log()) if answer == "probabilities" else network, name, count)
+    return meant.victim(nn.Sequential(network, _Logarithm()) if answer == "probabilities" else network, name, count)
 
 
-class _Log(nn.Module):
+class _Logarithm(nn.Module):
     def forward(self, probabilities: Tensor) -> Tensor:
         return probabilities.clamp(min=FLOOR).log()
 

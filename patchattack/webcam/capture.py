@@ -121,7 +121,7 @@ class Recorded(Capture):
         """Nothing is held open."""
 
 
-class Live(Capture):
+class LiveCapture(Capture):
     """The newest frames of a device that does not wait: while one shot is measured, older frames are dropped.
 
     A thread of its own reads the device and keeps the newest ``count`` frames, and nothing else: neither latency nor
@@ -264,11 +264,11 @@ def open_source(
 
 def _open(source: str, count: int, timeout: float, fps: float, resolution: Sequence[int]) -> Capture:
     if "://" in source:
-        return Live(_stream(source), count, timeout)
+        return LiveCapture(_stream(source), count, timeout)
     path = Path(source).expanduser()
     device = re.fullmatch(r"/dev/video(\d+)", str(path.resolve()))  # of several cameras, links alone have stable names
     if device or source.isdecimal():
-        return Live(_camera(source, int(device[1] if device else source), resolution), count, timeout)
+        return LiveCapture(_camera(source, int(device[1] if device else source), resolution), count, timeout)
     if path.is_dir():
         return Recorded(_images(path), count, fps)
     if not path.is_file():

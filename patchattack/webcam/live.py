@@ -115,7 +115,7 @@ class Seen:
     whites: list[White]
 
 
-class Live:
+class LiveView:
     """Shows shots as they are measured, and obeys the keys.
 
     Args:

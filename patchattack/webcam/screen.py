@@ -48,7 +48,7 @@ class NoScreen:
         """Nothing happens."""
 
 
-class Window:
+class ScreenWindow:
     """A window of OpenCV's; closing it quits.
 
     Raises:

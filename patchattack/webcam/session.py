@@ -21,7 +21,7 @@ from patchattack.webcam.capture import Capture, Shot
 from patchattack.webcam.counterfactual import Stencil, coverage, versions
 from patchattack.webcam.digital import draw_patch
 from patchattack.webcam.frames import resize, to_array
-from patchattack.webcam.live import Live, Seen
+from patchattack.webcam.live import LiveView, Seen
 from patchattack.webcam.paper import White
 from patchattack.webcam.pose import Lens, pose
 from patchattack.webcam.records import CORNERS, Kept, Log, Record, Store
@@ -97,7 +97,7 @@ class Session:
     def __init__(self, setup: Setup, capture: Capture, screen: Screen, folder: Path) -> None:
         self.setup, self.capture, self.folder = setup, capture, folder
         own = [sheet.number for sheet in setup.sheets]
-        self.live = Live(setup.trials, own, setup.size, capture, screen, folder, setup.record)
+        self.live = LiveView(setup.trials, own, setup.size, capture, screen, folder, setup.record)
         self.interrupted = False
         self.failure: InputError | VictimError | None = None
         self.store = Store(folder / "frames", setup.keep)

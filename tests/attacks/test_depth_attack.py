@@ -383,7 +383,7 @@ def test_a_step_down_the_loss_goes_to_the_goal(metric: bool, goal: str, sign: in
     assert gradient.count_nonzero() == ON_PATCH
 
 
-@pytest.mark.parametrize("metric", [True, False])
+@pytest.mark.parametrize("is_metric", [True, False])
 def test_scenes_of_a_batch_are_measured_apart(metric: bool) -> None:
     clean, output, truth = random(0), random(1), random(2)
     attack = bound(metric)
@@ -430,7 +430,7 @@ def test_the_default_target_is_what_the_victim_can_express(caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize(
-    ("metric", "target", "message"),
+    ("is_metric", "target", "message"),
     [
         (True, 100.0, r"expected metres that a victim can express, from 0 to 80 and above 0, got 100.0; choose"),
         (True, 0.0, r"expected metres that a victim can express, from 0 to 80 and above 0, got 0.0"),
@@ -474,7 +474,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("metric", [True, False])
+@pytest.mark.parametrize("is_metric", [True, False])
 def test_pictures_are_bright_where_it_is_near_on_the_scale_of_the_clean_one(metric: bool) -> None:
     clean = ramp() + 1  # metres, or inverse depth
     attack = bound(metric)
@@ -503,7 +503,7 @@ def test_the_legend_goes_from_the_colour_of_the_farthest_to_that_of_the_nearest(
     assert text.startswith("Dark is far and bright is near")
 
 
-@pytest.mark.parametrize("metric", [True, False])
+@pytest.mark.parametrize("is_metric", [True, False])
 def test_changes_are_red_where_it_is_nearer_and_blue_where_it_is_farther(metric: bool) -> None:
     """The colour goes by the root: a quarter of the full change is half of the way to the end of the bar."""
     attack = bound(metric)

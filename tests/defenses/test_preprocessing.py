@@ -12,11 +12,11 @@ from patchattack.defenses.bit_depth import BitDepth
 from patchattack.defenses.defense import Preprocessing, straight_through
 from patchattack.defenses.gradient_smoothing import GradientSmoothing, steepness
 from patchattack.defenses.inpainting import EdgeInpainting, EntropyMasking, inpaint
-from patchattack.defenses.jpeg import Jpeg
+from patchattack.defenses.jpeg import JpegDefense
 from patchattack.defenses.smoothing import Gaussian, Median
 from patchattack.errors import InputError
 
-ALL = [BitDepth, EdgeInpainting, EntropyMasking, Gaussian, GradientSmoothing, Jpeg, Median]
+ALL = [BitDepth, EdgeInpainting, EntropyMasking, Gaussian, GradientSmoothing, JpegDefense, Median]
 
 
 def ramp(side: int = 40) -> Tensor:
@@ -71,7 +71,7 @@ def test_gradients_reach_every_loud_pixel_and_are_finite(
     assert flat.isfinite().all()  # no infinite slope of a length of zero
 
 
-@pytest.mark.parametrize("make", [EdgeInpainting, EntropyMasking, Gaussian, Jpeg, Median])
+@pytest.mark.parametrize("make", [EdgeInpainting, EntropyMasking, Gaussian, JpegDefense, Median])
 def test_a_smooth_picture_passes(make: Callable[[], Preprocessing]) -> None:
     cleaned = make().clean(ramp())
     assert (cleaned - ramp()).abs().max() < 0.03
@@ -128,30 +128,32 @@ def test_a_gaussian_keeps_the_mean_and_halves_a_checkerboard() -> None:
 
 def test_jpeg_is_that_of_a_file_and_changes_little_the_second_time() -> None:
     images = with_noise(ramp())
-    once = Jpeg(50).clean(images)
+    once = JpegDefense(50).clean(images)
     assert torch.equal((once * 255).round() / 255, once)
     assert (once - images).abs().mean() > 0.01
-    assert (Jpeg(50).clean(once) - once).abs().mean() < 0.3 * (once - images).abs().mean()
-    assert (Jpeg(95).clean(images) - images).abs().mean() < (once - images).abs().mean()
+    assert (JpegDefense(50).clean(once) - once).abs().mean() < 0.3 * (once - images).abs().mean()
+    assert (JpegDefense(95).clean(images) - images).abs().mean() < (once - images).abs().mean()
 
 
 def test_jpeg_has_the_value_of_the_file_with_and_without_gradient() -> None:
     images = with_noise(ramp())
-    torch.testing.assert_close(Jpeg().clean(images.clone().requires_grad_()).detach(), Jpeg().clean(images))
+    torch.testing.assert_close(
+        JpegDefense().clean(images.clone().requires_grad_()).detach(), JpegDefense().clean(images)
+    )
 
 
 def test_jpeg_keeps_red_red() -> None:
     red = torch.zeros(1, 3, 16, 16)
     red[:, 0] = 1
-    assert (Jpeg(90).clean(red) - red).abs().max() < 0.05
+    assert (JpegDefense(90).clean(red) - red).abs().max() < 0.05
 
 
 def test_a_step_along_the_gradient_of_jpeg_raises_the_result() -> None:
     images = with_noise(ramp()) * 0.8 + 0.1
     weights = weights_for(images)
-    along = gradient(Jpeg(75), images, weights)
-    after = Jpeg(75).clean((images + 0.05 * along.sign()).clamp(0, 1))
-    assert (after * weights).sum() > (Jpeg(75).clean(images) * weights).sum()
+    along = gradient(JpegDefense(75), images, weights)
+    after = JpegDefense(75).clean((images + 0.05 * along.sign()).clamp(0, 1))
+    assert (after * weights).sum() > (JpegDefense(75).clean(images) * weights).sum()
 
 
 def test_gradient_smoothing_darkens_a_checkerboard_and_leaves_a_ramp() -> None:
@@ -219,7 +221,7 @@ def test_a_step_along_the_gradient_lowers_the_suspicion_of_a_painted_window() ->
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Jpeg(0), "defense.jpeg.quality: expected percent from 1 to 100, got 0"),
+        (lambda: JpegDefense(0), "defense.jpeg.quality: expected percent from 1 to 100, got 0"),
         (lambda: BitDepth(9), "defense.bit_depth.bits: expected bits from 1 to 8, got 9"),
         (lambda: Median(4), "defense.median.side: expected an odd number of pixels from 3 on, got 4"),
         (lambda: Gaussian(0), "defense.gaussian.sigma: expected pixels above 0, got 0"),

@@ -17,21 +17,21 @@ from patchattack.controls import CONDITIONS
 from patchattack.reporting import latex, page
 from patchattack.reporting import sweep as module
 from patchattack.reporting.report import Example, Panel
-from patchattack.reporting.sweep import Axis, Evidence, write_evidence
+from patchattack.reporting.sweep import Evidence, PlottedAxis, write_evidence
 from patchattack.statistics import Outcome
 
 pytestmark = pytest.mark.figures
 
 VOID = {"img", "meta", "br", "path", "use", "rect"}
 AXES = {
-    "yaw": Axis("yaw (°)", [30.0, -30.0, 0.0], "line"),  # not in their order
-    "location": Axis("place of the centre", [(row, column) for row in range(2) for column in range(3)], "grid"),
-    "print": Axis("print <model>", ["off", "on"], "category"),
+    "yaw": PlottedAxis("yaw (°)", [30.0, -30.0, 0.0], "line"),  # not in their order
+    "location": PlottedAxis("place of the centre", [(row, column) for row in range(2) for column in range(3)], "grid"),
+    "print": PlottedAxis("print <model>", ["off", "on"], "category"),
 }
 MEANS = {"clean": 0.0, "grey": 0.02, "white": 0.03, "random": 0.05, "patch": 0.6}
 
 
-def some_evidence(*pairs: tuple[str, str], axes: dict[str, Axis] = AXES) -> Evidence:
+def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) -> Evidence:
     """Values tell where they belong: every further level adds 0.01, every further pair 0.1."""
     rows, excess, destruction = [], [], []
     for add, (victim, patch) in enumerate(pairs or [("net", "stop")]):

@@ -19,7 +19,7 @@ from patchattack.victims.compact.classification import CompactClassifier
 from patchattack.victims.compact.depth import CompactDepth
 from patchattack.victims.compact.depth_networks import REACH, metres
 from patchattack.victims.compact.detection import CompactDetector
-from patchattack.victims.compact.detectors import CentreNet, Yolo
+from patchattack.victims.compact.detectors import CentreNet, YoloNetwork
 from patchattack.victims.victim import Victim
 
 CLASSES = {
@@ -163,7 +163,7 @@ def test_shipped_weights_are_small() -> None:
     assert sum(path.stat().st_size for path in (files.package_folder("assets") / "victims").iterdir()) < 16e6
 
 
-@pytest.mark.parametrize("network", [CentreNet, Yolo])
+@pytest.mark.parametrize("network", [CentreNet, YoloNetwork])
 def test_the_loss_counts_known_boxes_alone(network: Any) -> None:
     torch.manual_seed(0)
     built, images = network(2).train(), noise(2, 3, 64, 64)
@@ -177,7 +177,7 @@ def test_the_loss_counts_known_boxes_alone(network: Any) -> None:
     torch.testing.assert_close(losses[2], losses[0])
 
 
-@pytest.mark.parametrize("network", [CentreNet, Yolo])
+@pytest.mark.parametrize("network", [CentreNet, YoloNetwork])
 def test_scenes_without_an_object_have_a_loss(network: Any) -> None:
     loss = network(2).train().loss(noise(2, 3, 64, 64), torch.tensor([[NONE], [NONE]]))
     assert loss.isfinite()

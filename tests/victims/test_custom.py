@@ -138,14 +138,14 @@ def test_depth_in_all_its_units() -> None:
     frames = torch.full((2, 1, 3, 16, 20), 0.25)
     plain = build_custom("depth", "own_networks.Grey", **options)
     assert isinstance(plain, DepthVictim)
-    assert not plain.metric
+    assert not plain.is_metric
     torch.testing.assert_close(plain(frames), torch.full((2, 1, 16, 20), 0.25))
     metric = build_custom(
         "depth", "own_networks.Grey", is_metric=True, depth_range=(1, 80), scale=2, shift=0.5, inverse=True, **options
     )
     assert isinstance(metric, DepthVictim)
-    assert metric.metric
-    assert metric.reach == (1, 80)
+    assert metric.is_metric
+    assert metric.depth_range == (1, 80)
     torch.testing.assert_close(metric(frames), torch.full((2, 1, 16, 20), 1 / (0.25 * 2 + 0.5)))
 
 
@@ -237,7 +237,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("depth", "own_networks.Grey", {"centres": True, "output": "depth.0"}, "victim.centres: expected false for depth"),
     ("classification", "own_networks.Means", {"classes": ["a", "b"]}, "expected 3 names, .* got 2"),
     ("classification", "own_networks.Means", {"classes": "no.txt"}, r"got no\.txt: FileNotFoundError"),
-    ("classification", "own_networks.Means", {"metric": True}, "got metric, scale, shift and inverse too"),
+    ("classification", "own_networks.Means", {"is_metric": True}, "got is_metric, scale, shift and inverse too"),
     ("classification", "own_networks.Means", {"size": [3]}, r"expected size \[h,w\] or null"),
     ("depth", "own_networks.Means", {}, r"expected \[B, 1, h, w\] or \[B, h, w\] for depth, got a tensor \[1, 3\]"),
     ("depth", "own_networks.Grey", {"output": "depth"}, "got a list of 2"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchattack import seeding
 from patchattack.defenses.bit_depth import BitDepth
 from patchattack.defenses.defense import Preprocessing
-from patchattack.defenses.jpeg import Jpeg
+from patchattack.defenses.jpeg import JpegDefense
 from patchattack.defenses.patch_cleanser import PatchCleanser
 from patchattack.defenses.resize_pad import ResizePad
 from patchattack.defenses.smoothing import Gaussian, Median
@@ -77,14 +77,15 @@ def test_frames_meet_the_defences_in_their_order() -> None:
 
 
 def test_it_says_of_itself_what_the_victim_says(classifier: Victim) -> None:
-    victim = Defended(classifier, [Jpeg()])
+    victim = Defended(classifier, [JpegDefense()])
     assert (victim.task, victim.frames, victim.classes) == ("classification", 1, classifier.classes)
     assert victim.names == [f"{classifier.name} behind jpeg"]
     depth = CompactDepth(weights="random")
-    assert (Defended(depth, [Jpeg()]).metric, Defended(depth, [Jpeg()]).reach) == (depth.metric, depth.reach)
+    behind = Defended(depth, [JpegDefense()])
+    assert (behind.is_metric, behind.depth_range) == (depth.is_metric, depth.depth_range)
     only_answers = copy.copy(classifier)
     only_answers.differentiable = False
-    assert not Defended(only_answers, [Jpeg()]).differentiable
+    assert not Defended(only_answers, [JpegDefense()]).differentiable
     with pytest.raises(AttributeError, match="nothing"):
         _ = victim.nothing
     copied = copy.deepcopy(victim)
@@ -97,7 +98,7 @@ def test_it_says_of_itself_what_the_victim_says(classifier: Victim) -> None:
 )
 def test_every_task_keeps_its_shape_and_its_gradient(make: Any, count: int) -> None:
     victim = make(weights="random")
-    behind = [BitDepth(), Gaussian(), Jpeg(), Median()]
+    behind = [BitDepth(), Gaussian(), JpegDefense(), Median()]
     given = frames(count).requires_grad_()
     found = Defended(victim, behind)(given)
     assert found.shape == victim(given).shape
@@ -108,12 +109,12 @@ def test_every_task_keeps_its_shape_and_its_gradient(make: Any, count: int) -> N
 
 def test_frames_of_another_kind_are_refused_by_name(classifier: Victim) -> None:
     with pytest.raises(InputError, match=r"victim .* behind jpeg: expected frames \[B, 1, 3, H, W\]"):
-        Defended(classifier, [Jpeg()])(frames(2))
+        Defended(classifier, [JpegDefense()])(frames(2))
 
 
 def test_a_defence_that_does_not_fit_is_refused_with_its_task() -> None:
     with pytest.raises(InputError, match="expected a victim for classification, where patch_cleanser is defined"):
-        Defended(CompactFlow(weights="random"), [Jpeg(), PatchCleanser()])
+        Defended(CompactFlow(weights="random"), [JpegDefense(), PatchCleanser()])
 
 
 def test_the_draw_reaches_what_is_random_and_none_ends_it(classifier: Victim) -> None:
@@ -131,10 +132,10 @@ def test_the_draw_reaches_what_is_random_and_none_ends_it(classifier: Victim) ->
 
 def test_only_the_first_defence_proves_anything(classifier: Victim) -> None:
     cleanser = PatchCleanser(masks=2)
-    labels = Defended(classifier, [cleanser, Jpeg()]).certify(frames())
+    labels = Defended(classifier, [cleanser, JpegDefense()]).certify(frames())
     assert labels is not None
     assert labels.shape == (2,)
-    assert Defended(classifier, [Jpeg(), cleanser]).certify(frames()) is None
+    assert Defended(classifier, [JpegDefense(), cleanser]).certify(frames()) is None
 
 
 def test_each_member_of_an_ensemble_is_defended() -> None:

@@ -216,7 +216,7 @@ def test_the_network_gets_normalised_images_in_its_resolution(build: Callable[[s
 
 
 def test_metric_and_relative_networks_are_told_apart(build: Callable[[str], DepthVictim]) -> None:
-    found = {name: (build(name).metric, build(name).reach) for name in (*CONFIGS, "midas")}
+    found = {name: (build(name).is_metric, build(name).depth_range) for name in (*CONFIGS, "midas")}
     relative = (False, (0.0, math.inf))
     assert found == {
         **dict.fromkeys(("depth_anything", "dpt", "hybrid", "midas"), relative),

@@ -13,7 +13,7 @@ import pytest
 
 from patchattack.errors import InputError
 from patchattack.webcam import capture
-from patchattack.webcam.capture import Live, Recorded, open_source
+from patchattack.webcam.capture import LiveCapture, Recorded, open_source
 
 
 def image(value: int, size: tuple[int, int] = (8, 8)) -> np.ndarray:
@@ -41,7 +41,7 @@ class Device:
     def release(self) -> None:
         self.released = True
 
-    def give(self, live: Live, count: int) -> None:
+    def give(self, live: LiveCapture, count: int) -> None:
         """``count`` frames, all of which have arrived afterwards."""
         wanted = live.frames + count
         self.permits.release(count)
@@ -87,7 +87,7 @@ def test_recorded_pairs_never_cross_a_damaged_frame() -> None:
 
 
 def test_the_newest_frame_is_taken_and_the_others_are_counted(device: Device) -> None:
-    live = Live(device, 1, timeout=5)
+    live = LiveCapture(device, 1, timeout=5)
     shots = live.shots()
     device.give(live, 1)
     assert next(shots).number == 0
@@ -102,7 +102,7 @@ def test_the_newest_frame_is_taken_and_the_others_are_counted(device: Device) ->
 
 @pytest.mark.usefixtures("clock")
 def test_memory_does_not_grow_while_nobody_takes_frames(device: Device) -> None:
-    live = Live(device, 2, timeout=5)
+    live = LiveCapture(device, 2, timeout=5)
     device.give(live, 500)
     assert len(live._held) == 2
     assert len(live._times) <= capture.INTERVALS + 1
@@ -112,7 +112,7 @@ def test_memory_does_not_grow_while_nobody_takes_frames(device: Device) -> None:
 
 
 def test_a_live_pair_is_of_neighbours(device: Device, clock: list[float]) -> None:
-    live = Live(device, 2, timeout=5)
+    live = LiveCapture(device, 2, timeout=5)
     for number in range(6):
         clock[0] = number / 30
         device.give(live, 1)
@@ -127,7 +127,7 @@ def test_a_live_pair_is_of_neighbours(device: Device, clock: list[float]) -> Non
 
 
 def test_a_camera_that_is_unplugged_ends_after_its_last_frame(device: Device) -> None:
-    live = Live(device, 1, timeout=5)
+    live = LiveCapture(device, 1, timeout=5)
     device.give(live, 2)
     device.unplug()
     live._thread.join(timeout=5)
@@ -138,7 +138,7 @@ def test_a_camera_that_is_unplugged_ends_after_its_last_frame(device: Device) ->
 
 
 def test_a_stream_that_stalls_is_given_up(device: Device) -> None:
-    live = Live(device, 1, timeout=0.05)
+    live = LiveCapture(device, 1, timeout=0.05)
     device.give(live, 1)
     assert [shot.number for shot in live.shots()] == [0]
     assert live.faults == ["no new frame for 0.05 s, after 1 frames"]
@@ -230,7 +230,7 @@ def test_a_camera_is_named_by_its_device(tmp_path: Path, monkeypatch: pytest.Mon
     link = tmp_path / "usb-Some_Camera-video-index0"
     link.symlink_to("/dev/video62")
     for source in ("/dev/video61", str(link)):
-        assert isinstance(open_source(source, 1), Live)
+        assert isinstance(open_source(source, 1), LiveCapture)
     assert asked == [61, 62]
 
 

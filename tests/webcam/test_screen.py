@@ -11,7 +11,7 @@ import torch
 from patchattack.errors import InputError
 from patchattack.webcam import overlay
 from patchattack.webcam.overlay import Text
-from patchattack.webcam.screen import Recorder, Window
+from patchattack.webcam.screen import Recorder, ScreenWindow
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="displays are named by DISPLAY on Linux")
@@ -19,7 +19,7 @@ def test_without_a_display_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(InputError, match=r"^show=true: expected a display .*; use show=false$"):
-        Window()
+        ScreenWindow()
 
 
 def test_a_recording_runs_in_real_time(tmp_path: Path) -> None:

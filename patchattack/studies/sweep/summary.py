@@ -19,8 +19,7 @@ from patchattack.errors import InputError
 from patchattack.evaluation import LOSS, Row
 from patchattack.job import spread
 from patchattack.reporting.report import Example, example
-from patchattack.reporting.sweep import Axis as Shown
-from patchattack.reporting.sweep import Evidence
+from patchattack.reporting.sweep import Evidence, PlottedAxis
 from patchattack.statistics import FEWEST, Outcome, too_few
 from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
 from patchattack.studies.sweep.bench import Bench
@@ -377,7 +376,7 @@ def evidence(
         command=origin.command,
         versions=origin.versions,
         axes={
-            name: Shown(
+            name: PlottedAxis(
                 CROSS.join(axes[one].label for one in name.split(CROSS)),
                 levels[name],
                 axes[name].kind if name in axes else "category",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from patchattack.victims.compact.detectors import CentreNet, Yolo
+from patchattack.victims.compact.detectors import CentreNet, YoloNetwork
 from patchattack.victims.compact.shipped import ready
 from patchattack.victims.victim import DetectionVictim
 
 CLASSES = ("vehicle", "sign")
-NETWORKS: dict[str, Callable[[], CentreNet | Yolo]] = {
-    "yolo": partial(Yolo, len(CLASSES)),
+NETWORKS: dict[str, Callable[[], CentreNet | YoloNetwork]] = {
+    "yolo": partial(YoloNetwork, len(CLASSES)),
     "centre": partial(CentreNet, len(CLASSES)),
 }
 

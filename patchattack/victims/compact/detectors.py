@@ -16,7 +16,7 @@ from patchattack.victims.ultralytics_import import quietly
 block = partial(conv, norm=True)
 
 
-class Yolo(nn.Module):
+class YoloNetwork(nn.Module):
     """YOLO11 nano as ultralytics builds it, with the loss by which it trains it (Jocher and Qiu 2024, AGPL-3.0).
 
     Args:
