@@ -94,12 +94,12 @@ def test_the_loss_of_a_metric_victim_is_in_metres() -> None:
         assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("output", "share"), [(23.0, 1.0), (13.0, 0.5), (30.0, 1.0), (3.0, 0.0)])
-def test_a_pixel_counts_by_what_is_left_of_its_way(output: float, share: float) -> None:
-    output = on_patch(constant(23), output).requires_grad_()
+@pytest.mark.parametrize(("value", "share"), [(23.0, 1.0), (13.0, 0.5), (30.0, 1.0), (3.0, 0.0)])
+def test_a_pixel_counts_by_what_is_left_of_its_way(value: float, share: float) -> None:
+    output = on_patch(constant(23), value).requires_grad_()
     attack = bound(True, weights="cospgd")
     loss = attack.loss(output, constant(23), scene(), view())
-    assert loss.item() == pytest.approx((output - 3) * share)
+    assert loss.item() == pytest.approx((value - 3) * share)
     (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient.sum().item() == pytest.approx(share)
 
@@ -120,7 +120,7 @@ def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None
 
 
 @pytest.mark.parametrize(
-    ("is_metric", "goal", "output", "margin", "expected"),
+    ("is_metric", "goal", "value", "margin", "expected"),
     [
         (False, "far", 100.0, 0.0, math.log(10)),  # the ramp's 5th percentile is 10, its 95th 190
         (False, "far", 8.0, 0.5, 0.5 - math.log(10 / 8)),
@@ -134,15 +134,15 @@ def test_the_loss_of_a_relative_victim_is_in_shares_of_its_clean_range() -> None
     ],
 )
 def test_the_ratio_of_the_regions_mean_to_the_target(
-    is_metric: bool, goal: str, output: float, margin: float, expected: float
+    is_metric: bool, goal: str, value: float, margin: float, expected: float
 ) -> None:
     attack = bound(is_metric, goal=goal, margin=margin, distance="log_ratio")
-    output = on_patch(ramp(), output).requires_grad_()
+    output = on_patch(ramp(), value).requires_grad_()
     loss = attack.loss(output, ramp(), scene(), view())
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     (gradient,) = torch.autograd.grad(loss.sum(), output)
     assert gradient.isfinite().all()
-    slope = {"near": -1, "far": 1}[goal] * (-1 if is_metric else 1) / (output * ON_PATCH) if expected else 0
+    slope = {"near": -1, "far": 1}[goal] * (-1 if is_metric else 1) / (value * ON_PATCH) if expected else 0
     torch.testing.assert_close(gradient, on_patch(torch.zeros_like(ramp()), slope))
 
 
@@ -375,18 +375,18 @@ def test_the_gradient_is_the_slope(is_metric: bool, goal: str, region: str) -> N
 
 
 @pytest.mark.parametrize(("is_metric", "goal", "sign"), [(True, "near", 1), (True, "far", -1), (False, "near", -1)])
-def test_a_step_down_the_loss_goes_to_the_goal(metric: bool, goal: str, sign: int) -> None:
+def test_a_step_down_the_loss_goes_to_the_goal(is_metric: bool, goal: str, sign: int) -> None:
     clean = ramp() / 10 + 10
     output = clean.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(bound(metric, goal=goal).loss(output, clean, scene(), view()).sum(), output)
+    (gradient,) = torch.autograd.grad(bound(is_metric, goal=goal).loss(output, clean, scene(), view()).sum(), output)
     assert (gradient[..., 1:4, 3:7] * sign > 0).all()
     assert gradient.count_nonzero() == ON_PATCH
 
 
 @pytest.mark.parametrize("is_metric", [True, False])
-def test_scenes_of_a_batch_are_measured_apart(metric: bool) -> None:
+def test_scenes_of_a_batch_are_measured_apart(is_metric: bool) -> None:
     clean, output, truth = random(0), random(1), random(2)
-    attack = bound(metric)
+    attack = bound(is_metric)
     together = attack.metrics(output, clean, scene(2, truth), view(2))
     for i in range(2):
         part = slice(i, i + 1)
@@ -439,9 +439,9 @@ def test_the_default_target_is_what_the_victim_can_express(caplog: pytest.LogCap
         (False, -1.0, r"expected a percentile from 0 to 100 .*, got -1.0"),
     ],
 )
-def test_targets_that_the_victim_cannot_express_are_refused(metric: bool, target: float, message: str) -> None:
+def test_targets_that_the_victim_cannot_express_are_refused(is_metric: bool, target: float, message: str) -> None:
     with pytest.raises(InputError, match=rf"attack\.target: {message}") as caught:
-        bound(metric, (0.0, 80.0), target=target)
+        bound(is_metric, (0.0, 80.0), target=target)
     assert "\n" not in str(caught.value)
 
 
@@ -475,14 +475,14 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("is_metric", [True, False])
-def test_pictures_are_bright_where_it_is_near_on_the_scale_of_the_clean_one(metric: bool) -> None:
+def test_pictures_are_bright_where_it_is_near_on_the_scale_of_the_clean_one(is_metric: bool) -> None:
     clean = ramp() + 1  # metres, or inverse depth
-    attack = bound(metric)
-    first, same, near = attack.pictures([clean, clean, on_patch(clean, 0.5 if metric else 500)], [])
+    attack = bound(is_metric)
+    first, same, near = attack.pictures([clean, clean, on_patch(clean, 0.5 if is_metric else 500)], [])
     assert first.shape == (3, *SIZE)
     assert 0 <= first.min() < 0.1 < 0.9 < first.max() <= 1
     assert torch.equal(first, same)
-    dark, bright = (first[:, -1, -1], first[:, 0, 0]) if metric else (first[:, 0, 0], first[:, -1, -1])
+    dark, bright = (first[:, -1, -1], first[:, 0, 0]) if is_metric else (first[:, 0, 0], first[:, -1, -1])
     assert dark.sum() < 0.1
     assert bright.sum() > 2.5
     assert torch.equal(near[:, 5:], first[:, 5:])  # what did not change looks the same
@@ -504,11 +504,11 @@ def test_the_legend_goes_from_the_colour_of_the_farthest_to_that_of_the_nearest(
 
 
 @pytest.mark.parametrize("is_metric", [True, False])
-def test_changes_are_red_where_it_is_nearer_and_blue_where_it_is_farther(metric: bool) -> None:
+def test_changes_are_red_where_it_is_nearer_and_blue_where_it_is_farther(is_metric: bool) -> None:
     """The colour goes by the root: a quarter of the full change is half of the way to the end of the bar."""
-    attack = bound(metric)
+    attack = bound(is_metric)
     clean = ramp() + 1
-    unit = attack.widest * (-1 if metric else (clean.quantile(0.95) - clean.quantile(0.05)).item())
+    unit = attack.widest * (-1 if is_metric else (clean.quantile(0.95) - clean.quantile(0.05)).item())
     outputs = [clean + share * unit for share in (-1.0, -0.25, 0.0, 0.25, 1.0)]
     pictures = attack.changes(outputs, clean, [torch.zeros(1, 3, *SIZE)] * 5)
     bar, _ = attack.changes_legend()
