@@ -43,8 +43,8 @@ class Classifier(ClassificationVictim):
 
 
 class Depth(DepthVictim):
-    def __init__(self, reach: tuple[float, float] = (1, 80)) -> None:
-        super().__init__(Net(1), "depth", is_metric=True, depth_range=reach)
+    def __init__(self, depth_range: tuple[float, float] = (1, 80)) -> None:
+        super().__init__(Net(1), "depth", is_metric=True, depth_range=depth_range)
 
     def depth(self, images: Tensor) -> Tensor:
         return 1 + 79 * self.network(images).sigmoid()
