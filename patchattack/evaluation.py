@@ -335,19 +335,24 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
     if set(PHOTOGRAPHED.values()) <= values.keys():
-        printed = {one: values[condition] for one, condition in PHOTOGRAPHED.items()}
-        lost = [
-            one
-            for one in ("random", "drawn")
-            if not statistics.difference(printed["patch"] - printed[one], metric.rate)[1] > 0
-        ]
-        facts += (
-            f" Printed and photographed, by the model, it {'does not beat' if lost else 'beats'} "
-            f"{' or '.join(map(with_article, lost)) if lost else 'both'}: "
-            + ", ".join(f"{value_text(condition)} {CONDITIONS[one]}" for one, condition in PHOTOGRAPHED.items())
-            + "."
-        )
+        facts += f" {_facts_of_prints(values, metric.rate, value_text)}"
     return Verdict(outcome, sentence, facts, factor, _rule(attack))
+
+
+def _facts_of_prints(values: Mapping[str, np.ndarray], rate: bool, value_text: Callable[[str], str]) -> str:
+    """Whether the photographed patch does more than its controls, photographed likewise; a sentence.
+
+    Args:
+        values: ``[n]`` the primary metric of each condition, signed so that more is a stronger attack.
+        rate: it is one.
+        value_text: a condition's mean and interval.
+    """
+    controls = [one for one in PHOTOGRAPHED if one != "patch"]
+    beyond = {one: values[PHOTOGRAPHED["patch"]] - values[PHOTOGRAPHED[one]] for one in controls}
+    unbeaten = [one for one in controls if not statistics.difference(beyond[one], rate)[1] > 0]
+    verdict = f"does not beat {' or '.join(map(with_article, unbeaten))}" if unbeaten else "beats both"
+    means = ", ".join(f"{value_text(condition)} {CONDITIONS[one]}" for one, condition in PHOTOGRAPHED.items())
+    return f"Printed and photographed, by the model, it {verdict}: {means}."
 
 
 def _sizes(measured: Sequence[Measured], attack: Attack) -> dict[str, np.ndarray]:
