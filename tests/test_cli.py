@@ -435,3 +435,10 @@ def test_a_mistake_of_ours_keeps_its_traceback(
     with pytest.raises(ZeroDivisionError, match="ours"):
         command(FLOW, *tiny)
     assert os.environ.get("HYDRA_FULL_ERROR", "0") == "0"  # the processes that a run starts inherit it
+
+
+def test_names_that_look_like_numbers_are_quoted(command: Callable[..., Any]) -> None:
+    outcome = command("attack=classification", "victim=resnet50", "victim.classes=[car,30]")
+    assert outcome.err.startswith(
+        "patchattack: victim.classes: expected Sequence[str] | str | None, got ['car', 30]; quote"
+    )

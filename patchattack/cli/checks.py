@@ -76,7 +76,9 @@ def check_types(node: Any, key: str = "") -> None:
             expected = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
             if get_origin(hints[name]) is Literal:
                 expected = f"one of {', '.join(get_args(hints[name]))}"
-            raise InputError(f"{key}{name}: expected {expected}, got {value}")
+            quote = isinstance(value, list) and fits([str(one) for one in value], hints[name])
+            mend = "; quote text that looks like a number or a truth value, as in '[car,\"30\"]'" if quote else ""
+            raise InputError(f"{key}{name}: expected {expected}, got {value}{mend}")
         check_types(value, f"{key}{name}.")
 
 
