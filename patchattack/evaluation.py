@@ -12,11 +12,12 @@ from torch import Tensor
 
 from patchattack import hand_drawn, seeding, statistics
 from patchattack.attacks.attack import Attack, Metric, Textures
-from patchattack.controls import CONDITIONS, NO_RIVALS, PHOTOGRAPHED, always, with_article
+from patchattack.controls import CONDITIONS, IN_MEDIA, MEDIA, NO_RIVALS, always, with_article
 from patchattack.eot.appearance import PrintNoise
 from patchattack.eot.calibrated import Calibrated
 from patchattack.eot.camera import Defocus, Jpeg, SensorNoise
 from patchattack.eot.renderer import Draw, Renderer
+from patchattack.eot.transform import Transform
 from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
@@ -171,23 +172,27 @@ class Evaluator:
                 ]
         return measured
 
-    def photograph(
+    def in_media(
         self, textures: Mapping[str, Textures], indices: Sequence[int], repetitions: int = 1
     ) -> list[Measured]:
-        """Textures after the default print and an ordinary camera, whatever else this EoT is of, in the same places.
+        """``textures`` in the same places, but in each medium of :data:`MEDIA` in the place of this EoT's own.
 
-        What the appearance and the camera of the own renderer do is left out. Arguments are as of :meth:`measure`, for
-        conditions of :data:`PHOTOGRAPHED`, which names what they are called then.
+        Arguments are as of :meth:`measure`; a condition gets the medium's name behind its own.
         """
-        renderer = Renderer(
-            self.renderer.placement,
-            {"calibrated": Calibrated(), "print_noise": PrintNoise()},
-            {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
-            self.renderer.whole_frame,
-        )
-        named = {PHOTOGRAPHED[one]: texture for one, texture in textures.items()}
-        measured = replace(self, renderer=renderer).measure(named, indices, repetitions)
-        return [one for one in measured if one.condition in named]
+        transforms: dict[str, tuple[Mapping[str, Transform], Mapping[str, Transform]]] = {
+            "digital": ({}, {}),
+            "photographed": (
+                {"calibrated": Calibrated(), "print_noise": PrintNoise()},
+                {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
+            ),
+        }
+        measured = []
+        for medium in MEDIA:
+            renderer = Renderer(self.renderer.placement, *transforms[medium], self.renderer.whole_frame)
+            named = {f"{name}_{medium}": texture for name, texture in textures.items()}
+            found = replace(self, renderer=renderer).measure(named, indices, repetitions)
+            measured += [one for one in found if one.condition in named]
+        return measured
 
     def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
         """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""
@@ -334,25 +339,29 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         f"({scenes} held-out scenes, 95 % intervals)"
         + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
-    if set(PHOTOGRAPHED.values()) <= values.keys():
-        facts += f" {_facts_of_prints(values, metric.rate, value_text)}"
+    for medium in MEDIA:
+        if f"patch_{medium}" in values:
+            facts += f" {_facts_of_medium(medium, values, metric.rate, value_text)}"
     return Verdict(outcome, sentence, facts, factor, _rule(attack))
 
 
-def _facts_of_prints(values: Mapping[str, np.ndarray], rate: bool, value_text: Callable[[str], str]) -> str:
-    """Whether the photographed patch does more than its controls, photographed likewise; a sentence.
+def _facts_of_medium(
+    medium: str, values: Mapping[str, np.ndarray], rate: bool, value_text: Callable[[str], str]
+) -> str:
+    """Whether the patch does more than its controls in one of :data:`MEDIA`; a sentence.
 
     Args:
+        medium: its name.
         values: ``[n]`` the primary metric of each condition, signed so that more is a stronger attack.
         rate: it is one.
         value_text: a condition's mean and interval.
     """
-    controls = [one for one in PHOTOGRAPHED if one != "patch"]
-    beyond = {one: values[PHOTOGRAPHED["patch"]] - values[PHOTOGRAPHED[one]] for one in controls}
-    unbeaten = [one for one in controls if not statistics.difference(beyond[one], rate)[1] > 0]
+    names = {one: f"{one}_{medium}" for one in IN_MEDIA}
+    beyond = {one: values[names["patch"]] - values[names[one]] for one in IN_MEDIA if one != "patch"}
+    unbeaten = [one for one in beyond if not statistics.difference(beyond[one], rate)[1] > 0]
     verdict = f"does not beat {' or '.join(map(with_article, unbeaten))}" if unbeaten else "beats both"
-    means = ", ".join(f"{value_text(condition)} {CONDITIONS[one]}" for one, condition in PHOTOGRAPHED.items())
-    return f"Printed and photographed, by the model, it {verdict}: {means}."
+    means = ", ".join(f"{value_text(name)} {CONDITIONS[one]}" for one, name in names.items())
+    return f"{MEDIA[medium][0].upper()}{MEDIA[medium][1:]}, it {verdict}: {means}."
 
 
 def _sizes(measured: Sequence[Measured], attack: Attack) -> dict[str, np.ndarray]:

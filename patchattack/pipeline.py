@@ -18,7 +18,7 @@ from patchattack import budget, checkpoint, evaluation, files, seeding, training
 from patchattack.assembly import Parts, failure
 from patchattack.attacks.attack import Attack
 from patchattack.checkpoint import Progress
-from patchattack.controls import PHOTOGRAPHED, always, controls
+from patchattack.controls import IN_MEDIA, always, controls
 from patchattack.errors import DivergedError, InputError, VictimError, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
@@ -207,8 +207,7 @@ def _export(
         settings.test_draws,
         progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
     )
-    printed = {name: textures[name] for name in PHOTOGRAPHED}
-    measured += evaluator.photograph(printed, indices, settings.test_draws)
+    measured += evaluator.in_media({name: textures[name] for name in IN_MEDIA}, indices, settings.test_draws)
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write_json(folder / "results.json", rows)
