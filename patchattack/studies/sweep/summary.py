@@ -19,7 +19,7 @@ from patchattack.errors import InputError
 from patchattack.evaluation import LOSS, Row
 from patchattack.job import spread
 from patchattack.reporting.report import Example, example
-from patchattack.reporting.sweep import Evidence, PlottedAxis
+from patchattack.reporting.sweep_numbers import Evidence, PlottedAxis
 from patchattack.statistics import FEWEST, Outcome, too_few
 from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
 from patchattack.studies.sweep.bench import Bench
