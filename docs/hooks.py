@@ -77,6 +77,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         "keys": lambda: _own_keys(command),
         "default_runs": tables.default_runs,
         "in_media": tables.in_media,
+        "beaten": tables.beaten,
         "details": tables.details,
         "gallery": tables.gallery,
     }

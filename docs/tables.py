@@ -45,6 +45,24 @@ def in_media() -> str:
     return _by_run(IN_MEDIA)
 
 
+def beaten() -> str:
+    """Of each task and medium the seeds whose patch beats the random one and the best hand-drawn texture."""
+    lines = _head("task", *MEDIA.values())
+    for task, words in MEASURED.items():
+        runs = [run for run in load() if run["task"] == task]
+        won = [[run for run in runs if not run["unbeaten"][medium]] for medium in MEDIA]
+        cells = [
+            f"{len(those)} of {len(runs)}" + (f" (seed {_seeds(those)})" if 0 < len(those) < len(runs) else "")
+            for those in won
+        ]
+        lines.append(_line(words.partition(":")[0], *cells))
+    return "\n".join(lines)
+
+
+def _seeds(runs: list[dict[str, Any]]) -> str:
+    return ", ".join(str(run["seed"]) for run in runs)
+
+
 def of_four_tasks() -> str:
     """The README's table: of each task the run with the lowest seed."""
     shown = {

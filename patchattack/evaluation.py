@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -255,6 +255,7 @@ class Verdict:
         facts: the numbers behind it, in words.
         factor: effect of the patch over that of the random patch, each against the clean frames.
         rule: what the outcomes mean and what little is, in words; empty where the attack does not say.
+        unbeaten: of each measured one of :data:`MEDIA` the controls that the patch does not beat there.
     """
 
     outcome: Outcome
@@ -262,6 +263,7 @@ class Verdict:
     facts: str
     factor: float
     rule: str = ""
+    unbeaten: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def works(self) -> bool:
@@ -339,29 +341,25 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         f"({scenes} held-out scenes, 95 % intervals)"
         + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
-    for medium in MEDIA:
-        if f"patch_{medium}" in values:
-            facts += f" {_facts_of_medium(medium, values, metric.rate, value_text)}"
-    return Verdict(outcome, sentence, facts, factor, _rule(attack))
+    unbeaten_in = {medium: _unbeaten_in(medium, values, metric.rate) for medium in MEDIA if f"patch_{medium}" in values}
+    for medium, controls in unbeaten_in.items():
+        verdict = f"does not beat {' or '.join(map(with_article, controls))}" if controls else "beats both"
+        means = ", ".join(f"{value_text(f'{one}_{medium}')} {CONDITIONS[one]}" for one in IN_MEDIA)
+        facts += f" {MEDIA[medium][0].upper()}{MEDIA[medium][1:]}, it {verdict}: {means}."
+    return Verdict(outcome, sentence, facts, factor, _rule(attack), unbeaten_in)
 
 
-def _facts_of_medium(
-    medium: str, values: Mapping[str, np.ndarray], rate: bool, value_text: Callable[[str], str]
-) -> str:
-    """Whether the patch does more than its controls in one of :data:`MEDIA`; a sentence.
+def _unbeaten_in(medium: str, values: Mapping[str, np.ndarray], rate: bool) -> list[str]:
+    """The controls that the patch does not beat in one of :data:`MEDIA`.
 
     Args:
         medium: its name.
         values: ``[n]`` the primary metric of each condition, signed so that more is a stronger attack.
         rate: it is one.
-        value_text: a condition's mean and interval.
     """
-    names = {one: f"{one}_{medium}" for one in IN_MEDIA}
-    beyond = {one: values[names["patch"]] - values[names[one]] for one in IN_MEDIA if one != "patch"}
-    unbeaten = [one for one in beyond if not statistics.difference(beyond[one], rate)[1] > 0]
-    verdict = f"does not beat {' or '.join(map(with_article, unbeaten))}" if unbeaten else "beats both"
-    means = ", ".join(f"{value_text(name)} {CONDITIONS[one]}" for one, name in names.items())
-    return f"{MEDIA[medium][0].upper()}{MEDIA[medium][1:]}, it {verdict}: {means}."
+    patch = values[f"patch_{medium}"]
+    controls = [one for one in IN_MEDIA if one != "patch"]
+    return [one for one in controls if not statistics.difference(patch - values[f"{one}_{medium}"], rate)[1] > 0]
 
 
 def _sizes(measured: Sequence[Measured], attack: Attack) -> dict[str, np.ndarray]:

@@ -218,6 +218,7 @@ def _export(
     facts = RunFacts(
         outcome=verdict.outcome,
         sentence=verdict.sentence,
+        unbeaten=verdict.unbeaten,
         attack=attack,
         victims=parts.victim.names,
         gradients=not isinstance(job.optimizer, GradientFree),
