@@ -142,7 +142,7 @@ def _cell(metric: dict[str, Any], condition: str) -> str:
     mean, low, high = metric["values"][condition][:3]
     if mean is None:
         return "–"
-    small = all(abs(value[0] or 0) <= 1 for value in metric["values"].values())  # a share or a cosine
+    small = all(abs(value[0] or 0) <= 1 for value in metric["values"].values())  # a fraction or a cosine
     return f"{_shown(mean, small)} [{_shown(low, small)}, {_shown(high, small)}]"
 
 

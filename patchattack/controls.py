@@ -1,4 +1,4 @@
-"""What a patch is measured beside."""
+"""What a patch is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Controls and intervals: what a patch does beside what any patch does."""
+"""Controls and intervals: what a patch does compared with what any patch does."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     size, sizes = attack.size, _sizes(measured, attack)
 
     def describe(control: str) -> str:
-        """The size of the effect beside that of a control, as a sentence whose subject is lacking."""
+        """The size of the effect compared with that of a control, as a sentence whose subject is lacking."""
         assert size is not None
         patch, other = (size.format(statistics.mean(sizes[one])) for one in ("patch", control))
         return f"{size.words.replace('{}', patch)} ({CONDITIONS.get(control, control)}: {other})."

@@ -282,7 +282,7 @@ def _export(
 
 
 def _without_gradient(job: Job, texture: Tensor) -> float:
-    """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
+    """Fraction of the printed texels of ``texture [3, h, w]`` in which one training batch's loss has no gradient."""
     indices = job.settings.split_indices(len(job.source))[0][: job.settings.batch]
     scene = job.source.__getitems__(indices)
     keys = [(job.seed, TRAINING, 0, index) for index in indices]

@@ -436,7 +436,7 @@ def flows(scenes: int = 20, **conditions: Flow) -> list[Measured]:
 def test_the_verdict_names_the_size_of_the_effect(conditions: dict[str, Flow], outcome: Outcome, sentence: str) -> None:
     verdict = judge(flows(**conditions), FlowAttack())
     assert (verdict.outcome, verdict.sentence) == (outcome, sentence)
-    assert "by less than 10 % (share of pixels whose flow turned" in verdict.rule
+    assert "by less than 10 % (fraction of pixels whose flow turned" in verdict.rule
 
 
 def test_of_few_scenes_nothing_is_concluded() -> None:

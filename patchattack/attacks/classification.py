@@ -58,7 +58,7 @@ class ClassificationAttack(Attack):
         "success": Metric("attack success rate", "higher", rate=True),
         "success_top5": Metric("attack success rate among the five likeliest classes", "higher", rate=True),
         "confidence": Metric("probability of the target class, or of any but the true one", "higher"),
-        "accuracy": Metric("share of scenes that are classified as they are labelled", "lower", rate=True),
+        "accuracy": Metric("fraction of scenes that are classified as they are labelled", "lower", rate=True),
     }
 
     def __init__(

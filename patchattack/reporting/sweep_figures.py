@@ -155,7 +155,7 @@ def _extent(rows: dict[Any, Row]) -> tuple[float, float]:
 
 
 def _unit(rows: dict[Any, Row]) -> tuple[float, float]:
-    """All charts of a metric have one scale; that of a share is from 0 to 1."""
+    """All charts of a metric have one scale; that of a fraction is from 0 to 1."""
     ends = [row[end] for row in rows.values() for end in ("low", "high") if math.isfinite(row[end])]
     return (0.0, 1.0) if not ends or (min(ends) >= 0 and max(ends) <= 1) else (min(ends), max(ends))
 

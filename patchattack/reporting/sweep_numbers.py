@@ -55,7 +55,7 @@ class Evidence:
             ``high`` (95 % interval) and ``n`` scenes. Controls are rows of every patch: they have its shape and places.
         excess: ``victim``, ``patch``, ``axis``, ``level``, ``mean``, ``low``, ``high``, ``p``, ``p_adjusted``, ``n``:
             the patch beyond the random patch in the primary metric, paired; above zero it is the stronger attack.
-        destruction: ``victim``, ``patch``, ``axis``, ``level``, ``rate``, ``low``, ``high``, ``n``: share of the
+        destruction: ``victim``, ``patch``, ``axis``, ``level``, ``rate``, ``low``, ``high``, ``n``: fraction of the
             baseline's successes that the level undoes (Kurakin et al. 2016).
         primary_metric: metric and region that decide.
         labels: metric to words, with the unit.

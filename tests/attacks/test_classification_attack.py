@@ -405,7 +405,7 @@ def test_pictures_have_the_frames_proportions(frame: tuple[int, int], size: tupl
 
 
 def bars(picture: Tensor, colour: tuple[int, int, int]) -> list[float]:
-    """Of each fifth of a picture, the share of the width that its longest run of one colour takes."""
+    """Of each fifth of a picture, the fraction of the width that its longest run of one colour takes."""
     same = ((picture * 255).round() == torch.tensor(colour).view(3, 1, 1)).all(dim=0)
     return [round(part.sum(dim=1).max().item() / picture.shape[2], 2) for part in same.tensor_split(5)]
 

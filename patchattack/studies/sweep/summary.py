@@ -40,7 +40,7 @@ class Summary:
             test, adjusted over all rows (Holm).
         rivals: the same at the baseline against every control, with its name as ``condition``, the strongest first;
             p is of each by itself.
-        destruction: victim, patch, axis, level, rate, low, high, n: share of the baseline's successes that the level
+        destruction: victim, patch, axis, level, rate, low, high, n: fraction of the baseline's successes that the level
             undoes (Kurakin et al. 2016, equation 2), the mean over scenes.
     """
 
