@@ -233,7 +233,8 @@ def _export(
     model = threat_model(origin.config, facts)
     files.write_json(folder / "evidence.json", model)
 
-    examples = [_example(attack, evaluator.views(textures, [index], 1)) for index in spread(indices, EXAMPLES)]
+    shown = {name: textures[name] for name in ("random", "patch")}
+    examples = [_example(attack, evaluator.views(shown, [index], 1)) for index in spread(indices, EXAMPLES)]
     legend, legend_text = attack.legend()
     limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
     over = "queries" if isinstance(job.optimizer, GradientFree) else "step"
@@ -298,5 +299,5 @@ def _without_gradient(job: Job, texture: Tensor) -> float:
 def _example(attack: Attack, views: Any) -> Example:
     """One scene without a patch, with a random one and with the optimised one."""
     shown = {condition: (view.frames[0].cpu(), output) for condition, _, _, output, view in views}
-    order = [name for name in ("clean", "random", "patch") if name in shown]
+    order = ["clean", "random", "patch"]
     return example(attack, order, *([shown[name][part] for name in order] for part in range(2)))
