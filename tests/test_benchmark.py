@@ -74,9 +74,13 @@ def test_the_toolbox_races_on_the_same_images(tmp_path: Path) -> None:
     images.mkdir()
     for number in range(3):
         cv2.imwrite(str(images / f"{number}.png"), np.full((64, 64, 3), 80 * number, np.uint8))
-    rows = named(peer.rows(replace(SMALL, weights=weights, images=images)))
-    assert [row.unit for row in rows.values()] == ["ratio", "ratio", "s", "s", "s"]
-    assert all("at least: 0% after 1 steps" in row.note for row in rows.values() if row.unit == "s")
+    rows = named(peer.race(replace(SMALL, weights=weights, images=images)))
+    assert [row.unit for row in rows.values()] == ["s"] * 3
+    assert all("at least: 0% after 1 steps" in row.note for row in rows.values())
+
+
+def test_the_toolbox_takes_the_same_steps() -> None:
+    assert [row.unit for row in named(peer.rows(SMALL)).values()] == ["ratio"] * 2  # no race without weights
 
 
 def test_the_toolbox_is_measured_as_shipped_and_mended() -> None:
@@ -111,27 +115,29 @@ def test_a_step_grows_with_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> Non
             pass
 
     monkeypatch.setattr(scale, "Worker", Worker)
+    monkeypatch.setattr(scale, "CompactFlow", lambda _: CompactFlow("matching", "random"))
     rows = named(scale.rows(SMALL))
     assert len([row for row in rows.values() if row.unit == "ratio"]) == 7
     if sys.platform == "linux":
         assert rows["peak memory of a step, batch 4"].median > 1
 
 
-def test_the_start_is_that_of_commands(command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_start_is_that_of_commands(
+    command: Callable[..., Any], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "\n1," in (finished / "metrics.csv").read_text()
     seen = []
 
     def run(words: Sequence[str], awaited: Path | None = None) -> tuple[float, float]:
-        seen.append(words)
-        if "-c" not in words and awaited is not None and not awaited.exists():
-            assert command(*words[1:], "victim.weights=random").status == 0
-            assert "\n1," in awaited.read_text()
+        seen.append([word for word in words if not word.startswith("output=")])
         return 1.0, 2.0
 
-    monkeypatch.setattr(start, "run", run)
-    rows = named(start.rows(replace(SMALL, pairs=0)))
-    assert rows == {}
-    assert len(seen) == 4
-    monkeypatch.undo()
+    with monkeypatch.context() as patches:
+        patches.setattr(start, "run", run)
+        rows = named(start.rows(SMALL))
+    assert rows["first step beyond import torch"].median == -1
+    assert rows["a run of one step on eight small scenes"].median == 2
+    assert command(*seen[3][1:], "--cfg=job").status == 0
     first, whole = start.run(["-c", "print(1)"])
     assert 0 < first <= whole
     with pytest.raises(RuntimeError, match="no such thing"):

@@ -144,10 +144,10 @@ def rows(options: Options) -> Iterator[Row]:
     if options.weights is None or options.images is None:
         tqdm.write("seconds to a success: left out, as they need --weights and --images")
         return
-    yield from _race(options)
+    yield from race(options)
 
 
-def _race(options: Options) -> Iterator[Row]:
+def race(options: Options) -> Iterator[Row]:
     """Seconds of training until half of the held-out images are seen as the target, for each contestant in turn."""
     assert options.images is not None
     batch, side, every, most = (2, 64, 1, 1) if options.small else (16, 224, 10, 600)
