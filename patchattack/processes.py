@@ -61,6 +61,8 @@ def start(settings: Settings) -> Fabric:
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise InputError("trainer.accelerator=mps: expected an Apple GPU, got none; use trainer.accelerator=cpu")
     on_gpu = accelerator != "cpu" and cuda.is_available()
+    if settings.execution == "captured" and not on_gpu:
+        raise InputError("trainer.execution=captured: expected a CUDA device, got none; use compiled or eager")
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and cuda.is_bf16_supported() else "32-true"

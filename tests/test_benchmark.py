@@ -128,7 +128,7 @@ def test_the_start_is_that_of_commands(
     assert "\n1," in (finished / "metrics.csv").read_text()
     seen = []
 
-    def run(words: Sequence[str], awaited: Path | None = None) -> tuple[float, float]:
+    def run(words: Sequence[str], *_: object) -> tuple[float, float]:
         seen.append([word for word in words if not word.startswith("output=")])
         return 1.0, 2.0
 
