@@ -371,7 +371,7 @@ def _answer(victim: Victim, frames: Tensor, fabric: Fabric, fast: Callable[[Tens
     """The victim's output, or a VictimError of one line, in whatever way it fails; ``fast`` is the same, but faster."""
     try:
         with fabric.autocast():
-            return (fast or victim)(frames.to(fabric.device))
+            return (victim if fast is None else fast)(frames.to(fabric.device))
     except (InputError, VictimError):
         raise
     except (Exception, SystemExit) as error:  # of somebody else's code

@@ -70,17 +70,23 @@ def victim(monkeypatch: pytest.MonkeyPatch) -> Clocked:
     """Whose compiler makes it compute as it is, and tells it so."""
     made = Clocked()
 
-    def compiled(given: Clocked, **_: Any) -> Callable[[Tensor], Tensor]:
-        def call(frames: Tensor) -> Tensor:
-            given.execution = "compiled"
+    class Compiled:
+        """Like torch's, which is asked for its length where its truth is."""
+
+        def __init__(self, given: Clocked, **_: Any) -> None:
+            self.given = given
+
+        def __len__(self) -> int:
+            raise TypeError
+
+        def __call__(self, frames: Tensor) -> Tensor:
+            self.given.execution = "compiled"
             try:
-                return given(frames)
+                return self.given(frames)
             finally:
-                given.execution = "eager"
+                self.given.execution = "eager"
 
-        return call
-
-    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(torch, "compile", Compiled)
     monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=lambda: Clocked.now))
     return made
 
