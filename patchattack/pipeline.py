@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import patchattack
 from patchattack import budget, checkpoint, evaluation, files, seeding, training, tuning
-from patchattack.assembly import Parts, failure
+from patchattack.assembly import Parts, failure, room
 from patchattack.attacks.attack import Attack
 from patchattack.checkpoint import Progress
 from patchattack.controls import PHOTOGRAPHED, always, controls
@@ -99,7 +99,8 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
             raise
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
-        raise VictimError(f"{failure(error)}, after step {progress.step} of {job.settings.steps}") from error
+        fits = room(job, error) if out_of_memory(error) and job.journal is None else ""
+        raise VictimError(f"{failure(error)}{fits}, after step {progress.step} of {job.settings.steps}") from error
     finally:
         tracker.close()
         if job.journal is not None:

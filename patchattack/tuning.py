@@ -91,13 +91,15 @@ def _choose(job: Job) -> Mode:
 
 def _try_again(job: Job, mode: Mode) -> Mode:
     """The mode of a run that is resumed; without its execution where that works no more."""
-    trials = _Trials(job)
+    trials = None
     try:
+        trials = _Trials(job)
         trials.run(mode)
     except Exception as error:
         print(f"victim: not {mode.execution}: {one_line(error.__cause__ or error)[:200]}", flush=True)
         mode = replace(mode, execution="eager")
-    job.fast = trials.end(mode)
+    if trials is not None:
+        job.fast = trials.end(mode)
     return mode
 
 

@@ -55,7 +55,8 @@ def named(rows: Iterator[Row]) -> dict[str, Row]:
 
 def test_steps_over_their_victims(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "Raft", lambda *_, **__: CompactFlow("matching", "random"))
-    assert [row.unit for row in named(step.rows(SMALL)).values()] == ["ratio"] * 3
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: None)  # which takes a minute
+    assert [row.unit for row in named(step.rows(SMALL)).values()] == ["ratio"] * 4
 
 
 def test_every_transform_is_compared_with_none() -> None:

@@ -21,7 +21,8 @@ from typing import Any, TextIO
 import torch
 from tqdm import tqdm
 
-from patchattack import assembly, processes
+from patchattack import assembly, processes, tuning
+from patchattack.attacks.attack import Attack
 from patchattack.attacks.flow import FlowAttack
 from patchattack.batches import batches
 from patchattack.data.cached import CachedSource
@@ -39,6 +40,7 @@ from patchattack.scene import Source
 from patchattack.tracking import NullTracker
 from patchattack.update import Update
 from patchattack.victims.compact.flow import CompactFlow
+from patchattack.victims.victim import Victim
 from suites.measure import Options, Row, ratio, seconds
 
 FOLDERS = (Path(__file__).parents[1], Path(__file__).parents[3])
@@ -46,7 +48,7 @@ _STEPS = 1000  # more than any measurement takes
 
 
 class Training:
-    """The run's own step, again and again: the default flow attack, its scenes and clean flows remembered.
+    """The run's own step, again and again, scenes and clean outputs remembered; of the default flow attack.
 
     Args:
         batch: scenes over all processes.
@@ -56,6 +58,8 @@ class Training:
         candidates: patches side by side.
         device: where to run.
         devices: processes.
+        attack, victim: the default ones.
+        tune: as ``trainer.tune``.
     """
 
     def __init__(
@@ -67,14 +71,16 @@ class Training:
         draws: int = 1,
         candidates: int = 1,
         devices: int = 1,
+        attack: Attack | None = None,
+        victim: Victim | None = None,
+        tune: str = "off",
     ) -> None:
-        settings = Settings(
-            _STEPS, batch, draws, starts=0, candidates=1, stages=1, accelerator=device.type, devices=devices
-        )
+        search = {"starts": 0, "candidates": 1, "stages": 1}
+        settings = Settings(_STEPS, batch, draws, **search, accelerator=device.type, devices=devices, tune=tune)
         patch = Patch.create(resolution=64)
         parts = assembly.Parts(
-            attack=FlowAttack(),
-            victim=CompactFlow("correlation"),
+            attack=attack or FlowAttack(),
+            victim=victim or CompactFlow("correlation"),
             source=source,
             renderer=Renderer(
                 Uniform(area=area), {"contrast": Contrast(), "brightness": Brightness()}, {"noise": SensorNoise()}
@@ -90,6 +96,7 @@ class Training:
         )
         self.fabric: Fabric = processes.start(settings)
         self.job = assembly.assemble(parts, self.fabric)
+        tuning.settle(self.job)
         if candidates > 1:
             patch.set_texture(torch.stack([patch().detach()] * candidates))
         training, *_ = settings.split_indices(len(self.job.source))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from patchattack import seeding
+from patchattack.attacks.classification import ClassificationAttack
 from patchattack.attacks.flow import FlowAttack
 from patchattack.eot.appearance import Brightness, Contrast
 from patchattack.eot.camera import SensorNoise
@@ -17,9 +19,11 @@ from patchattack.eot.renderer import Draw, Renderer
 from patchattack.patch import Patch
 from patchattack.regularizers.nps import NonPrintability
 from patchattack.regularizers.tv import TotalVariation
-from patchattack.scene import Scene
+from patchattack.scene import Scene, Source
+from patchattack.victims.torchvision_classifier import TorchvisionClassifier
 from patchattack.victims.torchvision_flow import Raft
 from suites.measure import Options, Row, ratio
+from suites.scale import Training
 
 
 class Step:
@@ -106,6 +110,19 @@ class LogitsOnly(nn.Module):
         return self.network(frames[:, 0])
 
 
+class Noise(Source):
+    """Images that show nothing."""
+
+    def __init__(self, side: int) -> None:
+        self.frames = torch.randint(0, 256, (32, 1, 3, side, side), dtype=torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Scene:
+        return Scene(self.frames[index : index + 1], torch.tensor([index]))
+
+
 def towards(target: int) -> Callable[..., Tensor]:
     """-log P(target), of logits."""
     return lambda output, *_: -output.log_softmax(dim=1)[:, target]
@@ -117,6 +134,12 @@ def rows(options: Options) -> Iterator[Row]:
     pairs = 1 if options.small else 2
     logits = Step(LogitsOnly(), towards(0), (batch, 1, side, side), options.device)
     yield ratio(f"step over victim, ResNet-18, {side}×{side}, batch {batch}", logits.whole, logits.floor, options)
+    victim = TorchvisionClassifier("resnet18", weights="random")
+    victim.size = (side, side)
+    attack = ClassificationAttack("targeted", 0)
+    tuned = Training(batch, Noise(side), options.device, attack=attack, victim=victim, tune="auto")
+    row = ratio("step with the tuned victim over the plain victim, ResNet-18", tuned, logits.floor, options)
+    yield replace(row, note=f"{row.note}, {tuned.job.mode}")
     flow = Step(Raft("small", weights="random"), FlowAttack().loss, (pairs, 2, *size), options.device)
     yield ratio(f"step over victim, RAFT-small, {size[0]}×{size[1]}, batch {pairs}", flow.whole, flow.floor, options)
     yield ratio(
