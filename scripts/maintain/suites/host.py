@@ -27,10 +27,10 @@ def rows(options: Options) -> Iterator[Row]:
     the victim, which gives its input back; and a whole step. On a CPU the host computes in its time too.
     """
     batches, size = ((2, 5), (64, 128)) if options.small else ((8, 16, 64), (128, 256))
-    appearance, camera = ({each.__name__: each() for each in group} for group in (APPEARANCE, CAMERA))
-    every = Renderer(Uniform(area=0.09), appearance, camera)
-    for transforms, renderer in (("default", None), ("all", every)):
+    for transforms in ("default", "all"):
         for batch in batches:
+            appearance, camera = ({each.__name__: each() for each in group} for group in (APPEARANCE, CAMERA))
+            renderer = Renderer(Uniform(area=0.09), appearance, camera) if transforms == "all" else None
             step = Step(nn.Identity(), _brightness, (batch, 2, *size), options.device, renderer)
             parts: dict[str, Callable[[], Any]] = {
                 "draw": step.draw,
@@ -39,6 +39,11 @@ def rows(options: Options) -> Iterator[Row]:
             }
             for part, work in parts.items():
                 yield from _of(f"{part}, {transforms}, batch {batch}", work, options)
+            # What is left is the host's where a device computes the noise.
+            for transform in step.renderer.appearance + step.renderer.camera:
+                for sides in {"TILE", "GRAIN"} & set(dir(transform)):
+                    setattr(transform, sides, 1)
+            yield from _of(f"draw, {transforms}, batch {batch}, noise of one pixel", step.draw, options)
 
 
 def _brightness(output: Tensor, *_: Any) -> Tensor:
