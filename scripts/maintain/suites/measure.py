@@ -55,8 +55,9 @@ class Row:
     @classmethod
     def of(cls, name: str, unit: str, values: Sequence[float], note: str = "") -> Row:
         """Of measured ``values``, one or more."""
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-        return cls(name, unit, *(float(f"{value:.4g}") for value in (low, median, high)), note)
+        quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+        low, median, high = (float(f"{value:.4g}") for value in quartiles)
+        return cls(name, unit, low, median, high, note)
 
 
 class Operations(TorchDispatchMode):
