@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -224,3 +225,32 @@ def failure(error: Exception) -> str:
     said = str(error) if isinstance(error, VictimError) else f"expected room for a step, got '{one_line(error)}'"
     needs = "; free memory, or start a new run with a smaller trainer.candidates, trainer.batch or trainer.draws"
     return said + needs * out_of_memory(error)
+
+
+def room(job: Job, error: BaseException) -> str:
+    """What fits, after a step without room: the views of a step are halved until the victim finds room for them.
+
+    Args:
+        job: whose step it was.
+        error: what it ended with, which holds what it had until then.
+    """
+    views = asked = job.candidates * job.rows
+    follows, shape = not isinstance(job.optimizer, GradientFree), job.source[0].frames.shape[1:]
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__
+    while views > 1:
+        views //= 2
+        try:
+            with torch.set_grad_enabled(follows):
+                frames = torch.zeros(views, *shape, device=job.fabric.device, requires_grad=follows)
+                outputs = [found for _, found in contract.members(job.victim, job.clean(frames))]
+                if follows:
+                    torch.autograd.grad(torch.stack([found.sum() for found in outputs]).sum(), frames)
+        except (MemoryError, RuntimeError) as trouble:
+            if not out_of_memory(trouble):
+                return ""
+            continue
+        return f": the victim has room for {views} views at once, a step has {asked}"
+    return ""

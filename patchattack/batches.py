@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,12 +77,15 @@ def _batch(job: Job, scene: Scene, numbers: Numbers) -> Batch:
     settings, device = job.settings, job.fabric.device
     rows = torch.arange(len(scene)).repeat_interleave(settings.draws)
     if settings.zoom > 1:
-        scene = zoom_in(scene.select(rows), settings.zoom, numbers, device)
+        placed = scene = zoom_in(scene.select(rows), settings.zoom, numbers, device)
         clean = job.clean(scene.frames)
     else:
-        scene = scene.to(device).select(rows)
+        depth = scene.depth if scene.surface is None and scene.motion is not None else None
+        placed = scene = scene.to(device).select(rows)
+        if depth is not None:  # by which a placement may go: it is read on the host, where nothing waits for it
+            placed = replace(scene, depth=depth[rows])
         clean = job.references(scene)
-    draw = job.renderer.draw(scene, job.patch, numbers)
+    draw = job.renderer.draw(placed, job.patch, numbers)
     return Batch(scene, clean, draw, _visible_texels(job, numbers)).repeat(job.candidates)
 
 

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from patchattack import files
 from patchattack.errors import InputError
 from patchattack.hand_drawn import HandDrawn
-from patchattack.job import Job
+from patchattack.job import Job, Mode
 
 FILE = "checkpoint.safetensors"  # of a run's folder
 
@@ -69,6 +69,7 @@ def save(job: Job, folder: Path, progress: Progress) -> None:
         "random_score": progress.random_score,
         "hand_drawn": None if progress.hand_drawn is None else progress.hand_drawn.facts(),
         "queries": job.queries,
+        "mode": None if job.mode is None else asdict(job.mode),
         "optimizer": optimizer["param_groups"],
         "optimizer_state": values,
         "schedule": job.schedule.state_dict(),
@@ -140,6 +141,7 @@ def resume(job: Job, folder: Path) -> Progress:
         numbers: dict[str, Any] = {name: files.integer(state[name]) for name in ("step", "best_step", "queries")}
         numbers |= {name: _score(state[name]) for name in ("best_score", "best_loss", "random_score")}
         hand_drawn = None if state["hand_drawn"] is None else HandDrawn.read(state["hand_drawn"])
+        mode = None if state.get("mode") is None else Mode(**state["mode"])
         parameter, best = tensors["parameter"], tensors["best"]
         _check_textures(parameter, best, *job.patch.mask.shape[1:])
         _load(job, parameter, copy.deepcopy(state))
@@ -149,7 +151,7 @@ def resume(job: Job, folder: Path) -> Progress:
         raise InputError(
             f"{path}: expected the checkpoint of a run, got {error!r}; start a new run (drop resume=)"
         ) from error
-    job.queries = numbers.pop("queries")
+    job.queries, job.mode = numbers.pop("queries"), mode
     return Progress(best=best, hand_drawn=hand_drawn, **numbers)
 
 

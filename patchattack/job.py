@@ -24,6 +24,7 @@ from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
 ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS = range(7)  # what a generator is for, besides the seed
+EXECUTIONS = ("eager", "compiled", "captured")  # of the victim
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,13 @@ class Settings:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         devices: how many processes.
         precision: ``auto``, or one that Lightning Fabric knows, such as ``32-true`` and ``bf16-mixed``.
+        tune: ``auto`` measures before the first step what makes this victim faster for this batch, among those of the
+            next two and autocast that the settings leave open, as :mod:`patchattack.tuning` says; ``off`` measures
+            nothing, and None stands for false and eager. ``off`` is the default on every device: a measured choice may
+            be another the next time, and with it the last digits of a run, which else a seed fixes to the bit.
         channels_last: the victim's convolutions take the channels last in memory: often faster, with other rounding.
+        execution: of the victim's forward and backward pass in a step: ``eager``, ``compiled`` by ``torch.compile``, or
+            ``captured`` as a CUDA graph. Where that fails, the run says why and goes on without it.
         workers: processes that load scenes.
         memory_gb: of scenes and clean references to remember.
 
@@ -83,7 +90,9 @@ class Settings:
     accelerator: str = "auto"
     devices: int = 1
     precision: str = "auto"
-    channels_last: bool = False
+    tune: str = "off"
+    channels_last: bool | None = None
+    execution: str | None = None
     workers: int = 0
     memory_gb: float = 2.0
 
@@ -97,6 +106,10 @@ class Settings:
         for name, least in (("starts", 0), ("candidates", 1), ("stages", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise InputError(f"trainer.{name}: expected at least {least}, or null, got {value}")
+        if self.tune not in ("auto", "off"):
+            raise InputError(f"trainer.tune: expected auto or off, got {self.tune}")
+        if self.execution not in (None, *EXECUTIONS):
+            raise InputError(f"trainer.execution: expected {', '.join(EXECUTIONS)} or null, got {self.execution}")
         if self.batch % self.devices:
             raise InputError(
                 f"trainer.batch: expected a multiple of trainer.devices={self.devices}, got {self.batch}; "
@@ -148,6 +161,32 @@ class Settings:
         return parts[0], spread(parts[1], self.validation_scenes), spread(parts[2], self.test_scenes)
 
 
+@dataclass(frozen=True)
+class Mode:
+    """How the victim computes, beyond what the settings say.
+
+    Attributes:
+        channels_last: its convolutions take the channels last in memory.
+        half: under autocast to bfloat16.
+        execution: one of :data:`EXECUTIONS`.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    channels_last: bool = False
+    half: bool = False
+    execution: str = "eager"
+
+    def __post_init__(self) -> None:
+        if {type(self.channels_last), type(self.half)} != {bool} or self.execution not in EXECUTIONS:
+            raise ValueError(f"expected a mode of a victim, got {self}")
+
+    def __str__(self) -> str:
+        words = ["channels last"] * self.channels_last + ["bfloat16"] * self.half
+        return ", ".join([*words, self.execution] if self.execution != "eager" else words) or "plain"
+
+
 class Fabric(Protocol):
     """Device and processes, as Lightning Fabric has them."""
 
@@ -185,6 +224,8 @@ class Job:
         queries: views of a frame or a pair that the victim has answered about, in this run, over all processes; on
             clean scenes not counted. The whole count is :func:`patchattack.budget.queries`.
         journal: of the answers of a victim without gradient, started when that was made; None for any other.
+        mode: in which the victim computes; None until it is settled.
+        fast: the victim compiled or captured, for batches of :attr:`rows` that are followed by gradients.
     """
 
     patch: Patch
@@ -201,10 +242,12 @@ class Job:
     fabric: Fabric
     journal: Journal | None
     queries: int = 0
+    mode: Mode | None = None
+    fast: Callable[[Tensor], Any] | None = None
     references: References = field(init=False)
 
     def __post_init__(self) -> None:
-        self.references = References(self.clean, self.settings.memory_gb * 1e9)
+        self.forget()
         self._shapes: dict[Victim, list[int]] = {}  # of the first output of each member, without the batch
 
     def predict(self, frames: Tensor) -> Any:
@@ -226,8 +269,18 @@ class Job:
         """The output on clean frames, which :attr:`queries` leaves out."""
         return self._ask(frames) if self.journal is None else self.journal.keep(frames, self._ask)
 
+    def forget(self) -> None:
+        """All answers on clean frames, as when the victim computes in another mode."""
+        self.references = References(self.clean, self.settings.memory_gb * 1e9)
+
+    @property
+    def rows(self) -> int:
+        """Views of one candidate in a batch of this process, where batches do not grow."""
+        return self.settings.batch // self.fabric.world_size * self.settings.draws
+
     def _ask(self, frames: Tensor) -> Any:
-        answer = _answer(self.victim, frames, self.fabric)
+        follows = self.fast is not None and torch.is_grad_enabled() and len(frames) == self.rows
+        answer = _answer(self.victim, frames, self.fabric, self.fast if follows else None)
         if not self.victim.differentiable:  # of others the loss tells, without a wait in the step
             _check_finite(self.victim, answer)
         for member, found in contract.members(self.victim, answer):
@@ -314,11 +367,11 @@ def asking(victim: Victim, fabric: Fabric) -> Callable[[Tensor], Any]:
     return ask
 
 
-def _answer(victim: Victim, frames: Tensor, fabric: Fabric) -> Any:
-    """The victim's output, or a VictimError of one line, in whatever way it fails."""
+def _answer(victim: Victim, frames: Tensor, fabric: Fabric, fast: Callable[[Tensor], Any] | None = None) -> Any:
+    """The victim's output, or a VictimError of one line, in whatever way it fails; ``fast`` is the same, but faster."""
     try:
         with fabric.autocast():
-            return victim(frames.to(fabric.device))
+            return (victim if fast is None else fast)(frames.to(fabric.device))
     except (InputError, VictimError):
         raise
     except (Exception, SystemExit) as error:  # of somebody else's code

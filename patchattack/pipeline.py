@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import patchattack
-from patchattack import budget, checkpoint, evaluation, files, seeding, training
-from patchattack.assembly import Parts, failure
+from patchattack import budget, checkpoint, evaluation, files, seeding, training, tuning
+from patchattack.assembly import Parts, failure, room
 from patchattack.attacks.attack import Attack
 from patchattack.checkpoint import Progress
 from patchattack.controls import IN_MEDIA, always, controls
@@ -73,6 +73,7 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
         job.journal.open(folder)
     start = checkpoint.begin(job).best
     progress = checkpoint.resume(job, folder) if resumes else checkpoint.begin(job)
+    tuning.settle(job)
     if not resumes:
         checkpoint.save(job, folder, progress)  # whatever happens from here on, the run can be resumed
     tracker: Tracker
@@ -98,7 +99,8 @@ def run(parts: Parts, job: Job, folder: Path, origin: Origin, resumes: bool) -> 
             raise
         if is_first:
             _save_patch(parts, job, folder, origin, progress)
-        raise VictimError(f"{failure(error)}, after step {progress.step} of {job.settings.steps}") from error
+        fits = room(job, error) if out_of_memory(error) and job.journal is None else ""
+        raise VictimError(f"{failure(error)}{fits}, after step {progress.step} of {job.settings.steps}") from error
     finally:
         tracker.close()
         if job.journal is not None:
@@ -262,7 +264,7 @@ def _export(
         indicators=indicators(history, texture, start, best.mask, dead, progress.best_step, progress.step),
         patch=torch.cat([best(), best.mask]).detach(),
         setup=[
-            ("Victim", parts.victim.name),
+            ("Victim", parts.victim.name + (f", {job.mode}" if job.mode else "")),
             ("Data", f"{type(parts.source).__name__}, {len(indices)} held-out scenes × {settings.test_draws} draws"),
             ("Frames", f"{width} × {height} px, the patch about {side:.0f} px a side"),
             ("On paper", f"{best.size_mm[0]:g} × {best.size_mm[1]:g} mm"),

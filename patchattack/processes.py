@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -53,14 +54,20 @@ def start(settings: Settings) -> Fabric:
     accelerator, cuda = settings.accelerator, torch.cuda
     if accelerator not in ACCELERATORS:
         raise InputError(f"trainer.accelerator: expected auto, cpu, cuda or mps, got {accelerator}")
-    if accelerator in ("cuda", "gpu") and cuda.device_count() < settings.devices:
-        raise InputError(
-            f"trainer.accelerator={accelerator}: expected {settings.devices} CUDA device(s), got "
-            f"{cuda.device_count()}; use trainer.accelerator=cpu, or fewer trainer.devices"
-        )
     if accelerator == "mps" and not torch.backends.mps.is_available():
         raise InputError("trainer.accelerator=mps: expected an Apple GPU, got none; use trainer.accelerator=cpu")
-    on_gpu = accelerator != "cpu" and cuda.is_available()
+    on_gpu = accelerator in ("cuda", "gpu") or (accelerator == "auto" and cuda.is_available())
+    apple = accelerator != "cpu" and not on_gpu and torch.backends.mps.is_available()
+    there, what = (1, "Apple GPU") if apple else (os.cpu_count() or 1, "core(s)")
+    if on_gpu:
+        there, what = cuda.device_count(), "CUDA device(s)"
+    if there < settings.devices:
+        raise InputError(
+            f"trainer.accelerator={accelerator}: expected {settings.devices} {what}, got {there}; "
+            "use trainer.accelerator=cpu, or fewer trainer.devices"
+        )
+    if settings.execution == "captured" and not on_gpu:
+        raise InputError("trainer.execution=captured: expected a CUDA device, got none; use compiled or eager")
     precision = settings.precision
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu and cuda.is_bf16_supported() else "32-true"
@@ -68,7 +75,6 @@ def start(settings: Settings) -> Fabric:
     _keep_freed_memory()
     if settings.devices > 1 or precision not in _AUTOCAST:
         return _several(settings, precision)
-    apple = accelerator != "cpu" and not on_gpu and torch.backends.mps.is_available()
     return OneDevice(torch.device("cuda:0" if on_gpu else "mps:0" if apple else "cpu"), _AUTOCAST[precision])
 
 

@@ -29,7 +29,7 @@ LAYERS = (
     ("checkpoint", "processes", "runs"),
     ("batches",),
     ("budget", "update"),
-    ("training", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
+    ("training", "tuning", "webcam"),  # the loop measures the patch while it trains: evaluation is below it
     ("assembly",),
     ("pipeline",),
     ("rehearsal",),

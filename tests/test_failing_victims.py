@@ -274,3 +274,21 @@ def test_a_step_without_room_says_what_needs_less(
     ):
         pipeline.run(made, job, tmp_path, pipeline.Origin({"attack": "classification"}, "patchattack train"), False)
     assert json.loads((tmp_path / "state.json").read_text())["step"] == 0
+
+
+@pytest.mark.parametrize(("most", "fits"), [(5, ": the victim has room for 3 views at once, a step has 12"), (0, "")])
+def test_a_step_without_room_says_what_fits(
+    parts: Callable[..., assembly.Parts], tmp_path: Path, most: int, fits: str
+) -> None:
+    trained = False
+
+    def small(logits: Tensor) -> Tensor:
+        nonlocal trained
+        trained |= len(logits) == 12
+        if trained and len(logits) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return logits
+
+    with pytest.raises(VictimError) as stopped:
+        run(parts(Classifier(small), settings=replace(SETTINGS, draws=3, candidates=2)), tmp_path / "run")
+    assert f"trainer.batch or trainer.draws{fits}, after step 0 of 3" in str(stopped.value)

@@ -244,17 +244,6 @@ def test_a_trained_victim_can_be_attacked(
     assert card in capsys.readouterr().out
 
 
-def test_the_benchmark_takes_the_step_that_it_speaks_of() -> None:
-    benchmark = script("benchmark")
-    victim = CompactFlow("matching", "random")
-    step = benchmark.Step(victim, FlowAttack().loss, (1, 2, 64, 64), torch.device("cpu"))
-    before = step.patch().detach().clone()
-    step.floor()
-    assert torch.equal(step.patch(), before)
-    step.whole()
-    assert not torch.equal(step.patch(), before)
-
-
 def test_the_clean_correlation_undoes_what_comes_through_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,12 +281,3 @@ def test_the_clean_correlation_undoes_what_comes_through_it(
         exchange.run(parts | {"stripes": None})
     with pytest.raises(InputError, match="expected flow_correlation, got flow_matching"):
         exchange.run(parts | {"victim": CompactFlow("matching", "random")})
-
-
-def test_a_step_is_few_operations_whatever_the_batch() -> None:
-    rows = script("benchmark").host(torch.device("cpu"), 0, (2, 5), (64, 128))
-    counts = {(row["transforms"], row["batch"]): (row["draw_operations"], row["gradient_operations"]) for row in rows}
-    for transforms, draw, gradient in (("default", 80, 200), ("all", 200, 500)):
-        assert counts[transforms, 2] == counts[transforms, 5]
-        assert counts[transforms, 2][0] <= draw
-        assert counts[transforms, 2][1] <= gradient

@@ -122,8 +122,8 @@ PLACEMENTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in options("
 PLACEMENTS += [("uniform", {"motion": motion, "tilt": 10.0}) for motion in MOTIONS]
 
 
-@pytest.mark.parametrize("victim", ours())
-def test_no_step_waits(victim: str) -> None:
+def job(victim: str, renderer: Renderer | None = None) -> Job:
+    """On the device, of the victim's task."""
     task = ours()[victim]
     whole, model = parts(task), instantiated("victim", victim, weights="random")
     attack, patch = copy.copy(whole.attack), copy.deepcopy(whole.patch).to(DEVICE)
@@ -131,8 +131,8 @@ def test_no_step_waits(victim: str) -> None:
     model(scenes(task).to("cpu").frames)  # what a network makes of its own when it is first asked, for frames of a size
     optimizer = whole.optimizer(patch.parameters())
     fabric: Any = SimpleNamespace(device=DEVICE, global_rank=0, world_size=1, autocast=contextlib.nullcontext)
-    job = Job(
-        *(patch, model.to(DEVICE), attack, whole.renderer),
+    return Job(
+        *(patch, model.to(DEVICE), attack, renderer or whole.renderer),
         *({name: module.to(DEVICE) for name, module in whole.regularizers.items()}, optimizer),
         *(
             whole.schedule(optimizer),
@@ -144,15 +144,30 @@ def test_no_step_waits(victim: str) -> None:
             None,
         ),
     )
+
+
+@pytest.mark.parametrize("victim", ours())
+def test_no_step_waits(victim: str) -> None:
+    task, whole = ours()[victim], job(victim)
     with watched():
-        update = Update(job, 0, [batches._batch(job, scenes(task), NUMBERS)])
-        job.optimizer.step(update)  # type: ignore[arg-type]
-        job.schedule.step()
-        patch.project_()
+        update = Update(whole, 0, [batches._batch(whole, scenes(task), NUMBERS)])
+        whole.optimizer.step(update)  # type: ignore[arg-type]
+        whole.schedule.step()
+        whole.patch.project_()
         losses = update.losses()
     assert {"attack", *options("regularizers")} == losses.keys()
     assert {value.device for value in losses.values()} == {DEVICE}
-    assert patch.parameter.grad is not None
+    assert whole.patch.parameter.grad is not None
+
+
+def test_a_placement_by_depth_does_not_wait() -> None:
+    whole = job("flow_matching", Renderer(instantiated("placement", "uniform", motion="scene")))
+    scene = dataclasses.replace(scenes("flow"), surface=None)
+    assert scene.depth is not None
+    with watched():
+        batch = batches._batch(whole, scene, NUMBERS)
+    assert not torch.equal(*batch.draw.corners.unbind(1))
+    assert batch.scene.depth.device == DEVICE
 
 
 @pytest.mark.parametrize(("placement", "changes"), PLACEMENTS)

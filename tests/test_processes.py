@@ -12,7 +12,7 @@ from patchattack.job import Settings
 
 
 def settings(**given: object) -> Settings:
-    return Settings(steps=1, batch=2, **{"accelerator": "cpu", **given})  # type: ignore[arg-type]
+    return Settings(steps=1, **{"batch": 2, "accelerator": "cpu", **given})  # type: ignore[arg-type]
 
 
 def test_one_process_needs_no_fabric() -> None:
@@ -36,6 +36,11 @@ def test_the_precision_is_that_of_its_name(precision: str, dtype: torch.dtype) -
     ("given", "message"),
     [
         ({"accelerator": "tpu"}, "trainer.accelerator: expected auto, cpu, cuda or mps, got tpu"),
+        (
+            {"devices": 10**6, "batch": 10**6},
+            r"cpu: expected 1000000 core\(s\), got \d+; use .* fewer",
+        ),
+        ({"accelerator": "cuda", "devices": 99, "batch": 99}, r"expected 99 CUDA device\(s\), got \d"),
         ({"precision": "8-true"}, "expected a device and a precision that Fabric knows, got: "),
     ],
 )

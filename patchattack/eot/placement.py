@@ -265,9 +265,9 @@ def _carry(corners: Tensor, centre: Tensor, scene: Scene) -> Tensor:
     distances = []
     for row, (x, y) in enumerate(centre.round().long().tolist()):
         part = scene.depth[row, 0, max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
-        distances.append(part.nanmedian().cpu().double())
+        distances.append(part.nanmedian())
     # Where depth is unknown all around, the board is far away: the camera's turn alone moves it.
-    distance = torch.stack(distances).nan_to_num(1000.0)
+    distance = torch.stack(distances).cpu().double().nan_to_num(1000.0)
     camera = scene.intrinsics.double()
     rays = torch.cat([corners, torch.ones_like(corners[..., :1])], dim=-1) @ torch.linalg.inv(camera).mT
     points = rays * distance.view(-1, 1, 1)

@@ -1,0 +1,1 @@
+"""The suites of the benchmark: each yields rows, of times measured in interleaved pairs."""
