@@ -492,15 +492,16 @@ def test_a_run_says_where_everything_is(
     assert "a random patch" in (folder / "report.html").read_text()
 
 
-def test_every_run_of_a_sweep_can_be_repeated(
+def test_a_sweep_goes_on_where_a_run_fails(
     tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcome = command("-m", "attack=flow", *(one for one in tiny if "accel" not in one), "seed=1,-2")
-    assert outcome.status == 2  # of the second
-    assert outcome.err.splitlines()[-1] == "patchattack: seed: expected an integer >= 0, got -2"
-    (folder,) = (tmp_path / "outputs" / "flow").iterdir()
+    outcome = command("-m", "attack=flow", *(one for one in tiny if "accel" not in one), "seed=-2,1")
+    assert outcome.status == 2  # of the first
+    assert "1 of the runs is missing, the first: seed=-2: seed: expected an integer >= 0, got -2" in outcome.err
+    (folder,) = (path.parent for path in tmp_path.glob("outputs/sweeps/*/*/report.html"))
     overrides = (folder / "overrides.yaml").read_text()
     assert "- seed=1\n" in overrides
     assert "-2" not in overrides
-    assert command(f"resume={folder}").status == 0
+    assert f"{folder.name}," in (folder.parent / "table.csv").read_text()
+    assert "seed: expected an integer &gt;= 0, got -2" in (folder.parent / "report_flow.html").read_text()

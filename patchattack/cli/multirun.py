@@ -273,7 +273,7 @@ def prepare(command: str, arguments: Sequence[str], argv: list[str], again: str)
     named = {one.key_or_group: one for one in overrides}
     if "output" in keys:
         raise InputError(
-            f"output: expected one folder, in which each run gets its own, got {named['output'].input_line}"
+            f"output: expected one folder, in which each run has its own, got {named['output'].input_line}"
         )
     if "resume" in named:
         raise InputError("resume: expected the same command again, which resumes all runs of -m, got resume=")
