@@ -171,6 +171,7 @@ def test_the_folder_follows_from_the_overrides() -> None:
     ]
     assert len({*names}) == 3 - 1
     assert names[0].startswith("seed-0_")
+    assert cells.name_of(["+x.a@y=1=2"], ["x.a"]).startswith("a-1-2_")
     assert cells.name_of(["data.root='/x y/ü'"], ["data.root"]).startswith("root--x-y-ü_")
 
 

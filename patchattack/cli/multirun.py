@@ -264,7 +264,7 @@ def prepare(command: str, arguments: Sequence[str], argv: list[str], again: str)
     for given in arguments:
         if given in _EXTRAS:
             _check_installed(given, *_EXTRAS[given])
-    own = [one for one in arguments if "=" in one and not one.startswith(("-", "hydra/", "hydra."))]
+    own = [one for one in arguments if "=" in one and not key_of(one).startswith(("-", "hydra/", "hydra."))]
     try:
         overrides = OverridesParser.create().parse_overrides(own)
     except HydraException:  # which Hydra meets too
