@@ -96,8 +96,8 @@ def name_of(overrides: Sequence[str], keys: Sequence[str], words: Sequence[str] 
         keys: those that a person tells the runs apart by.
         words: that the name begins with.
     """
-    split = [re.split(r"=|@[^=]*=", one.lstrip("+~"), maxsplit=1) for one in overrides]
-    told = [f"{key.rpartition('.')[2]}-{value}" for key, value in split if key in keys]
+    split = (re.sub(r"^([^=@]*)@[^=]*", r"\1", one.lstrip("+~")).partition("=") for one in overrides)
+    told = [f"{key.rpartition('.')[2]}-{value}" for key, _, value in split if key in keys]
     shown = [re.sub(r"[^\w.-]+", "-", one).strip("-.") for one in (*words, *told)]
     digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
     return "_".join(["_".join(shown)[:80], digest]).lstrip("_")
