@@ -46,9 +46,10 @@ def run(plain: dict[str, Any]) -> None:
     steps = " then ".join(f"{step:.3f}" for step in found.steps)
     print(
         f"\n{cost.device_name(fabric.device)} at {per_hour:g} {plain['currency']} an hour (prices.{name})\n"
-        f"  start {found.start:.1f} s, a step {steps} s and {found.scene:.3f} s for each scene that is not remembered,\n"
-        f"  a validation {found.validations[-1]:.2f} s, the end {found.export:.1f} s and {found.test_scene:.3f} s for\n"
-        f"  each of {test} test scenes; {first}: start {one.start:.0f} s, training {one.training:.0f} s, validation "
-        f"{one.validation:.0f} s, measurement {one.measurement:.0f} s\n"
+        f"  start {found.start:.1f} s, a step {steps} s and {found.scene:.3f} s for each scene that is not remembered\n"
+        f"  a validation {found.validations[-1]:.2f} s, the end {found.export:.1f} s and {found.test_scene:.3f} s for "
+        f"each of {test} test scenes\n"
+        f"  {first}: start {one.start:.0f} s, training {one.training:.0f} s, validation {one.validation:.0f} s, "
+        f"measurement {one.measurement:.0f} s\n"
     )
     print(cost.table(estimates, per_hour, plain["devices"], plain["currency"]))
