@@ -116,7 +116,10 @@ class Place:
             raise self._unreachable(error) from error
         if not found:
             raise InputError(f"{self.shown}: expected files at this address, got none; check data.root")
-        self.facts = {name.removeprefix(path).lstrip("/"): info for name, info in found.items()}
+        names = {name.removeprefix(path).lstrip("/").removeprefix("./"): name for name in found}
+        self.listed = {name: (there, found[there]) for name, there in names.items()}  # by name relative to this folder
+        if root.lower().endswith(".tar") and not _has_end(system):
+            raise InputError(f"{self.shown}: expected a whole archive, got one that ends early; copy it again")
         outermost = "file" in self._protocols()[-1:]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self.cache = None if outermost or not cache_gb else Cache(home / "patchattack" / "data", cache_gb * 1e9)
@@ -157,12 +160,14 @@ class Place:
         mend = "check the address, the network and the rights"
         if isinstance(error, ImportError) and extras:
             mend = f"pip install 'patchattack[{extras[0]}]'"
-        return InputError(f"{self.shown}: expected an address that can be read, got '{one_line(error)}'; {mend}")
+        return InputError(
+            f"{self.shown}: expected an address that can be read, got '{redact(one_line(error))}'; {mend}"
+        )
 
     def walk(self) -> list[tuple[str, list[str]]]:
         """Folders, relative to this one, with the names of the files in them."""
         folders: dict[str, list[str]] = {}
-        for name in sorted(self.facts):
+        for name in sorted(self.listed):
             folder, _, file = name.rpartition("/")
             folders.setdefault(folder, []).append(file)
         return [*folders.items()]
@@ -177,25 +182,30 @@ class Place:
         Raises:
             InputError: it cannot be read, or ends early.
         """
-        system, path = self._system()
-        info = self.facts[name]
+        system, _ = self._system()
+        there, info = self.listed[name]
         key = hashlib.sha256("\n".join((self.address, self._version, name, _facts(info))).encode()).hexdigest()
-        if self.cache is not None and (data := self.cache.get(key)) is not None and len(data) == info["size"]:
-            return data
+        size = info.get("size")  # which not every system knows
+        if self.cache is not None and (kept := self.cache.get(key)) is not None and size in (None, len(kept)):
+            return kept
         try:
-            data = system.cat_file(f"{path}/{name}" if path else name)
+            data = bytes(system.cat_file(there))
         except Exception as error:
             raise InputError(
-                f"{self.shown}: expected {name} to be readable, got '{one_line(error)}'; check the network, or copy it "
-                "again; the run can be resumed"
+                f"{self.shown}: expected {name} to be readable, got '{redact(one_line(error))}'; check the network, or "
+                "copy it again; the run can be resumed"
             ) from error
-        if info.get("size") not in (None, len(data)):
-            raise InputError(
-                f"{self.shown}: expected {info['size']:,} bytes of {name}, got {len(data):,}; copy it again"
-            )
+        if size not in (None, len(data)):
+            raise InputError(f"{self.shown}: expected {size:,} bytes of {name}, got {len(data):,}; copy it again")
         if self.cache is not None:
             self.cache.put(key, data)
-        return bytes(data)
+        return data
+
+
+def _has_end(system: Any) -> bool:
+    """Whether a tar has the block of zeros that ends it: one that is cut between two files looks whole."""
+    system.fo.seek(system.tar.offset)
+    return bool(system.fo.read(512) == bytes(512))
 
 
 def _facts(info: dict[str, Any]) -> str:

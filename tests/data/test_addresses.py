@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,7 @@ def test_what_was_fetched_is_not_fetched_again_and_does_not_grow(
     places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Place(places["memory"], cache_gb=1.0)
-    files = [name for name in place.facts if name.endswith(".png") and "._" not in name]
+    files = [name for name in place.listed if name.endswith(".png") and "._" not in name]
     first = [place.read(name) for name in files]
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", None)
     again = Place(places["memory"], cache_gb=1.0)
@@ -110,7 +112,7 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     assert Cache(tmp_path, most=10).get("c") == b"123"
 
 
-def test_a_file_that_changes_or_ends_early_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_changes_or_ends_early_is_refused() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/changes/1.png", b"12345")
     place = Place("memory://changes", cache_gb=1.0)
@@ -125,7 +127,11 @@ def test_a_file_that_changes_or_ends_early_is_refused(tmp_path: Path) -> None:
     [
         ("nope://x", "nope://x: expected an address that can be read, got 'Protocol not known: nope'"),
         ("memory://nothing", "memory://nothing: expected files at this address, got none; check data.root"),
-        ("{cut}", "cut.tar: expected an address that can be read, got 'unexpected end of data'"),
+        ("{cut}/data.tar", "data.tar: expected an address that can be read, got 'unexpected end of data'"),
+        ("{cut}/header.tar", "header.tar: expected a whole archive, got one that ends early; copy it again"),
+        ("{cut}/between.tar", "between.tar: expected a whole archive, got one that ends early; copy it again"),
+        ("{cut}/gz.tar.gz", "gz.tar.gz: expected an address that can be read, got '.*end-of-stream"),
+        ("{cut}/no.zip", "no.zip: expected an address that can be read, got 'File is not a zip file'"),
         ("http://user:s3cret@127.0.0.1:9/x.tar", r"http://\*\*\*@127.0.0.1:9/x.tar: expected an address that can be"),
         ("s3://bucket/x", r"got 'Install s3fs to access S3'; pip install 'patchattack\[s3\]'"),
     ],
@@ -133,10 +139,20 @@ def test_a_file_that_changes_or_ends_early_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_reached_is_one_clear_error(
     root: str, message: str, places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "s3fs", None)
-    (tmp_path / "cut.tar").write_bytes(Path(places["tar"]).read_bytes()[:-11_000])
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    whole = Path(places["tar"]).read_bytes()
+    with tarfile.open(places["tar"]) as archive:
+        last = archive.getmembers()[-1]
+    for name, data in {
+        "data.tar": whole[: last.offset_data + last.size // 2],
+        "header.tar": whole[: last.offset + 100],
+        "between.tar": whole[: last.offset],
+        "gz.tar.gz": Path(places["gztar"]).read_bytes()[:300],
+        "no.zip": Path(places["zip"]).read_bytes()[:-30],
+    }.items():
+        (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=message) as caught:
-        Frames(root.format(cut=tmp_path / "cut.tar"))
+        Frames(root.format(cut=tmp_path))
     assert "s3cret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
