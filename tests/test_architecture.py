@@ -58,6 +58,7 @@ HEAVY = {
         "cma",
         "art",
         "polars",
+        "fsspec",
     ),
 }
 

@@ -152,7 +152,7 @@ class Multirun:
 
     def cell(self, overrides: Sequence[str]) -> Cell:
         """The run of these overrides, before anything has happened to it."""
-        free = tuple(key for key in FREE_TO_CHANGE if key not in self.keys)
+        free = tuple(key for key in FREE_TO_CHANGE if not any(one.startswith(key) for one in self.keys))
         own = [one for one in overrides if not key_of(one).startswith(free)]
         name = cells.name_of(own, self.keys)
         return Cell(self.folder / name, self.command, [one for one in overrides if key_of(one) != "output"])

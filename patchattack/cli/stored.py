@@ -118,7 +118,7 @@ def _trusted_entries(node: Any, path: str = "") -> Iterator[tuple[str, str, str]
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         place = f"{path}.{key}".lstrip(".")
         if _needs_trust(str(key), value):
-            yield place, key, str(value)
+            yield place, str(key), str(value)
         yield from _trusted_entries(value, place)
 
 
