@@ -76,6 +76,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         "help": lambda: _help(command),
         "keys": lambda: _own_keys(command),
         "default_runs": tables.default_runs,
+        "in_media": tables.in_media,
+        "beaten": tables.beaten,
         "details": tables.details,
         "gallery": tables.gallery,
     }

@@ -14,19 +14,18 @@ MEASURED = {
     "depth": "depth: metres left to the target of 3 m",
     "detection": "detection: vehicles still detected",
 }
-COLUMNS = {
-    "random": "random patch",
-    "drawn": "best hand-drawn texture",
-    "patch": "**optimised patch**",
-    "coarse": "low-passed",
-    "photographed": "photographed, by the model",
-    "drawn_photographed": "best hand-drawn texture, photographed likewise",
+MEDIA = {"digital": "digital", "photographed": "photographed, by the model"}
+TEXTURES = {"random": "random patch", "drawn": "best hand-drawn texture", "patch": "**optimised patch**"}
+IN_MEDIA = {
+    f"{texture}_{medium}": f"{words}, {of}" for medium, of in MEDIA.items() for texture, words in TEXTURES.items()
 }
+COLUMNS = TEXTURES | {"coarse": "optimised patch, low-passed"}
 ALL = {"clean": "no patch", "grey": "grey card", "white": "white card", "black": "black card"} | {
     "mean": "card of its mean colour",
     "shuffled": "its own texels, shuffled",
     "photo": "photo of the target",
     **COLUMNS,
+    **IN_MEDIA,
 }
 
 
@@ -37,26 +36,42 @@ def load() -> list[dict[str, Any]]:
 
 
 def default_runs() -> str:
-    """One line for each run: its primary metric under each condition."""
-    shown = _measured(COLUMNS)
-    lines = _head("task", "seed", *shown.values(), "scenes")
-    for run in load():
-        primary = run["metrics"][run["primary_metric"]]
-        cells = [_cell(primary, condition) for condition in shown]
-        lines.append(_line(f"{MEASURED[run['task']]} {_arrow(primary)}", run["seed"], *cells, run["scenes"]))
+    """One line for each run: its primary metric as the run's own EoT has it."""
+    return _by_run(COLUMNS)
+
+
+def in_media() -> str:
+    """One line for each run: its primary metric in both media."""
+    return _by_run(IN_MEDIA)
+
+
+def beaten() -> str:
+    """Of each task and medium the seeds whose patch beats the random one and the best hand-drawn texture."""
+    lines = _head("task", *MEDIA.values())
+    for task, words in MEASURED.items():
+        runs = [run for run in load() if run["task"] == task]
+        won = [[run for run in runs if not run["unbeaten"][medium]] for medium in MEDIA]
+        cells = [
+            f"{len(those)} of {len(runs)}" + (f" (seed {_seeds(those)})" if 0 < len(those) < len(runs) else "")
+            for those in won
+        ]
+        lines.append(_line(words.partition(":")[0], *cells))
     return "\n".join(lines)
+
+
+def _seeds(runs: list[dict[str, Any]]) -> str:
+    return ", ".join(str(run["seed"]) for run in runs)
 
 
 def of_four_tasks() -> str:
     """The README's table: of each task the run with the lowest seed."""
     shown = {
-        "random": "random patch",
-        "drawn": "best hand-drawn texture",
-        "patch": "**optimised patch**",
+        "random_digital": "random patch",
+        "drawn_digital": "best hand-drawn texture",
+        "patch_digital": "**optimised patch**",
         "drawn_photographed": "hand-drawn, photographed*",
-        "photographed": "optimised, photographed*",
+        "patch_photographed": "**optimised, photographed***",
     }
-    shown = _measured(shown)
     lines = _head("task", *shown.values())
     first = {run["task"]: run for run in reversed(load())}
     for task, words in MEASURED.items():
@@ -87,7 +102,7 @@ def gallery() -> str:
     for run in load():
         primary = run["metrics"][run["primary_metric"]]
         width, height = run["size_mm"]
-        cells = [f"{words} {_cell(primary, name)}" for name, words in _measured(COLUMNS).items()]
+        cells = [f"{words} {_cell(primary, name)}" for name, words in (COLUMNS | IN_MEDIA).items()]
         parts.append(
             f"## {run['task'].capitalize()}, seed {run['seed']}\n\n"
             f"![{run['task']} patch, seed {run['seed']}](../pictures/{run['picture']})"
@@ -100,10 +115,13 @@ def gallery() -> str:
     return "\n\n".join(parts)
 
 
-def _measured(columns: dict[str, str]) -> dict[str, str]:
-    """The conditions that some run has; early runs lack some."""
-    known = {name for run in load() for name in run["metrics"][run["primary_metric"]]["values"]}
-    return {name: words for name, words in columns.items() if name in known}
+def _by_run(shown: dict[str, str]) -> str:
+    lines = _head("task", "seed", *shown.values(), "scenes")
+    for run in load():
+        primary = run["metrics"][run["primary_metric"]]
+        cells = [_cell(primary, condition) for condition in shown]
+        lines.append(_line(f"{MEASURED[run['task']]} {_arrow(primary)}", run["seed"], *cells, run["scenes"]))
+    return "\n".join(lines)
 
 
 def _head(*names: str) -> list[str]:
@@ -124,7 +142,7 @@ def _cell(metric: dict[str, Any], condition: str) -> str:
     mean, low, high = metric["values"][condition][:3]
     if mean is None:
         return "–"
-    small = all(abs(value[0] or 0) <= 1 for value in metric["values"].values())  # a share or a cosine
+    small = all(abs(value[0] or 0) <= 1 for value in metric["values"].values())  # a fraction or a cosine
     return f"{_shown(mean, small)} [{_shown(low, small)}, {_shown(high, small)}]"
 
 

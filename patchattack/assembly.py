@@ -176,7 +176,7 @@ def _check_winnable(job: Job, indices: list[int]) -> None:
 
 
 def _look_for_a_sigmoid(victim: Victim, clean: Any) -> None:
-    """Say it where all that a classifier answers may be shares of their own: no logits, and not refused as such."""
+    """Say it where all that a classifier answers may be fractions of their own: no logits, and not refused as such."""
     for member, found in contract.members(victim, clean):
         if member.task == "classification" and found.min() >= 0 and found.max() <= 1:
             _log.warning(

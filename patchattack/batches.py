@@ -49,7 +49,7 @@ def _select(output: Any, rows: Tensor) -> Any:
 
 
 def batches(job: Job, training: list[int], done: int) -> Iterator[Batch]:
-    """This process's share of every batch from step ``done`` on, drawn; ``accumulate`` of them make a step.
+    """This process's fraction of every batch from step ``done`` on, drawn; ``accumulate`` of them make a step.
 
     Args:
         job: what trains.

@@ -1,4 +1,4 @@
-"""What a patch is measured beside."""
+"""What a patch is compared with."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ CONDITIONS = {
     "random": "random patch",
     "patch": "optimised patch",
     "coarse": "patch low-passed to half its texels",
-    "drawn_photographed": "best hand-drawn texture, printed and photographed, by the model",
-    "random_photographed": "random patch, printed and photographed, by the model",
-    "photographed": "patch printed and photographed, by the model",
 }
-# Of what is photographed: its condition then.
-PHOTOGRAPHED = {"drawn": "drawn_photographed", "random": "random_photographed", "patch": "photographed"}
-NO_RIVALS = ("clean", "patch", "coarse", *PHOTOGRAPHED.values())  # every other texture a patch must beat
+# How textures are measured once more in the same places, whatever the run's own EoT is: pixels as they are, and after
+# the default model of print and camera.
+MEDIA = {"digital": "digital, in focus", "photographed": "printed and photographed, by the model"}
+IN_MEDIA = ("drawn", "random", "patch")
+CONDITIONS |= {
+    f"{name}_{medium}": f"{CONDITIONS[name]}, {words}" for medium, words in MEDIA.items() for name in IN_MEDIA
+}
+# Every other texture a patch must beat.
+NO_RIVALS = ("clean", "patch", "coarse", *(f"{name}_{medium}" for medium in MEDIA for name in IN_MEDIA))
 
 
 def with_article(condition: str) -> str:

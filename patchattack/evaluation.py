@@ -1,9 +1,9 @@
-"""Controls and intervals: what a patch does beside what any patch does."""
+"""Controls and intervals: what a patch does compared with what any patch does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from patchattack import hand_drawn, seeding, statistics
 from patchattack.attacks.attack import Attack, Metric, Textures
-from patchattack.controls import CONDITIONS, NO_RIVALS, PHOTOGRAPHED, always, with_article
+from patchattack.controls import CONDITIONS, IN_MEDIA, MEDIA, NO_RIVALS, always, with_article
 from patchattack.eot.appearance import PrintNoise
 from patchattack.eot.calibrated import Calibrated
 from patchattack.eot.camera import Defocus, Jpeg, SensorNoise
 from patchattack.eot.renderer import Draw, Renderer
+from patchattack.eot.transform import Transform
 from patchattack.hand_drawn import HandDrawn
 from patchattack.patch import Patch
 from patchattack.scene import Scene, Source, View
@@ -171,23 +172,27 @@ class Evaluator:
                 ]
         return measured
 
-    def photograph(
+    def in_media(
         self, textures: Mapping[str, Textures], indices: Sequence[int], repetitions: int = 1
     ) -> list[Measured]:
-        """Textures after the default print and an ordinary camera, whatever else this EoT is of, in the same places.
+        """``textures`` in the same places, but in each medium of :data:`MEDIA` in the place of this EoT's own.
 
-        What the appearance and the camera of the own renderer do is left out. Arguments are as of :meth:`measure`, for
-        conditions of :data:`PHOTOGRAPHED`, which names what they are called then.
+        Arguments are as of :meth:`measure`; a condition gets the medium's name behind its own.
         """
-        renderer = Renderer(
-            self.renderer.placement,
-            {"calibrated": Calibrated(), "print_noise": PrintNoise()},
-            {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
-            self.renderer.whole_frame,
-        )
-        named = {PHOTOGRAPHED[one]: texture for one, texture in textures.items()}
-        measured = replace(self, renderer=renderer).measure(named, indices, repetitions)
-        return [one for one in measured if one.condition in named]
+        transforms: dict[str, tuple[Mapping[str, Transform], Mapping[str, Transform]]] = {
+            "digital": ({}, {}),
+            "photographed": (
+                {"calibrated": Calibrated(), "print_noise": PrintNoise()},
+                {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
+            ),
+        }
+        measured = []
+        for medium in MEDIA:
+            renderer = Renderer(self.renderer.placement, *transforms[medium], self.renderer.whole_frame)
+            named = {f"{name}_{medium}": texture for name, texture in textures.items()}
+            found = replace(self, renderer=renderer).measure(named, indices, repetitions)
+            measured += [one for one in found if one.condition in named]
+        return measured
 
     def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
         """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""
@@ -250,6 +255,7 @@ class Verdict:
         facts: the numbers behind it, in words.
         factor: effect of the patch over that of the random patch, each against the clean frames.
         rule: what the outcomes mean and what little is, in words; empty where the attack does not say.
+        unbeaten: of each measured one of :data:`MEDIA` the controls that the patch does not beat there.
     """
 
     outcome: Outcome
@@ -257,6 +263,7 @@ class Verdict:
     facts: str
     factor: float
     rule: str = ""
+    unbeaten: Mapping[str, list[str]] = field(default_factory=dict)
 
     @property
     def works(self) -> bool:
@@ -286,7 +293,7 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
     size, sizes = attack.size, _sizes(measured, attack)
 
     def describe(control: str) -> str:
-        """The size of the effect beside that of a control, as a sentence whose subject is lacking."""
+        """The size of the effect compared with that of a control, as a sentence whose subject is lacking."""
         assert size is not None
         patch, other = (size.format(statistics.mean(sizes[one])) for one in ("patch", control))
         return f"{size.words.replace('{}', patch)} ({CONDITIONS.get(control, control)}: {other})."
@@ -334,25 +341,25 @@ def judge(measured: Sequence[Measured], attack: Attack) -> Verdict:
         f"({scenes} held-out scenes, 95 % intervals)"
         + (f", {times} the random patch's effect." if times and factor > 0 else ".")
     )
-    if set(PHOTOGRAPHED.values()) <= values.keys():
-        facts += f" {_facts_of_prints(values, metric.rate, value_text)}"
-    return Verdict(outcome, sentence, facts, factor, _rule(attack))
+    unbeaten_in = {medium: _unbeaten_in(medium, values, metric.rate) for medium in MEDIA if f"patch_{medium}" in values}
+    for medium, controls in unbeaten_in.items():
+        verdict = f"does not beat {' or '.join(map(with_article, controls))}" if controls else "beats both"
+        means = ", ".join(f"{value_text(f'{one}_{medium}')} {CONDITIONS[one]}" for one in IN_MEDIA)
+        facts += f" {MEDIA[medium][0].upper()}{MEDIA[medium][1:]}, it {verdict}: {means}."
+    return Verdict(outcome, sentence, facts, factor, _rule(attack), unbeaten_in)
 
 
-def _facts_of_prints(values: Mapping[str, np.ndarray], rate: bool, value_text: Callable[[str], str]) -> str:
-    """Whether the photographed patch does more than its controls, photographed likewise; a sentence.
+def _unbeaten_in(medium: str, values: Mapping[str, np.ndarray], rate: bool) -> list[str]:
+    """The controls that the patch does not beat in one of :data:`MEDIA`.
 
     Args:
+        medium: its name.
         values: ``[n]`` the primary metric of each condition, signed so that more is a stronger attack.
         rate: it is one.
-        value_text: a condition's mean and interval.
     """
-    controls = [one for one in PHOTOGRAPHED if one != "patch"]
-    beyond = {one: values[PHOTOGRAPHED["patch"]] - values[PHOTOGRAPHED[one]] for one in controls}
-    unbeaten = [one for one in controls if not statistics.difference(beyond[one], rate)[1] > 0]
-    verdict = f"does not beat {' or '.join(map(with_article, unbeaten))}" if unbeaten else "beats both"
-    means = ", ".join(f"{value_text(condition)} {CONDITIONS[one]}" for one, condition in PHOTOGRAPHED.items())
-    return f"Printed and photographed, by the model, it {verdict}: {means}."
+    patch = values[f"patch_{medium}"]
+    controls = [one for one in IN_MEDIA if one != "patch"]
+    return [one for one in controls if not statistics.difference(patch - values[f"{one}_{medium}"], rate)[1] > 0]
 
 
 def _sizes(measured: Sequence[Measured], attack: Attack) -> dict[str, np.ndarray]:

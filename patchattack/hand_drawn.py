@@ -60,7 +60,7 @@ class HandDrawn:
             raise InputError(f"hand-drawn texture: expected values in their ranges, got {asdict(self)}")
 
     def texture(self, height: int, width: int) -> Tensor:
-        """``[3, height, width]`` in [0, 1]; a texel that an edge crosses has a share of both colours."""
+        """``[3, height, width]`` in [0, 1]; a texel that an edge crosses has a fraction of both colours."""
         longer = max(height, width) * _SAMPLES
         y, x = ((torch.arange(n * _SAMPLES) + 0.5 - n * _SAMPLES / 2) / longer for n in (height, width))
         cos, sin = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))

@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 ROWS = 6  # logged losses that a trend is read from at least
-FALLING = 0.05  # share of the whole fall that the last window still falls by
-DEAD = 0.1  # share of the texels without gradient
-STUCK = 0.9  # share of the colour values at an end of their range
+FALLING = 0.05  # fraction of the whole fall that the last window still falls by
+DEAD = 0.1  # fraction of the texels without gradient
+STUCK = 0.9  # fraction of the colour values at an end of their range
 AT_END = 1 / 255  # of the range: as good as 0 or 1
 MOVED = 0.02  # mean change of the colour values
-PARTED = 0.5  # share of the training loss's fall that the validation loss does not follow
+PARTED = 0.5  # fraction of the training loss's fall that the validation loss does not follow
 History = Sequence[Mapping[str, float]]
 
 
@@ -56,7 +56,7 @@ def indicators(
         best: ``[3, h, w]`` in [0, 1], the texture that validation chose.
         start: ``[3, h, w]`` in [0, 1], what the run began with.
         mask: ``[1, h, w]``, above 0 where the patch is printed.
-        zero_gradient: share of the printed texels whose gradient is 0; None of an optimiser without gradient, which
+        zero_gradient: fraction of the printed texels whose gradient is 0; None of an optimiser without gradient, which
             leaves the indicator out.
         best_step: at which ``best`` was found.
         steps: that were done.

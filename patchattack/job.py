@@ -23,7 +23,7 @@ from patchattack.victims import contract
 from patchattack.victims.journal import Journal
 from patchattack.victims.victim import Victim
 
-ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS = range(7)  # what a generator is for, beside the seed
+ORDER, TRAINING, VALIDATION, TEST, VICTIM, SEARCH, STARTS = range(7)  # what a generator is for, besides the seed
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Settings:
         zoom: training scenes are enlarged by a random factor of up to this one, as :func:`patchattack.eot.zoom.zoomed`.
         accumulate: batches whose gradients make one update.
         grow: the last updates see this many times as many scenes as the first, and all together as many as with 1.
-        cutout: longest side, as a share of the patch's, of a grey rectangle that hides a part of it in each view of the
-            training, as in T-SEA (Huang et al. 2023): for patches that shall fool networks they were not trained on.
+        cutout: longest side, as a fraction of the patch's, of a grey rectangle that hides a part of it in each view of
+            the training, as in T-SEA (Huang et al. 2023): for patches that shall fool networks unseen in training.
         starts, candidates, stages: as in :class:`patchattack.search.SearchPlan`; None takes what suits optimiser and
             patch.
         max_queries: the run stops before the step after which the victim would have answered about more views and
@@ -46,7 +46,7 @@ class Settings:
         log_every: steps between two rows of the metrics.
         validate_every: steps between two comparisons with the random patch on held-out scenes.
         checkpoint_every: steps between two checkpoints.
-        split: shares of the scenes for training, validation and test, in the source's order, so that neighbouring
+        split: fractions of the scenes for training, validation and test, in the source's order, so that neighbouring
             frames of a video do not fall on both sides.
         validation_scenes: at most this many of the validation scenes are used.
         test_scenes: at most this many of the test scenes are used.
@@ -118,7 +118,7 @@ class Settings:
                 f"trainer.grow: expected 1 for {self.devices} processes, which take equal shares of a batch"
             )
         if not 0 <= self.cutout < 1:
-            raise InputError(f"trainer.cutout: expected a share of 0 or more and less than 1, got {self.cutout:g}")
+            raise InputError(f"trainer.cutout: expected a fraction of 0 or more and less than 1, got {self.cutout:g}")
         if self.workers < 0 or self.memory_gb < 0:
             raise InputError(
                 f"trainer: expected workers and memory_gb of 0 or more, got {self.workers} and {self.memory_gb}"

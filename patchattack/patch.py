@@ -273,7 +273,7 @@ def noise(height: int, width: int, cells: int, generator: torch.Generator) -> Te
 
 
 def _ellipse(height: int, width: int, samples: int = 8) -> Tensor:
-    """``[1, h, w]``: the share of each texel inside the largest ellipse."""
+    """``[1, h, w]``: the fraction of each texel inside the largest ellipse."""
     y, x = ((torch.arange(n * samples) + 0.5) / (n * samples) * 2 - 1 for n in (height, width))
     inside = (y[:, None] ** 2 + x[None] ** 2 <= 1).float()
     return nn.functional.avg_pool2d(inside[None], samples)

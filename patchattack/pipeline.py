@@ -18,7 +18,7 @@ from patchattack import budget, checkpoint, evaluation, files, seeding, training
 from patchattack.assembly import Parts, failure
 from patchattack.attacks.attack import Attack
 from patchattack.checkpoint import Progress
-from patchattack.controls import PHOTOGRAPHED, always, controls
+from patchattack.controls import IN_MEDIA, always, controls
 from patchattack.errors import DivergedError, InputError, VictimError, out_of_memory
 from patchattack.evaluation import Row, Verdict
 from patchattack.indicators import indicators
@@ -212,6 +212,7 @@ def _export(
     facts = RunFacts(
         outcome=verdict.outcome,
         sentence=verdict.sentence,
+        unbeaten=verdict.unbeaten,
         attack=attack,
         victims=parts.victim.names,
         gradients=not isinstance(job.optimizer, GradientFree),
@@ -226,7 +227,8 @@ def _export(
     model = threat_model(origin.config, facts)
     files.write_json(folder / "evidence.json", model)
 
-    examples = [_example(attack, evaluator.views(textures, [index], 1)) for index in spread(indices, EXAMPLES)]
+    shown = {name: textures[name] for name in ("random", "patch")}
+    examples = [_example(attack, evaluator.views(shown, [index], 1)) for index in spread(indices, EXAMPLES)]
     legend, legend_text = attack.legend()
     limit = "" if settings.max_queries is None else f" of at most {settings.max_queries:,}"
     over = "queries" if isinstance(job.optimizer, GradientFree) else "step"
@@ -277,19 +279,18 @@ def _export(
 def measure(
     evaluator: evaluation.Evaluator, textures: dict[str, evaluation.Textures], indices: list[int], draws: int
 ) -> list[evaluation.Measured]:
-    """What a run measures in the end: all textures in the same views, and some of them printed and photographed."""
+    """What a run measures in the end: all textures in the same views, and some of them in other media."""
     measured = evaluator.measure(
         textures,
         indices,
         draws,
         progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
     )
-    printed = {name: textures[name] for name in PHOTOGRAPHED}
-    return measured + evaluator.photograph(printed, indices, draws)
+    return measured + evaluator.in_media({name: textures[name] for name in IN_MEDIA}, indices, draws)
 
 
 def _without_gradient(job: Job, texture: Tensor) -> float:
-    """Share of the printed texels of ``texture [3, h, w]`` in which the loss of one training batch has no gradient."""
+    """Fraction of the printed texels of ``texture [3, h, w]`` in which one training batch's loss has no gradient."""
     indices = job.settings.split_indices(len(job.source))[0][: job.settings.batch]
     scene = job.source.__getitems__(indices)
     keys = [(job.seed, TRAINING, 0, index) for index in indices]
@@ -305,5 +306,5 @@ def _without_gradient(job: Job, texture: Tensor) -> float:
 def _example(attack: Attack, views: Any) -> Example:
     """One scene without a patch, with a random one and with the optimised one."""
     shown = {condition: (view.frames[0].cpu(), output) for condition, _, _, output, view in views}
-    order = [name for name in ("clean", "random", "patch") if name in shown]
+    order = ["clean", "random", "patch"]
     return example(attack, order, *([shown[name][part] for name in order] for part in range(2)))

@@ -59,7 +59,7 @@ def quote(text: str, most: int, *secrets: str) -> str:
     Args:
         text: of the stranger.
         most: characters.
-        secrets: that must not be in it, beside what :func:`redacted` takes out.
+        secrets: that must not be in it, besides what :func:`redacted` takes out.
     """
     for secret in secrets:
         text = text.replace(secret, HIDDEN)

@@ -183,7 +183,7 @@ def _scenes_seen(
         ) from error
 
     def before(scenes: int) -> int:
-        """Of runs of earlier versions, which do not tell it, the share of all scenes."""
+        """Of runs of earlier versions, which do not tell it, the fraction of all scenes."""
         return round(own.get("scenes", scenes) * share) if told is None else told
 
     if _which(own) == _which(data):

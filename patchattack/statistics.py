@@ -12,7 +12,7 @@ import numpy as np
 
 Z = 1.959964  # of 95 %
 FEWEST = 6  # values: of fewer, all may lie on one side by chance more often than once in twenty
-SMALLEST_SPREAD = 0.3  # of a resample, as a share of the sample's: a resample of equal scenes has none to divide by
+SMALLEST_SPREAD = 0.3  # of a resample, as a fraction of the sample's: a resample of equal scenes has none to divide by
 
 
 class Outcome(StrEnum):
@@ -75,7 +75,7 @@ def wilson(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and interval at 95 % of a rate (Wilson 1927).
 
     Args:
-        values: ``[n]``, one per scene, each in [0, 1]: the share of its draws that succeeded. Draws of a scene are
+        values: ``[n]``, one per scene, each in [0, 1]: the fraction of its draws that succeeded. Draws of a scene are
             not independent, so a scene counts once; shares vary no more than successes, so the interval is not too
             narrow.
 
@@ -142,8 +142,8 @@ def difference(differences: np.ndarray, rate: bool) -> tuple[float, float, float
 def sign_flip(differences: np.ndarray, flips: int = 2**16) -> float:
     """p, two-sided, of the sign-flip test of paired differences (Fisher 1935, section 21).
 
-    Were the two conditions the same, each scene's difference could as well have the other sign. p is the share of all
-    sign patterns under which the mean is at least as far from zero as it is: exactly where there are no more than
+    Were the two conditions the same, each scene's difference could as well have the other sign. p is the fraction of
+    all sign patterns under which the mean is at least as far from zero as it is: exactly where there are no more than
     ``flips`` patterns, else of as many at random, the observed one among them (Phipson & Smyth 2010). It assumes no
     distribution and holds for means and for rates, because a scene counts once.
 

@@ -114,7 +114,7 @@ def _step(line: str, scalars: int) -> int:
     """
     step, *cells = line.rstrip("\n").split(",")
     if len(cells) != scalars:
-        raise ValueError(f"{len(cells)} cells beside the step instead of {scalars}")
+        raise ValueError(f"{len(cells)} cells besides the step instead of {scalars}")
     for cell in filter(None, cells):
         float(cell)
     return int(step)

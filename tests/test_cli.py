@@ -73,7 +73,10 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a factor above 1": ([FLOW, "schedule=constant", "schedule.factor=2"], ["expected values that torch accepts"]),
     "unknown option of a stacked group": ([FLOW, "camera=[jpeg,jpg]"], ["camera: expected one of defocus", "got jpg"]),
-    "option that is not chosen": ([FLOW, "camera.jpeg.range=[9,10]"], ["camera.jpeg: expected one of sensor_noise"]),
+    "option that is not chosen": (
+        [FLOW, "camera.jpeg.range=[9,10]"],
+        ["camera.jpeg: expected one of defocus"],
+    ),
     "malformed override": ([FLOW, "trainer.steps"], ["'trainer.steps'", "EQUAL"]),
     "override without a key": ([FLOW, "=3"], ["must be a string"]),
     "override with an open bracket": ([FLOW, "data.size=[1"], ["[1"]),

@@ -97,18 +97,19 @@ def textures() -> dict[str, Callable[[int], Tensor]]:
     }
 
 
-def test_a_photograph_of_a_print_has_the_places_of_this_eot_and_nothing_else_of_it() -> None:
+def test_a_medium_has_the_places_of_this_eot_and_nothing_else_of_it() -> None:
     texture, plain = torch.zeros(3, 16, 16), evaluator()
     bare = replace(plain, renderer=Renderer(plain.renderer.placement))
-    found, digital = (
-        (one.photograph({"patch": always(texture)}, range(3)) for one in (plain, bare)),
-        bare.measure({"p": always(texture)}, range(3)),
-    )
-    first, second = found
+    first, second = (one.in_media({"patch": always(texture)}, range(3)) for one in (plain, bare))
     assert first == second
-    assert [one.condition for one in first] == ["photographed"] * 3
-    black = [one.metrics["epe_clean", "patch"] for one in digital if one.condition == "p"]
-    assert all(one.metrics["epe_clean", "patch"] != other for one, other in zip(first, black, strict=True))
+    assert [one.condition for one in first] == ["patch_digital"] * 3 + ["patch_photographed"] * 3
+    black = [
+        one.metrics["epe_clean", "patch"]
+        for one in bare.measure({"p": always(texture)}, range(3))
+        if one.condition == "p"
+    ]
+    assert [one.metrics["epe_clean", "patch"] for one in first[:3]] == black
+    assert all(one.metrics["epe_clean", "patch"] != other for one, other in zip(first[3:], black, strict=True))
 
 
 # References
@@ -303,7 +304,7 @@ def test_what_a_random_patch_does_as_well_did_not_work(patch: float) -> None:
 def test_the_patch_itself_out_of_focus_or_on_paper_is_no_rival() -> None:
     measured = run([1.0] * 20, [0.9] * 20, [0.5] * 20)
     same = [one(condition, n, 0.5) for condition in NO_RIVALS[2:] for n in range(20)]
-    assert len(same) == 80
+    assert len(same) == 140
     assert judge(measured + same, FlowAttack()).sentence == judge(measured, FlowAttack()).sentence
 
 
@@ -311,12 +312,18 @@ def test_the_patch_itself_out_of_focus_or_on_paper_is_no_rival() -> None:
     ("drawn", "says"),
     [(0.6, "it beats both: 0.600"), (0.5, "it does not beat the best hand-drawn texture: 0.500")],
 )
-def test_the_facts_say_what_a_print_of_the_patch_does_beside_those_of_its_controls(drawn: float, says: str) -> None:
-    printed = {"drawn_photographed": drawn, "random_photographed": 0.9, "photographed": 0.5}
+@pytest.mark.parametrize(
+    ("medium", "words"),
+    [("photographed", "Printed and photographed, by the model"), ("digital", "Digital, in focus")],
+)
+def test_the_facts_say_what_the_patch_does_in_each_medium_beside_its_controls(
+    medium: str, words: str, drawn: float, says: str
+) -> None:
+    shown = {"drawn": drawn, "random": 0.9, "patch": 0.5}
     measured = run([1.0] * 20, [0.9] * 20, [0.1] * 20)
-    measured += [one(condition, n, value) for condition, value in printed.items() for n in range(20)]
+    measured += [one(f"{name}_{medium}", n, value) for name, value in shown.items() for n in range(20)]
     facts = judge(measured, FlowAttack()).facts
-    assert f"Printed and photographed, by the model, {says}" in facts
+    assert f"{words}, {says}" in facts
     assert "0.900 [0.900, 0.900] random patch, 0.500 [0.500, 0.500] optimised patch." in facts
 
 
@@ -429,7 +436,7 @@ def flows(scenes: int = 20, **conditions: Flow) -> list[Measured]:
 def test_the_verdict_names_the_size_of_the_effect(conditions: dict[str, Flow], outcome: Outcome, sentence: str) -> None:
     verdict = judge(flows(**conditions), FlowAttack())
     assert (verdict.outcome, verdict.sentence) == (outcome, sentence)
-    assert "by less than 10 % (share of pixels whose flow turned" in verdict.rule
+    assert "by less than 10 % (fraction of pixels whose flow turned" in verdict.rule
 
 
 def test_of_few_scenes_nothing_is_concluded() -> None:

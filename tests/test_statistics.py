@@ -13,7 +13,7 @@ RUNS = 2000  # simulated evaluations of each kind
 
 
 def covered(bounds: Callable[[np.ndarray], tuple[float, float, float]], runs: np.ndarray, truth: float) -> float:
-    """Share of ``runs [RUNS, n]`` whose interval holds the truth."""
+    """Fraction of ``runs [RUNS, n]`` whose interval holds the truth."""
     return float(np.mean([low <= truth <= high for _, low, high in map(bounds, runs)]))
 
 
@@ -50,7 +50,7 @@ def test_the_interval_shrinks_with_the_root_of_n() -> None:
 @pytest.mark.parametrize("n", [48, 96])
 @pytest.mark.parametrize("law", ["normal", "exponential", "gamma", "shares"])
 def test_intervals_of_means_hold_the_true_mean_in_95_of_100_runs(law: str, n: int) -> None:
-    """Errors in pixels are skewed, cosines less; shares of four draws lie on five values."""
+    """Errors in pixels are skewed, cosines less; fractions of four draws lie on five values."""
     draw = np.random.default_rng(0)
     runs, truth = {
         "normal": lambda: (draw.normal(2.0, 1.0, (RUNS, n)), 2.0),

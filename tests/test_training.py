@@ -568,7 +568,7 @@ def test_a_patch_that_no_page_takes_is_refused(make: Callable[..., Job]) -> None
         ({"zoom": 0.5}, r"trainer\.zoom: expected a factor of 1 or more, got 0\.5"),
         ({"grow": 0.5}, r"trainer\.grow: expected a factor of 1 or more, got 0\.5"),
         ({"grow": 2.0, "devices": 2}, r"trainer\.grow: expected 1 for 2 processes"),
-        ({"cutout": 1.0}, r"trainer\.cutout: expected a share of 0 or more and less than 1, got 1"),
+        ({"cutout": 1.0}, r"trainer\.cutout: expected a fraction of 0 or more and less than 1, got 1"),
         ({"workers": -1}, "expected workers and memory_gb of 0 or more, got -1"),
         ({"memory_gb": -0.5}, r"got 0 and -0\.5"),
     ],

@@ -24,7 +24,7 @@ class Metric:
     Attributes:
         label: in words, with its unit.
         stronger: ``lower`` or ``higher``: which way a stronger attack moves it.
-        rate: each scene's value is a success, a failure, or a share of its draws; its interval is Wilson's.
+        rate: each scene's value is a success, a failure, or a fraction of its draws; its interval is Wilson's.
     """
 
     label: str
@@ -45,7 +45,7 @@ class Size:
         metric: name and region; what it differs from its value on clean frames is the effect.
         words: what the patch does, with ``{}`` in the place of the effect, after "The patch works: it ...".
         small: a patch whose effect exceeds that of some control by less than this does little more than that.
-        unit: ``%`` of a share, else the metric's own, as ``m``.
+        unit: ``%`` of a fraction, else the metric's own, as ``m``.
     """
 
     metric: tuple[str, str]
@@ -137,7 +137,7 @@ class Attack(ABC):
         return source
 
     def controls(self, source: Source, patch: Patch) -> Mapping[str, Textures]:
-        """Textures that this task should be compared with, beside the grey and the random patch."""
+        """Textures that this task should be compared with, besides the grey and the random patch."""
         return {}
 
     @abstractmethod

@@ -20,7 +20,7 @@ from patchattack.patch import Patch, read_image, resize
 from patchattack.scene import Scene, Source, View
 
 GOALS = ("targeted", "untargeted", "least_likely")
-DISTANCES = ("log_probability", "margin")
+DISTANCES = ("log_probability", "margin", "logit")
 TOP = 5  # classes that pictures show and that success_top5 looks at
 PHOTOS, SEARCHED = 4, 500  # scenes of the target class that serve as control, and scenes looked at to find them
 PICTURE = 160  # pixels that a picture is high at least, or as high as the frame: names can be read
@@ -41,7 +41,9 @@ class ClassificationAttack(Attack):
             victim's clean prediction where there is none; ``least_likely`` to the class that is least likely on each
             scene's clean frame (Kurakin et al. 2016).
         target: name or number of a class of the victim, for ``targeted`` alone.
-        distance: ``log_probability``, or ``margin`` between the logits (Carlini & Wagner 2017, section V.A, f6).
+        distance: ``log_probability``; ``margin`` between the logits (Carlini & Wagner 2017, section V.A, f6); or
+            ``logit``, of the class aimed at alone: its gradient does not fade where the network is sure already, which
+            helps a patch on networks that it was not trained on (Zhao et al. 2021, equation 3).
         confidence: the margin at which a scene counts as won and its loss stops falling, κ there.
         photo: image of the target class that is tried as a patch for comparison; null takes scenes of that class.
 
@@ -56,7 +58,7 @@ class ClassificationAttack(Attack):
         "success": Metric("attack success rate", "higher", rate=True),
         "success_top5": Metric("attack success rate among the five likeliest classes", "higher", rate=True),
         "confidence": Metric("probability of the target class, or of any but the true one", "higher"),
-        "accuracy": Metric("share of scenes that are classified as they are labelled", "lower", rate=True),
+        "accuracy": Metric("fraction of scenes that are classified as they are labelled", "lower", rate=True),
     }
 
     def __init__(
@@ -144,14 +146,16 @@ class ClassificationAttack(Attack):
         return photos
 
     def loss(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
-        """``[B]``: -log P of the class aimed at or log P of the true one; or the margin that is left, down to -κ."""
+        """``[B]``: -log P of the class aimed at or log P of the true one; so its logit; or the margin, down to -κ."""
         aim = self._aim(clean, scene).unsqueeze(1)
         if self.distance == "log_probability":
             score = output.log_softmax(dim=1).gather(1, aim)
         else:
-            score = output.gather(1, aim) - output.scatter(1, aim, -math.inf).amax(dim=1, keepdim=True)
+            score = output.gather(1, aim)
+        if self.distance == "margin":
+            score = score - output.scatter(1, aim, -math.inf).amax(dim=1, keepdim=True)
         score = score.squeeze(1) if self.goal == "untargeted" else -score.squeeze(1)
-        return score if self.distance == "log_probability" else score.clamp(min=-self.confidence)
+        return score.clamp(min=-self.confidence) if self.distance == "margin" else score
 
     @torch.no_grad()
     def metrics(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:

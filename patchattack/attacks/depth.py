@@ -26,7 +26,7 @@ FARTHEST = 150.0  # metres; where a fitted inverse depth says nearly zero, or le
 NEAREST = 1e-3  # metres; a depth is divided by, and its logarithm taken
 SMALLEST = 1e-9  # of the values whose ratio is taken
 CHANGED = "RdBu_r"  # colour map of pictures: farther, the same, nearer
-WIDEST = 80.0, 1.0  # metres, or share of the clean range, by which a pixel changes that is coloured fully
+WIDEST = 80.0, 1.0  # metres, or fraction of the clean range, by which a pixel changes that is coloured fully
 
 _log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ class DepthAttack(Attack):
 
     The loss is that of Yamanaka et al. 2020: the mean over the region of |d_t - F(I with the patch)|. For a victim of
     metric depth it is in metres. A relative victim gives inverse depth up to scale and shift: its target
-    is a percentile of the scene's own clean prediction, and the loss is in shares of the clean range (from the 5th to
-    the 95th percentile), so that it does not depend on the victim's units. Everything that turns a relative output
+    is a percentile of the scene's own clean prediction, and the loss is in fractions of the clean range (from the 5th
+    to the 95th percentile), so that it does not depend on the victim's units. Everything that turns a relative output
     into a number comes from the clean prediction and is reused for the attacked one: fitted anew, a changed scale
     would vanish.
 
@@ -54,14 +54,14 @@ class DepthAttack(Attack):
             relative one a percentile in [0, 100] of the scene's clean inverse depth, null takes 95 near and 5 far.
         region: pixels that count: those of which the ``patch`` covers more than half, those of the ``surface`` that
             carries it, or ``all``.
-        tolerance: how far from the target counts as there: a share of the target's metres, or of the clean range.
-        margin: how far beyond the target the loss aims, in the same shares, or in units of the logarithm, so that a
+        tolerance: how far from the target counts as there: a fraction of the target's metres, or of the clean range.
+        margin: how far beyond the target the loss aims, in the same fractions, or in units of the logarithm, so that a
             mean that comes to rest near its aim is a success too (as the confidence of Carlini & Wagner 2017); metrics
             know the target alone.
         distance: ``absolute`` or ``log_ratio``, which needs outputs above 0: metres, or an inverse depth without shift.
-        weights: ``even``, or ``cospgd``, of ``absolute`` alone: each pixel of the loss counts by the share of its way
-            to the aim that is left, 1 where the patch has not moved it: CosPGD (Agnihotri et al. 2024) for one channel,
-            which has no angle.
+        weights: ``even``, or ``cospgd``, of ``absolute`` alone: each pixel of the loss counts by the fraction of its
+            way to the aim that is left, 1 where the patch has not moved it: CosPGD (Agnihotri et al. 2024) for one
+            channel, which has no angle.
 
     Raises:
         InputError: an option that does not exist or a number that cannot be.
@@ -91,9 +91,9 @@ class DepthAttack(Attack):
                 f"attack.weights={weights}: expected distance absolute, got {distance}, which has no pixels"
             )
         if not 0 <= tolerance < 1:
-            raise InputError(f"attack.tolerance: expected a share of 0 or more and less than 1, got {tolerance}")
+            raise InputError(f"attack.tolerance: expected a fraction of 0 or more and less than 1, got {tolerance}")
         if not 0 <= margin < math.inf:
-            raise InputError(f"attack.margin: expected a share of 0 or more, got {margin}")
+            raise InputError(f"attack.margin: expected a fraction of 0 or more, got {margin}")
         self.goal, self.target, self.region = goal, target, region
         self.tolerance, self.margin, self.distance, self.weights = tolerance, margin, distance, weights
         self.attacked = "all" if region == "all" else "patch"
@@ -122,7 +122,7 @@ class DepthAttack(Attack):
         target = f"{self.aim:g} m" if self.is_metric else f"percentile {self.aim:g} of the clean inverse depth"
         beyond = {"near": "nearer", "far": "farther"}[self.goal]
         slack = f"{100 * self.tolerance:g} %" + ("" if self.is_metric else " of the clean range")
-        unit = "m" if self.is_metric else "share of the clean range of inverse depth"
+        unit = "m" if self.is_metric else "fraction of the clean range of inverse depth"
         self.widest = min(WIDEST[0], self.farthest) if self.is_metric else WIDEST[1]
         what = {"patch": "its place", "surface": "the surface that carries it", "all": "the whole frame"}[self.region]
         way = {"near": "nearer", "far": "farther"}[self.goal]
@@ -133,17 +133,19 @@ class DepthAttack(Attack):
         )
         self.metric_info = {
             "gap": Metric(f"mean distance left to {target} ({unit})", "lower"),
-            "success": Metric(f"share of scenes whose mean is {target} or {beyond} (± {slack})", "higher", rate=True),
-            "reached": Metric(f"share of pixels that are at {target} or {beyond} (± {slack})", "higher"),
+            "success": Metric(
+                f"fraction of scenes whose mean is {target} or {beyond} (± {slack})", "higher", rate=True
+            ),
+            "reached": Metric(f"fraction of pixels that are at {target} or {beyond} (± {slack})", "higher"),
             "error": Metric(f"mean change against the clean prediction ({unit})", "higher"),
-            "relative": Metric("mean change of the depth as a share of the clean depth", "higher"),
+            "relative": Metric("mean change of the depth as a fraction of the clean depth", "higher"),
             "error_truth": Metric(f"mean error against the true depth up to {self.farthest:g} m (m)", "higher"),
         }
 
     def loss(self, output: Tensor, clean: Tensor, scene: Scene, view: View) -> Tensor:
         """``[B]``: what the region lacks of the target and the margin beyond it; 0 of a region without a pixel.
 
-        It is the mean distance, in metres or in shares of the clean range, or the logarithm of the mean's ratio.
+        It is the mean distance, in metres or in fractions of the clean range, or the logarithm of the mean's ratio.
 
         Args:
             output: ``[B, 1, H, W]`` of the victim on the view.

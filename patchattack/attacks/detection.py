@@ -67,7 +67,7 @@ class DetectionAttack(Attack):
     task = "detection"
     clean_metric = ("ap50", "all")
     metric_info: Mapping[str, Metric] = {
-        "recall": Metric("share of the attacked objects that are detected", "lower", rate=True),
+        "recall": Metric("fraction of the attacked objects that are detected", "lower", rate=True),
         "success": Metric("success rate (an object lost, or one that appeared)", "higher", rate=True),
         "score": Metric("highest score of an attacked object's candidates", "lower"),
         "false_positives": Metric("detections where there is no object", "higher"),
@@ -194,8 +194,8 @@ class DetectionAttack(Attack):
         """What is known of the scenes as a whole; detections and objects are matched image by image.
 
         A detection is the best of its like: candidates of at least ``confidence``, after suppression within each
-        class. ``recall`` is the share of the attacked objects that a detection of their class finds. ``success`` is
-        the share of those found on the clean frame that are not found now. ``score`` is the mean over the attacked
+        class. ``recall`` is the fraction of the attacked objects that a detection of their class finds. ``success`` is
+        the fraction of those found on the clean frame that are not found now. ``score`` is the mean over the attacked
         objects, ``false_positives`` counts the detections that overlap no object of any class. ``ap50`` is the average
         precision over all of this one scene's objects, at IoU 0.5, mean over their classes: detections below
         ``confidence`` do not enter, and scenes are not pooled, so it is no benchmark's mAP.

@@ -51,7 +51,7 @@ class FlowAttack(Attack):
     clean_metric = ("epe_truth", "all")
     metric_info: Mapping[str, Metric] = {
         "cosine": Metric("cosine similarity to the clean flow", "lower"),
-        "turned": Metric("share of pixels whose flow turned by more than 90°", "higher"),
+        "turned": Metric("fraction of pixels whose flow turned by more than 90°", "higher"),
         "epe_clean": Metric("end-point error against the clean flow (px)", "higher"),
         "epe_truth": Metric("end-point error against the true flow (px)", "higher"),
     }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SEEN_THROUGH = 0.3  # share of the grey frame in a map that lies over it
+SEEN_THROUGH = 0.3  # fraction of the grey frame in a map that lies over it
 TEXT = "#1a1c1f"
 
 

@@ -1,4 +1,4 @@
-"""Per-image baselines (FGSM to C&W), before and after print and photograph, beside a run's patch.
+"""Per-image baselines (FGSM to C&W), before and after print and photograph, compared with a run's patch.
 
 patchattack baselines images=50
 patchattack baselines run=outputs/classification/TIME attacks=[fgsm,bim,pgd]

@@ -1,4 +1,4 @@
-"""Evaluate patches over size, angle, place, light and camera, beside their controls.
+"""Evaluate patches over size, angle, place, light and camera, compared with their controls.
 
 patchattack evaluate run=RUN
 patchattack evaluate run=RUN axes=[size,yaw] axes.yaw.levels=[0,20,40] sweep=factorial

@@ -38,7 +38,7 @@ def run(parts: dict[str, Any]) -> None:
     sheets = [("", patch().detach(), sheet.number, f"Patch against {name}")]
     if parts["control"]:
         control = random_texture(height, width, 0)
-        sheets.append(("control_", control, sheet.number + 1, f"Control: random patch beside {name}"))
+        sheets.append(("control_", control, sheet.number + 1, f"Control: random patch for {name}"))
     if parts["blank"]:
         sheets.append(("blank_", None, sheet.number, "Blank sheet: the patch is drawn onto it on the screen"))
     for prefix, texture, number, title in sheets:

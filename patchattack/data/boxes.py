@@ -18,7 +18,7 @@ from patchattack.names import class_names
 from patchattack.scene import Scene, Source
 
 GREY = 114  # beside an image that does not fill its frame: what YOLO is trained with
-TOLERANCE = 0.01  # share of the image by which a box may stick out, because labels are rounded
+TOLERANCE = 0.01  # fraction of the image by which a box may stick out, because labels are rounded
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Labelled:
 
     Attributes:
         path: of the image file.
-        boxes: ``[N, 5]`` float64: left and right as shares of the width, top and bottom as shares of the height
+        boxes: ``[N, 5]`` float64: left and right as fractions of the width, top and bottom as fractions of the height
             (left, top, right, bottom), and the class; N is 0 without an object.
         size: height and width for which the boxes were drawn, None where the labels do not say.
     """
@@ -123,7 +123,7 @@ def letterbox(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tens
 
 
 def clip(left: float, top: float, right: float, bottom: float) -> list[float] | None:
-    """The box, in shares of the image, without what rounding lets stick out; None if it is not a box in the image."""
+    """The box, in fractions of the image, without what rounding lets stick out; None if it is no box in the image."""
     box = [left, top, right, bottom]
     inside = [min(max(edge, 0.0), 1.0) for edge in box]
     near = all(abs(edge - kept) <= TOLERANCE for edge, kept in zip(box, inside, strict=True))

@@ -23,7 +23,7 @@ TILE = 128  # texels along a texture's side
 BANK = {"noise": 20, "leaves": 30, "gradient": 8, "plain": 6}  # textures of a seed
 ANGLES = 256  # at which a shape's radius is drawn
 TURN, GROWTH = 10.0, 0.06  # of a layer from frame 0 to frame 1, at a speed of 8 px: degrees and share, at most
-LAYOUT, TEXTURES = 0, 1  # what a generator is for, beside the seed
+LAYOUT, TEXTURES = 0, 1  # what a generator is for, besides the seed
 
 
 class FlyingShapes(Source):

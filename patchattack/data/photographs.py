@@ -41,7 +41,7 @@ class Photographs(Source):
         root: the folder; or one at an address that fsspec knows, as ``s3://bucket/photos``, or in an archive (tar, zip)
             here or there.
         size: ``(h, w)`` of the frames.
-        crop: share of the resized image's shorter side that is kept, where the image has the frames' proportions.
+        crop: fraction of the resized image's shorter side that is kept, where the image has the frames' proportions.
         labels: ``folders`` takes the name of the folder in ``root`` that an image lies in or below, and leaves those
             beside the folders without label; ``none`` leaves all so; ``auto`` takes the folders, if there are any and
             no image lies beside them. Or a CSV file with a line ``file,class`` for each labelled image: its file

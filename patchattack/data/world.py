@@ -26,10 +26,10 @@ TILE = 96  # texels along a texture's side
 COUNTS = {"sky": 6, "ground": 8, "road": 8, "facade": 20, "vehicle": 20, "poster": 34}
 NEAR = 0.1  # metres; a plane that is nearer is not seen
 WIDEST = 110.0  # degrees that sky and ground are sure to fill
-LAYOUT, TEXTURES, LABELS, SIGNS = 0, 1, 2, 3  # what a generator is for, beside the seed
+LAYOUT, TEXTURES, LABELS, SIGNS = 0, 1, 2, 3  # what a generator is for, besides the seed
 CLASSES = {"billboard": (), "sign": tuple(signs.SIGNS), "vehicle": ("vehicle", "sign"), "none": ()}  # by subject
 SMALLEST = 6  # pixels along both sides of an object that is worth a box
-SEEN = 0.4  # share of an object's pixels in the frame that nothing hides, if it is worth a box
+SEEN = 0.4  # fraction of an object's pixels in the frame that nothing hides, if it is worth a box
 
 
 class World(Source):

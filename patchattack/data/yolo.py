@@ -20,7 +20,7 @@ class Yolo(BoxedImages):
 
     ``images/val/a/1.jpg`` has its labels in ``labels/val/a/1.txt``, or ``val/images/a/1.jpg`` in
     ``val/labels/a/1.txt``. A line there is an object: the number of its class, then the centre (x, y), the width and
-    the height of its box as shares of the image's, and perhaps a confidence, which is passed over. Or the points
+    the height of its box as fractions of the image's, and perhaps a confidence, which is passed over. Or the points
     (x, y) of a polygon, whose box is taken. An image without objects has an empty file of labels, or none.
 
     Args:
@@ -101,7 +101,7 @@ def _boxes(path: Path, classes: Sequence[str]) -> Tensor:
         if box is None or kind not in range(len(classes)):
             raise InputError(
                 f"{path}, line {number}: expected a class from 0 to {len(classes) - 1} and a box within the image in "
-                f"shares of its size, got '{line[:60]}'; correct the line or name more classes with data.names"
+                f"fractions of its size, got '{line[:60]}'; correct the line or name more classes with data.names"
             )
         rows.append([*box, kind])
     return torch.tensor(rows, dtype=torch.float64).view(-1, 5)

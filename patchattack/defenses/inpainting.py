@@ -71,7 +71,7 @@ class EntropyMasking(Inpainting):
     A pixel counts for the two levels beside it, in proportion, so that the entropy has a gradient.
 
     Args:
-        threshold: entropy from which a window is suspect, as a share of that of all levels alike.
+        threshold: entropy from which a window is suspect, as a fraction of that of all levels alike.
         side: of a window in pixels, odd.
         levels: of grey.
 

@@ -28,7 +28,7 @@ class PatchCleanser(Defense):
     Preprocessing goes between the masks and the network, so that this is the first of stacked defences.
 
     Args:
-        side: of the largest patch, upright, as a share of the frame's shorter side.
+        side: of the largest patch, upright, as a fraction of the frame's shorter side.
         masks: along each side of the frame; their square is how often the victim is asked, and its square at most.
 
     Raises:

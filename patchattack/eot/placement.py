@@ -45,8 +45,8 @@ class Uniform:
     """A uniform place in the frame with a little scale, rotation and tilt, as in Ranjan et al. 2019, section 4.1.
 
     Args:
-        area: the mask's share of the frame's area. Exactly one of ``area``, ``side`` and ``distance`` is given.
-        side: the patch's longer side as a share of the frame's shorter one.
+        area: the mask's fraction of the frame's area. Exactly one of ``area``, ``side`` and ``distance`` is given.
+        side: the patch's longer side as a fraction of the frame's shorter one.
         distance: metres from the camera at which the patch, facing it, has its size on paper; needs intrinsics.
         scale: range of a factor on the size.
         rotation: range in degrees, counter-clockwise.
@@ -60,7 +60,7 @@ class Uniform:
         motion: ``static`` leaves the corners alone between the frames (the paper's white-box set-up); ``scene`` puts
             the patch on the scene's surface, or, where there is none, moves it by depth and ego-motion as an upright
             board in the scene; ``random`` moves it by a random homography.
-        speed: of ``random`` motion, the largest shift as a share of the frame's shorter side.
+        speed: of ``random`` motion, the largest shift as a fraction of the frame's shorter side.
 
     Raises:
         InputError: a value is out of range.
@@ -88,7 +88,7 @@ class Uniform:
             )
         for key, value in (("area", area), ("side", side)):
             if value is not None and not 0 < value <= 1:
-                raise InputError(f"placement.{key}: expected a share of the frame in (0, 1], got {value}")
+                raise InputError(f"placement.{key}: expected a fraction of the frame in (0, 1], got {value}")
         if distance is not None and not 0 < distance < math.inf:
             raise InputError(f"placement.distance: expected metres above 0, got {distance}")
         if motion not in MOTIONS:
@@ -173,7 +173,7 @@ class OnSurface:
     """On the scene's own surface: the plane of an object, or a square on its box.
 
     Args:
-        size: the patch's longer side as a share of the surface's side.
+        size: the patch's longer side as a fraction of the surface's side.
         scale: range of a factor on the size.
         rotation: range in degrees in the surface's plane, counter-clockwise.
         x: range of the patch's centre along the surface, from 0 (left) to 1 (right).
@@ -220,9 +220,9 @@ def on_plane(surface: Tensor, scale: Tensor, turn: Tensor, centre: Tensor, size_
 
     Args:
         surface: ``[B, T, 4, 2]`` corners of a square.
-        scale: ``[B, 1]`` the patch's longer side as a share of the square's.
+        scale: ``[B, 1]`` the patch's longer side as a fraction of the square's.
         turn: ``[B, 1]`` degrees in the square's plane.
-        centre: ``[B, 2]`` of the patch, as shares of the square's sides.
+        centre: ``[B, 2]`` of the patch, as fractions of the square's sides.
         size_mm: width and height.
 
     Returns:

@@ -21,7 +21,7 @@ class NES(GradientFree):
         lr: length of a step, root mean square over the parameter; for free pixels, of full-scale colour.
         population: losses that a step compares, an even number.
         sigma: how far from the parameter they are tried, root mean square too.
-        momentum: share of the past in m.
+        momentum: fraction of the past in m.
         basis, resolution: of what is searched, as in :class:`patchattack.optimizers.basis.Basis`.
 
     Raises:

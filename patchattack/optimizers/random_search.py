@@ -18,7 +18,7 @@ class RandomSearch(GradientFree):
 
     Args:
         params: one parameter.
-        lr: side of the squares, as a share of the parameter's longer side; schedules shrink it.
+        lr: side of the squares, as a fraction of the parameter's longer side; schedules shrink it.
         population: losses that a step compares: of the parameter as it was, and after one more square each time.
         basis: ``pixels``, or ``grid``, whose squares are made of whole cells.
         resolution: cells along the longer side, of ``grid``.

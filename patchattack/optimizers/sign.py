@@ -20,7 +20,7 @@ class SignMomentum(torch.optim.Optimizer):
     Args:
         params: the parameters, or groups of them.
         lr: length of a step in the parameter's own unit: for free pixels, of full-scale colour.
-        momentum: share of the past in g; 1 in the paper, 0 for the basic iterative method.
+        momentum: fraction of the past in g; 1 in the paper, 0 for the basic iterative method.
 
     Raises:
         InputError: ``lr`` or ``momentum`` is negative.

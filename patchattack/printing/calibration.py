@@ -262,7 +262,7 @@ def write_palette(path: Path, fit: Fit) -> None:
 
 
 def write_picture(path: Path, fit: Fit) -> None:
-    """Write a PNG: the chart as photographed, what was seen beside what the map says, and the map's errors.
+    """Write a PNG: the chart as photographed, what was seen compared with what the map says, and the map's errors.
 
     Raises:
         InputError: the file cannot be written.

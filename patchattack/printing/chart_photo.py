@@ -14,7 +14,7 @@ from patchattack.errors import InputError
 from patchattack.printing import chart
 from patchattack.printing.colour import encode, linear
 
-INNER = 0.5  # share of a cell's side that is averaged: the rest is for blur and for paper that is not quite flat
+INNER = 0.5  # fraction of a cell's side that is averaged: the rest is for blur and for paper that is not quite flat
 
 
 def find(pixels: np.ndarray, path: Path) -> np.ndarray:

@@ -40,7 +40,7 @@ _PURPOSE = (
 
 
 class Sheet:
-    """Paper, and what stands on it beside the patch.
+    """Paper, and what stands on it besides the patch.
 
     Patch and markers are one object that is cut out along the marks. Title, note, ruler, colour bar and a table of
     the patch's size in a camera's image stand above and below it.

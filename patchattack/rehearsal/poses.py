@@ -15,7 +15,7 @@ BARS = {"corners_px": 1.0, "distance_percent": 3.0, "angles_deg": 3.0}  # larges
 
 
 def compare(records: Mapping[str, np.ndarray], truths: Sequence[Truth | None], consecutive: int) -> dict[str, Any]:
-    """Measured poses beside the true ones, of the frames that show all markers of a patch that is not too small.
+    """Measured poses compared with the true ones, of the frames that show all markers of a patch that is not too small.
 
     Args:
         records: columns of ``frames.csv``.

@@ -15,7 +15,7 @@ from patchattack.data.world_layout import Planes
 from patchattack.errors import InputError
 from patchattack.printing.fiducials import Layout
 
-_LAYOUT, _WAY = 7, 8  # what a generator is for, beside the seed
+_LAYOUT, _WAY = 7, 8  # what a generator is for, besides the seed
 _PERIOD = 5  # frames in which a hand that holds a camera sways once
 _ASIDE = 0.4  # of half the frame's width: where the sheet is at the end of a pass
 
@@ -28,7 +28,7 @@ class Stage:
         side: of the surface that carries it.
         sheet: longer side of the sheet, cut out along its marks.
         beside: from the surface's centre to the sheet's, to the right.
-        near, far: share of the frame's shorter side that the patch's longer side spans.
+        near, far: fraction of the frame's shorter side that the patch's longer side spans.
     """
 
     side: float
@@ -117,7 +117,7 @@ class Street(World):
         return self.metres * 1000
 
     def distance(self, span: float) -> float:
-        """Metres in the world from which the patch spans this share of the frame's shorter side."""
+        """Metres in the world from which the patch spans this fraction of the frame's shorter side."""
         return float(self.matrix[0, 0]) * max(self.sheet.size_mm) * self.metres / (span * min(self.frame))
 
     def take(self, number: int, place: tuple[float, float], yaw: float, roll: float) -> Take:

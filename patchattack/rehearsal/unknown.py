@@ -13,7 +13,7 @@ from patchattack import seeding
 
 _GAMMA = 2.2  # of the camera: light is a value to this power
 _POWERS = np.array([power for power in itertools.product(range(4), repeat=3) if 2 <= sum(power) <= 3])
-_MODEL, _NOISE = 5, 6  # what a generator is for, beside the seed
+_MODEL, _NOISE = 5, 6  # what a generator is for, besides the seed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Unknown:
         mix: ``[3, 3]``, the linear part.
         bend: ``[16, 3]``, factors of the monomials of degree 2 and 3.
         balance: of red, green and blue, factors on light: the white balance.
-        vignetting: share of the light that is lost in the frame's corners.
+        vignetting: fraction of the light that is lost in the frame's corners.
         blur: standard deviation, pixels.
         noise: standard deviation of a pixel, of full scale.
     """

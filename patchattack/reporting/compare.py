@@ -33,7 +33,7 @@ from patchattack.reporting.page import (
 )
 from patchattack.tracking import MetricsCsv
 
-# Colours that no common colour blindness confuses beside each other; then again with other strokes.
+# Colours that no common colour blindness confuses next to each other; then again with other strokes.
 LINES = [(DAY[role], style) for style in ("-", "--", ":") for role in ("patch", "random", "ink", "muted", "calm")]
 IDLE = {"output", "resume", "tracker"}  # where a run lies and who watches it: not what it does
 ABSENT = "–"

@@ -40,7 +40,7 @@ DAY = {role: day for role, (day, _) in COLOURS.items()}
 REGIONS = {"all": "whole frame", "outside": "outside the patch", "patch": "on the patch"}
 STATES = {Outcome.WORKS: "worked", Outcome.FAILS: "failed", Outcome.INCONCLUSIVE: "undecided"}  # classes of the header
 ARROWS = {"lower": "↓", "higher": "↑"}  # the way of a stronger attack
-_NARROWEST = 0.05  # span of an axis of intervals, as a share of its greatest value: ticks of closer values collide
+_NARROWEST = 0.05  # span of an axis of intervals, as a fraction of its greatest value: ticks of closer values collide
 _WIDEST = 640  # pixels; larger frames are shown reduced
 _STYLE: dict[Any, Any] = {
     "font.size": 8,

@@ -57,7 +57,7 @@ class Page:
         facts: the numbers behind it, in words.
         dots: rates to draw.
         label: what the rates are.
-        note: to read beside the figure.
+        note: to read next to the figure.
         tables: the numbers.
         setup: names and values, in their order.
         command: repeats it.

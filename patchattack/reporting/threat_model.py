@@ -25,7 +25,7 @@ class RunFacts:
     """What a run knows beside its config.
 
     Attributes:
-        outcome, sentence: of the verdict.
+        outcome, sentence, unbeaten: of the verdict.
         attack: with its metrics.
         victims: names of the networks.
         gradients: the attacker used the victim's gradients, not its outputs alone.
@@ -40,6 +40,7 @@ class RunFacts:
 
     outcome: str
     sentence: str
+    unbeaten: Mapping[str, list[str]]
     attack: Attack
     victims: list[str]
     gradients: bool
@@ -65,7 +66,7 @@ def threat_model(config: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
     training, validation, test = facts.scenes
     mine = [row for row in facts.rows if (row["metric"], row["region"]) == facts.attack.primary_metric]
     return {
-        "verdict": {"outcome": facts.outcome, "sentence": facts.sentence},
+        "verdict": {"outcome": facts.outcome, "sentence": facts.sentence, "unbeaten": dict(facts.unbeaten)},
         "attacker": {
             "knowledge": "white box: the victim's gradients" if facts.gradients else "black box: the victim's outputs",
             "victims": facts.victims,

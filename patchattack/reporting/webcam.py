@@ -58,7 +58,7 @@ class Section:
             ``value``, the mean of the primary metric.
         curves: success along the axes.
         gap: predicted minus measured success on the same frames, ``mean``, ``low``, ``high``; None without prediction.
-        destroyed: share of the predicted successes that failed on camera, likewise, with ``n`` frames.
+        destroyed: fraction of the predicted successes that failed on camera, likewise, with ``n`` frames.
     """
 
     victim: str

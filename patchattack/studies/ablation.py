@@ -1,4 +1,4 @@
-"""Ablation study: the contribution of each component of the training, a patch with all beside one without each."""
+"""Ablation study: the contribution of each component of the training, by leaving out one at a time."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _rows(study: CalibrationStudy, folder: Path) -> list[Row]:
 
 
 def _row(name: str, takes: np.ndarray, frames: int) -> Row:
-    # A take's difference is a share of its frames; so they are resampled, as by the evaluator.
+    # A take's difference is a fraction of its frames; so they are resampled, as by the evaluator.
     return {"patch": name} | statistics.estimate(takes, rate=name in PATCHES) | {"frames": frames}
 
 

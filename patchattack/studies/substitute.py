@@ -37,7 +37,7 @@ from patchattack.victims.substitute import NOTE, WEIGHTS, initial_network
 from patchattack.victims.victim import ClassificationVictim, Victim
 
 ANSWERS = "answers.safetensors"
-SCENES, POINTS, ORDER = range(3)  # what a generator is for, beside the seed
+SCENES, POINTS, ORDER = range(3)  # what a generator is for, besides the seed
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,13 @@ class Answers(nn.Module):
 
     Args:
         ask: gets images ``[B, 3, h, w]`` float32 on the host (flow: two of them) and says what ``kind`` names.
-        about: what its answers depend on beside the images.
+        about: what its answers depend on besides the images.
         task: of the victim.
         kind: of answer, as in :data:`KINDS`.
         name: of the victim, for messages.
         classes: names that answers go by; None where they are not known.
         batch: most images to ask about at once; None takes them all.
-        memory: of answers, beside the journal of a run that asks.
+        memory: of answers, besides the journal of a run that asks.
     """
 
     def __init__(

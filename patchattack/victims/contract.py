@@ -329,7 +329,7 @@ def _in_double(victim: Victim, frames: Tensor) -> tuple[Victim, Tensor]:
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest difference as a share of the spread of ``one``."""
+    """The largest difference as a fraction of the spread of ``one``."""
     low, high = one.aminmax()
     return ((one - other).abs().max() / (high - low).clamp(min=1e-12)).item()
 

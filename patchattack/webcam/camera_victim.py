@@ -80,7 +80,7 @@ class CameraVictim:
         if victim.task != attack.task:
             raise InputError(f"attack: expected a victim for {attack.task}, got {name} for {victim.task}")
         if margin < 0:
-            raise InputError(f"margin: expected a share of the primary metric of 0 or more, got {margin}")
+            raise InputError(f"margin: expected a fraction of the primary metric of 0 or more, got {margin}")
         self.name, self.frames, self.predict, self.device, self.margin = name, victim.frames, predict, device, margin
         nothing = torch.zeros(1, self.frames, 3, 16, 16, dtype=torch.uint8)
         scene = Scene(nothing, torch.zeros(1).long(), surface=torch.zeros(1, self.frames, 4, 2))

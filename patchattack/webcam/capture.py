@@ -24,7 +24,7 @@ from patchattack.videos import decode
 LATE = 1.75  # times the usual interval between two frames, from which one is missing in between
 INTERVALS = 31  # whose median is the usual one
 PATIENCE = 10_000  # milliseconds that a stream may take to open
-WHOLE = 0.98  # share of the frames that a video announces which makes it a whole one
+WHOLE = 0.98  # fraction of the frames that a video announces which makes it a whole one
 COUNTED = (".avi", ".m4v", ".mov", ".mp4")  # containers that count their frames; of others OpenCV guesses the number
 
 

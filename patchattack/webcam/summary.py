@@ -1,4 +1,4 @@
-"""What came out: success against distance, angle, light and sharpness, beside the prediction."""
+"""What came out: success against distance, angle, light and sharpness, compared with the prediction."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def summarise(
     Returns:
         For each victim: ``rows`` (condition, mean, low, high of the success, n stretches, frames, and value,
         the mean of the primary metric), ``curves`` by axis and condition (x, mean, low, high, n), ``gap``
-        (predicted minus measured success on the same frames: mean, low, high), ``destroyed`` (share of
+        (predicted minus measured success on the same frames: mean, low, high), ``destroyed`` (fraction of
         predicted successes that failed on camera, Kurakin et al. 2016: mean, low, high, n) and ``excess``
         (success of the patch beyond that of the grey card in the same frames: mean, low, high).
     """
@@ -209,7 +209,7 @@ class SessionResult:
 def note(
     folder: Path, origin: SessionOrigin, setup: Setup, source: Mapping[str, int] | None, faults: Sequence[str]
 ) -> None:
-    """Write ``session.json``: what a report needs to know beside what was measured.
+    """Write ``session.json``: what a report needs to know besides what was measured.
 
     Args:
         folder: of the session.

@@ -54,6 +54,7 @@ def collect(folder: Path) -> dict[str, Any]:
         "region": region,
         "size_mm": facts["size_mm"],
         "texels": facts["texels"],
+        "unbeaten": files.read_json(folder / "evidence.json")["verdict"]["unbeaten"],
         "versions": facts["versions"],
         "picture": _picture(folder / "patch.png", f"patch_{task}_{seed}.webp"),
         "metrics": metrics,

@@ -75,7 +75,7 @@ class Recipe(ABC):
         rate: the highest learning rate of the one-cycle schedule.
         batch: scenes in a step.
         licence: of the network.
-        adversarial: share of the frame that an :class:`Opponent` takes, or None.
+        adversarial: fraction of the frame that an :class:`Opponent` takes, or None.
         networks: those of the task.
         victims: the class of their victims.
         data: where the scenes come from.
@@ -83,7 +83,7 @@ class Recipe(ABC):
         held_out: scenes on which it is measured.
         given: what it takes, in words.
         output: what it makes of that.
-        growth: share of the steps in which the scenes of training grow from the easier half to all; 0 without order.
+        growth: fraction of the steps in which the scenes of training grow from the easier half to all; 0 without order.
     """
 
     network: str
@@ -227,7 +227,7 @@ class ClassificationRecipe(Recipe):
         return F.cross_entropy(network(images), labels, label_smoothing=0.1)
 
     def measured(self, victim: Victim, scenes: Iterator[Scene]) -> str:
-        """Share of signs that are recognised."""
+        """Fraction of signs that are recognised."""
         pairs = [(victim(scene.frames).argmax(dim=1), known(scene.label)) for scene in scenes]
         answers, labels = (torch.cat(column).tolist() for column in zip(*pairs, strict=True))
         right = [answer == label for answer, label in zip(answers, labels, strict=True)]
@@ -617,7 +617,7 @@ def main() -> None:
     if arguments.mix and not isinstance(RECIPES[name], ClassificationRecipe):
         parser.error(f"--mix: expected a classifier, got {name}; its labels could not be mixed")
     if arguments.adversarial is not None and not 0 < arguments.adversarial < 1:
-        parser.error(f"--adversarial: expected a share of the frame in (0, 1), got {arguments.adversarial}")
+        parser.error(f"--adversarial: expected a fraction of the frame in (0, 1), got {arguments.adversarial}")
     keys = ("steps", "batch", "scenes", "adversarial", "mix")
     chosen = {key: value for key in keys if (value := getattr(arguments, key))}
     recipe = replace(RECIPES[name], **chosen)

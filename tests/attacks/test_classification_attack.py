@@ -80,6 +80,9 @@ def value(metrics: dict[tuple[str, str], Tensor], name: str) -> list[float | Non
         ("targeted", "log_probability", -math.log(math.exp(2) / (7 + math.exp(2)))),
         ("untargeted", "log_probability", math.log(1 / (7 + math.exp(2)))),
         ("least_likely", "log_probability", -math.log(1 / (7 + math.exp(2)))),
+        ("targeted", "logit", -2.0),
+        ("untargeted", "logit", 0.0),
+        ("least_likely", "logit", 0.0),
         ("targeted", "margin", -2.0),
         ("untargeted", "margin", -2.0),
         ("least_likely", "margin", 2.0),
@@ -402,7 +405,7 @@ def test_pictures_have_the_frames_proportions(frame: tuple[int, int], size: tupl
 
 
 def bars(picture: Tensor, colour: tuple[int, int, int]) -> list[float]:
-    """Of each fifth of a picture, the share of the width that its longest run of one colour takes."""
+    """Of each fifth of a picture, the fraction of the width that its longest run of one colour takes."""
     same = ((picture * 255).round() == torch.tensor(colour).view(3, 1, 1)).all(dim=0)
     return [round(part.sum(dim=1).max().item() / picture.shape[2], 2) for part in same.tensor_split(5)]
 
@@ -464,7 +467,7 @@ def test_long_names_stay_clear_of_the_percentage() -> None:
     ("options", "message"),
     [
         ({"goal": "away"}, r"attack: expected goal of targeted, untargeted, least_likely and distance of .*, got away"),
-        ({"distance": "l2"}, r"distance of log_probability, margin, got targeted and l2"),
+        ({"distance": "l2"}, r"distance of log_probability, margin, logit, got targeted and l2"),
         ({"target": None}, r"attack\.target: expected the name or number of a class for attack\.goal=targeted"),
         ({"confidence": -1.0}, r"attack\.confidence: expected a margin of logits of 0 or more, got -1"),
         ({"confidence": math.nan}, r"attack\.confidence: .* got nan"),

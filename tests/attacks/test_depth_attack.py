@@ -403,13 +403,13 @@ def test_metrics_carry_no_gradient() -> None:
 
 def test_labels_say_what_is_asked_for_and_in_which_unit() -> None:
     labels = {name: metric.label for name, metric in bound(True).metric_info.items()}
-    assert labels["success"] == "share of scenes whose mean is 3 m or nearer (± 10 %)"
+    assert labels["success"] == "fraction of scenes whose mean is 3 m or nearer (± 10 %)"
     assert labels["error"] == "mean change against the clean prediction (m)"
     labels = {name: metric.label for name, metric in bound(False, goal="far", tolerance=0.05).metric_info.items()}
     assert labels["reached"] == (
-        "share of pixels that are at percentile 5 of the clean inverse depth or farther (± 5 % of the clean range)"
+        "fraction of pixels that are at percentile 5 of the clean inverse depth or farther (± 5 % of the clean range)"
     )
-    assert labels["error"].endswith("(share of the clean range of inverse depth)")
+    assert labels["error"].endswith("(fraction of the clean range of inverse depth)")
 
 
 def test_one_attack_can_meet_a_second_victim() -> None:
@@ -463,9 +463,9 @@ def test_a_surface_is_needed_for_its_region() -> None:
             {"weights": "cospgd", "distance": "log_ratio"},
             r"attack\.weights=cospgd: expected distance absolute, got log",
         ),
-        ({"tolerance": -0.1}, r"attack\.tolerance: expected a share of 0 or more and less than 1, got -0.1"),
+        ({"tolerance": -0.1}, r"attack\.tolerance: expected a fraction of 0 or more and less than 1, got -0.1"),
         ({"tolerance": 1.0}, r"attack\.tolerance: expected .* got 1.0"),
-        ({"margin": -0.1}, r"attack\.margin: expected a share of 0 or more, got -0.1"),
+        ({"margin": -0.1}, r"attack\.margin: expected a fraction of 0 or more, got -0.1"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -140,7 +140,7 @@ def test_any_image_is_a_patch_for_several_victims(
         (["runs=[nowhere]"], "nowhere/patch.png"),
         (["patch=x.png", "axes=[sizes]"], "axes: expected one of"),
         (["patch=x.png", "axes.size.levels=[big]"], "axes.size.levels: expected"),
-        (["patch=x.png", "axes.size.levels=[2]"], "placement.area: expected a share of the frame in (0, 1], got 2"),
+        (["patch=x.png", "axes.size.levels=[2]"], "placement.area: expected a fraction of the frame in (0, 1], got 2"),
         (["patch=x.png", "scenes=0"], "scenes: expected an integer >= 1, got 0"),
         (["patch=x.png", "workers=-1"], "workers: expected an integer >= 1, got -1"),
         (["patch=x.png", "sweep=both"], "sweep: expected single or factorial, got both"),

@@ -205,7 +205,7 @@ def test_lines_of_another_format_are_refused(line: str, folder: Path) -> None:
 def test_boxes_outside_the_image_and_unknown_classes_are_refused(line: str, folder: Path) -> None:
     label(folder / "labels" / "val" / "a.txt", line)
     message = refusal(folder)
-    assert "a.txt, line 1: expected a class from 0 to 1 and a box within the image in shares of its size" in message
+    assert "a.txt, line 1: expected a class from 0 to 1 and a box within the image in fractions of its size" in message
     assert f"got '{line}'" in message
 
 

@@ -49,6 +49,7 @@ def some_threat_model(**changes: Any) -> dict[str, Any]:
     facts = RunFacts(
         outcome="works",
         sentence="The patch works.",
+        unbeaten={"digital": [], "photographed": ["drawn"]},
         attack=FlowAttack(),
         victims=["raft <small>"],
         gradients=True,

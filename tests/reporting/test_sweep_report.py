@@ -15,9 +15,10 @@ import torch
 
 from patchattack.controls import CONDITIONS
 from patchattack.reporting import latex, page
-from patchattack.reporting import sweep as module
 from patchattack.reporting.report import Example, Panel
-from patchattack.reporting.sweep import Evidence, PlottedAxis, write_evidence
+from patchattack.reporting.sweep import write_evidence
+from patchattack.reporting.sweep_figures import figures_of
+from patchattack.reporting.sweep_numbers import Evidence, Numbers, PlottedAxis
 from patchattack.statistics import Outcome
 
 pytestmark = pytest.mark.figures
@@ -244,9 +245,9 @@ def test_what_was_not_measured_is_a_dash_and_nothing_breaks(tmp_path: Path) -> N
 
 
 def drawn(evidence: Evidence, axis: str) -> Any:
-    numbers = module._Numbers(evidence)
+    numbers = Numbers(evidence)
     with page.figure_style():
-        return module._figures(numbers)[numbers.figure(axis, next(iter(numbers.pairs)))]()
+        return figures_of(numbers)[numbers.figure(axis, next(iter(numbers.pairs)))]()
 
 
 def test_a_level_that_may_be_chance_has_a_hollow_dot() -> None:

@@ -45,15 +45,15 @@ CONFIG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def base(tiny: tuple[str, ...]) -> tuple[str, ...]:
-    return ("attack=flow", "victim=flow_matching", *tiny)
+    return ("attack=flow", "victim=flow_matching", "camera=[jpeg]", *tiny)
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any], base: tuple[str, ...]) -> Path:
     folder = tmp_path_factory.mktemp("tables") / "table"
-    outcome = command(*base, "only=[without_camera,without_calibration]", f"output={folder}", entry="ablate")
+    outcome = command(*base, "only=[without_camera,without_defocus]", f"output={folder}", entry="ablate")
     assert outcome.status == 0, outcome.err
-    assert "left out: without_calibration (the set-up is the same: no appearance.calibrated)" in outcome.err
+    assert "left out: without_defocus (the set-up is the same: no camera.defocus)" in outcome.err
     return folder
 
 
@@ -302,10 +302,10 @@ def test_every_shipped_ablation_fits_every_placement() -> None:
             whole = {key: plain[key] for key in CONFIG}
             found, left_out = variants(trial(plain["ablations"], whole))
             assert len(found) + len(left_out) == 2 + len(plain["ablations"])
-            assert "with_calibration" in found
-            calibrated: Any = found["with_calibration"].parts.renderer
-            assert list(calibrated.made_of["appearance"]).index("calibrated") == 0
-            assert [one.split()[0] for one in left_out if "calibration" in one] == ["without_calibration"]
+            unprinted: Any = found["without_print"].parts.renderer
+            assert list(unprinted.made_of["appearance"]) == ["contrast", "brightness"]
+            sharp: Any = found["without_defocus"].parts.renderer
+            assert list(sharp.made_of["camera"]) == ["sensor_noise"]
             bare: Any = found["without_eot"].parts.renderer
             assert (bare.made_of["appearance"], bare.made_of["camera"]) == ({}, {})
             assert list(plain["printed"]["appearance"]) == ["calibrated", "print_noise"]

@@ -100,7 +100,7 @@ def test_the_table_has_every_pair_and_goes_on_where_it_stopped(
     table = [line for line in second.out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 3
     assert table[0] == (
-        "| victim | defence | share of scenes that are classified as they are labelled "
+        "| victim | defence | fraction of scenes that are classified as they are labelled "
         "| random | transferred | adaptive |"
     )
 

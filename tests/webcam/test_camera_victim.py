@@ -137,7 +137,7 @@ def test_the_rule_is_said_in_words() -> None:
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(InputError, match="expected a victim for flow, got x for depth"):
         CameraVictim("x", Scripted("depth"), FlowAttack(), lambda _: None, torch.device("cpu"))
-    with pytest.raises(InputError, match="margin: expected a share of the primary metric of 0 or more, got -1"):
+    with pytest.raises(InputError, match="margin: expected a fraction of the primary metric of 0 or more, got -1"):
         CameraVictim("x", Scripted("flow", 2), FlowAttack(), lambda _: None, torch.device("cpu"), -1)
 
 

@@ -60,14 +60,14 @@ class Limits:
         if not 0 < self.step <= self.eps <= 255:
             raise InputError(f"limits: expected 0 < step <= eps <= 255 levels, got {self.step:g} and {self.eps:g}")
         if not 0 < self.share <= 1:
-            raise InputError(f"limits.share: expected a share above 0 and up to 1, got {self.share:g}")
+            raise InputError(f"limits.share: expected a fraction above 0 and up to 1, got {self.share:g}")
         for name in ("iterations", "searches", "passes"):
             if getattr(self, name) < 1:
                 raise InputError(f"limits.{name}: expected at least 1, got {getattr(self, name)}")
 
 
 class Subject:
-    """A victim and what the attacks need beside the images.
+    """A victim and what the attacks need besides the images.
 
     Args:
         victim: on its device, differentiable.

@@ -1,4 +1,4 @@
-"""Per-image baselines beside the patch: digital success, size, and what print and camera leave of it."""
+"""Per-image baselines compared with the patch: digital success, size, and what print and camera leave of it."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def destruction_rate(truth: Tensor, won: Tensor, after: Tensor) -> np.ndarray:
         after: ``[draws, n]`` the victim's classes after it.
 
     Returns:
-        ``[n]`` the share of the draws in which the class is the true one again, NaN where nothing was won. Its mean is
-        the rate.
+        ``[n]`` the fraction of the draws in which the class is the true one again, NaN where nothing was won. Its mean
+        is the rate.
     """
     correct = (after == truth).float().mean(dim=0)
     return torch.where(won, correct, torch.nan).numpy()

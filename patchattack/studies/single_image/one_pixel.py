@@ -22,7 +22,7 @@ from patchattack.victims.victim import Victim
 
 STOPS = ("confident", "won")
 FEWEST = 5  # children: SciPy's differential evolution takes no fewer
-EVOLVING, DRAWING = range(2)  # what a generator is for, beside seed and image
+EVOLVING, DRAWING = range(2)  # what a generator is for, besides seed and image
 
 
 class OnePixel(Goal):
@@ -253,7 +253,7 @@ def attack_images(
     predict: Callable[[Tensor], Tensor] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Result]:
-    """Attack images one after another, each beside random pixels with as many queries.
+    """Attack images one after another, each compared with random pixels with as many queries.
 
     The draws of an image depend on the seed and its number alone. ``path`` is written after every image; an image
     that has its row there is not asked about again.

@@ -1,4 +1,4 @@
-"""What one-pixel attacks have come to: rates beside those of random pixels, a page and a picture of each image."""
+"""What one-pixel attacks have come to: rates, those of random pixels, a page and a picture of each image."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def publish(
                 Dot(name, *_interval(found[condition, "success"]), role)
                 for (condition, name), role in zip(CONDITIONS.items(), ("muted", "random", "patch"), strict=True)
             ],
-            label="share of images won",
+            label="fraction of images won",
             note=PAPER,
             tables=[table()],
             pictures=[

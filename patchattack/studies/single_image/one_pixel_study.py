@@ -1,4 +1,4 @@
-"""One-pixel attacks on images of the test part, one after another, each beside random pixels."""
+"""One-pixel attacks on images of the test part, one after another, each compared with random pixels."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from patchattack.scene import Scene, Source, View
 from patchattack.studies.sweep.axis import BASELINE, Point
 from patchattack.victims.victim import Victim
 
-NATURAL = 5  # what a generator is for, beside those of a run
+NATURAL = 5  # what a generator is for, besides those of a run
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def fitting(points: Sequence[Point], found: Sequence[Bench]) -> tuple[list[Point
     """The points that can be rendered, and of the others why not.
 
     Raises:
-        InputError: there is a point beside the baseline, but none of them can.
+        InputError: there is a point besides the baseline, but none of them can.
     """
     kept: list[Point] = []
     levels: dict[tuple[str, str], list[str]] = {}  # left out, by axis and reason

@@ -19,7 +19,7 @@ from patchattack.errors import InputError
 from patchattack.evaluation import LOSS, Row
 from patchattack.job import spread
 from patchattack.reporting.report import Example, example
-from patchattack.reporting.sweep import Evidence, PlottedAxis
+from patchattack.reporting.sweep_numbers import Evidence, PlottedAxis
 from patchattack.statistics import FEWEST, Outcome, too_few
 from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
 from patchattack.studies.sweep.bench import Bench
@@ -40,7 +40,7 @@ class Summary:
             test, adjusted over all rows (Holm).
         rivals: the same at the baseline against every control, with its name as ``condition``, the strongest first;
             p is of each by itself.
-        destruction: victim, patch, axis, level, rate, low, high, n: share of the baseline's successes that the level
+        destruction: victim, patch, axis, level, rate, low, high, n: fraction of the baseline's successes that the level
             undoes (Kurakin et al. 2016, equation 2), the mean over scenes.
     """
 
