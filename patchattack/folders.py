@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,11 @@ from patchattack.errors import InputError, assignment
 _OF_A_START = ("config.yaml", "overrides.yaml", "metrics.csv", "tracker.json", "wandb", cells.FILE, cells.LOG)
 _claims = contextlib.ExitStack()
 _claimed: set[Path] = set()
+
+
+def is_first() -> bool:
+    """Whether this process is the first of all that make one run, on whatever machine, or the only one: it writes."""
+    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def claim(folder: Path, waits: bool = False) -> None:

@@ -36,6 +36,10 @@ def test_the_precision_is_that_of_its_name(precision: str, dtype: torch.dtype) -
     ("given", "message"),
     [
         ({"accelerator": "tpu"}, "trainer.accelerator: expected auto, cpu, cuda or mps, got tpu"),
+        (
+            {"nodes": 2},
+            "trainer.nodes: expected 2 nodes, started by torchrun or srun, got one; on each",
+        ),
         ({"precision": "8-true"}, "expected a device and a precision that Fabric knows, got: "),
     ],
 )

@@ -193,13 +193,13 @@ def _say(error: Exception, line: str | None, full_error: str) -> None:
     """Print the one line for an error; raise it again if there is none."""
     if full_error == "1" or line is None:
         raise error
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # every process meets the same error
+    if folders.is_first():  # every process meets the same error
         print(f"patchattack: {printable(redact(shorten(line)))}", file=sys.stderr)
 
 
 def _exit_interrupted(stop: KeyboardInterrupt, again: str | None = None) -> None:
     """Say that Ctrl-C has ended the work, and how to resume it; exit with its status."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if folders.is_first():
         print(f"{str(stop) or 'interrupted'}." + (f" Resume with: {redact(again)}" if again else ""))
     sys.exit(130)
 

@@ -122,9 +122,10 @@ class Multirun:
             log = _Log(file)
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 try:
-                    if config.get("trainer", {}).get("devices", 1) > 1:
+                    trainer = config.get("trainer", {})
+                    if (several := trainer.get("devices", 1) * trainer.get("nodes", 1)) > 1:
                         raise InputError(
-                            f"trainer.devices: expected 1 in a sweep, got {config.trainer.devices}; let the launcher "
+                            f"trainer.devices: expected 1 in a sweep, got {several}; let the launcher "
                             "spread the runs over the devices, or start each alone"
                         )
                     work(config)

@@ -25,7 +25,8 @@ from patchattack.redaction import HIDDEN, all_redacted, is_redacted
 
 # A resumed run may differ in these and in nothing else: they do not change what is computed.
 FREE_TO_CHANGE = (
-    *("resume", "output", "tracker", "trainer.workers", "trainer.memory_gb", "trainer.devices"),
+    *("resume", "output", "tracker", "trainer.workers", "trainer.memory_gb"),
+    *("trainer.devices", "trainer.nodes"),
     *("trainer.max_queries", "data.cache_gb"),
     *("victim.rate", "victim.retries", "victim.timeout", "victim.batch", "victim.cache"),  # how an endpoint is asked
 )
