@@ -90,8 +90,8 @@ class Multirun:
                 f"output={self.folder}: expected a folder that can be written, got '{error.strerror}'; name another"
             ) from error
         for cell in self.planned:
-            if not (cell.folder / cells.FILE).exists():
-                cell.write()
+            if cell.status == FAILED or not (cell.folder / cells.FILE).exists():
+                replace(cell, status=WAITING, reason="").write()
 
     def run(
         self, config: DictConfig, work: Callable[[DictConfig], None], line_of: Callable[[BaseException], str | None]
@@ -186,23 +186,23 @@ class Multirun:
                 (self.folder / _OWN / "multirun.yaml").unlink(missing_ok=True)
                 with contextlib.suppress(InputError):  # of a file that somebody edits: the end says so
                     running = []
-                    for cell in cells.read_all(self.folder):
+                    for cell in self._own():
                         if cell.status == RUNNING:
                             running.append(f"{self.label(cell)} step {_last_step(cell.folder)}")
-                        elif cell.status in (FINISHED, FAILED) and cell.folder not in known and self._is_new(cell):
+                        elif cell.status in (FINISHED, FAILED) and cell.folder not in known:
                             known.add(cell.folder)
                             tqdm.write(f"{cell.status}: {self.label(cell)} {cell.reason}".rstrip(), file=stream)
                             bar.update()
                     bar.set_postfix_str("; ".join(running))
 
-    def _is_new(self, cell: Cell) -> bool:
-        """Whether it has ended since the start, among those planned."""
-        before = {one.folder: one.status for one in self.planned}
-        return not before or (cell.folder in before and (cell.status, before[cell.folder]) != (FAILED, FAILED))
+    def _own(self) -> list[Cell]:
+        """The cells of this command as they are now, without those that others have made in the same folder."""
+        planned = {cell.folder for cell in self.planned}
+        return [cell for cell in cells.read_all(self.folder) if not planned or cell.folder in planned]
 
     def withdraw(self) -> bool:
         """Whether nothing has begun; then what :meth:`announce` has made is gone again."""
-        if any(cell.status != WAITING for cell in cells.read_all(self.folder)):
+        if any(cell.status != WAITING for cell in self._own()):
             return False
         if self.is_new:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -222,7 +222,7 @@ class Multirun:
 
     def missing(self) -> list[str]:
         """Those that are not finished, and why."""
-        found = [cell for cell in cells.read_all(self.folder) if cell.status != FINISHED]
+        found = [cell for cell in self._own() if cell.status != FINISHED]
         return [f"{self.label(cell)}: {cell.reason or 'not finished'}" for cell in found]
 
 
