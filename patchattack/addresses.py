@@ -204,8 +204,9 @@ class Place:
 
 def _has_end(system: Any) -> bool:
     """Whether a tar has the block of zeros that ends it: one that is cut between two files looks whole."""
-    system.fo.seek(system.tar.offset)
-    return bool(system.fo.read(512) == bytes(512))
+    archive = system.tar
+    archive.fileobj.seek(archive.offset)
+    return bool(archive.fileobj.read(512) == bytes(512))
 
 
 def _facts(info: dict[str, Any]) -> str:
