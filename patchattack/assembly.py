@@ -89,9 +89,9 @@ def assemble(parts: Parts, fabric: Fabric, resumed: Path | None = None) -> Job:
     if isinstance(victim, Ensemble):
         attack = EnsembleAttack(attack, victim.members, victim.combine)
     attack = attack.bound(victim, parts.source)
-    if not victim.differentiable and settings.devices > 1:
+    if not victim.differentiable and settings.processes > 1:
         raise InputError(
-            f"trainer.devices: expected 1 for {victim.name}, a black-box victim, got {settings.devices}; "
+            f"trainer.devices: expected 1 for {victim.name}, a black-box victim, got {settings.processes}; "
             "a run asks it in one process"
         )
     made = getattr(parts.tracker, "func", parts.tracker)

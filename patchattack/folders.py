@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from datetime import datetime
 from pathlib import Path
 
-from patchattack import files
+from patchattack import cells, files
 from patchattack.errors import InputError, assignment
 
 # What a run writes before its first checkpoint.
-_OF_A_START = ("config.yaml", "overrides.yaml", "metrics.csv", "tracker.json", "wandb")
+_OF_A_START = ("config.yaml", "overrides.yaml", "metrics.csv", "tracker.json", "wandb", cells.FILE, cells.LOG)
 _claims = contextlib.ExitStack()
+_claimed: set[Path] = set()
 
 
-def claim(folder: Path) -> None:
+def is_first() -> bool:
+    """Whether this process is the first of all that make one run, on whatever machine, or the only one: it writes."""
+    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def claim(folder: Path, waits: bool = False) -> None:
     """Keep every other process from writing into ``folder`` until :func:`release`.
+
+    Args:
+        folder: that is there; one that this process has claimed stays claimed.
+        waits: for a process that writes into it to end.
 
     Raises:
         InputError: one does so already, or it cannot be written.
     """
-    _claims.enter_context(files.claim(folder))
+    if folder.resolve() in _claimed:
+        return
+    while True:
+        try:
+            _claims.enter_context(files.claim(folder))
+            break
+        except InputError as error:
+            if not (waits and isinstance(error.__cause__, BlockingIOError)):
+                raise
+            time.sleep(1)
+    _claimed.add(folder.resolve())
 
 
 def release() -> None:
     """Let others write into the folders that were claimed."""
+    _claimed.clear()
     _claims.close()
 
 
@@ -58,17 +81,25 @@ def _check_new(folder: Path) -> None:
     """Refuse the folder of a run; of one that ended before it could be resumed, forget settings and answers."""
     if not (folder / "config.yaml").exists():
         return
-    from patchattack.victims import journal
-
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    answers = {name for name in names if name.startswith(journal.FILE)}
-    if names - answers - {*_OF_A_START}:
+    if can_resume(folder):
         raise InputError(
             f"output={folder}: expected a new folder, got that of another run; "
             f"resume it with {assignment('resume', folder)}, or name another"
         )
-    for name in [*answers, "config.yaml", "overrides.yaml"]:
+    for name in [*_answers(folder), "config.yaml", "overrides.yaml"]:
         (folder / name).unlink(missing_ok=True)
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether it holds a run that has come to its first checkpoint."""
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return "config.yaml" in names and bool(names - _answers(folder) - {*_OF_A_START})
+
+
+def _answers(folder: Path) -> set[str]:
+    from patchattack.victims import journal
+
+    return {path.name for path in folder.iterdir() if path.name.startswith(journal.FILE)}
 
 
 def run_folder(given: str | None, key: str = "run") -> Path:

@@ -53,7 +53,8 @@ class Settings:
         test_scenes: at most this many of the test scenes are used.
         test_draws: EoT draws of each test scene.
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: how many processes.
+        devices: how many processes, of each node.
+        nodes: how many machines, each of which starts the same command under ``torchrun`` or SLURM.
         precision: ``auto``, or one that Lightning Fabric knows, such as ``32-true`` and ``bf16-mixed``.
         tune: ``auto`` measures before the first step what makes this victim faster for this batch, among those of the
             next two and autocast that the settings leave open, as :mod:`patchattack.tuning` says; ``off`` measures
@@ -89,6 +90,7 @@ class Settings:
     test_draws: int = 4
     accelerator: str = "auto"
     devices: int = 1
+    nodes: int = 1
     precision: str = "auto"
     tune: str = "off"
     channels_last: bool | None = None
@@ -99,7 +101,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in (
             *("steps", "batch", "draws", "accumulate", "log_every", "validate_every", "checkpoint_every"),
-            *("validation_scenes", "test_scenes", "test_draws", "devices"),
+            *("validation_scenes", "test_scenes", "test_draws", "devices", "nodes"),
         ):
             if getattr(self, name) < 1:
                 raise InputError(f"trainer.{name}: expected at least 1, got {getattr(self, name)}")
@@ -110,9 +112,10 @@ class Settings:
             raise InputError(f"trainer.tune: expected auto or off, got {self.tune}")
         if self.execution not in (None, *EXECUTIONS):
             raise InputError(f"trainer.execution: expected {', '.join(EXECUTIONS)} or null, got {self.execution}")
-        if self.batch % self.devices:
+        if self.batch % self.processes:
+            on_nodes = f" × trainer.nodes={self.nodes}" if self.nodes > 1 else ""
             raise InputError(
-                f"trainer.batch: expected a multiple of trainer.devices={self.devices}, got {self.batch}; "
+                f"trainer.batch: expected a multiple of trainer.devices={self.devices}{on_nodes}, got {self.batch}; "
                 "every process takes the same share"
             )
         if len(self.split) != 3 or min(self.split) <= 0 or sum(self.split) > 1 + 1e-6:
@@ -126,9 +129,9 @@ class Settings:
             raise InputError(f"trainer.zoom: expected a factor of 1 or more, got {self.zoom:g}")
         if not 1 <= self.grow < math.inf:
             raise InputError(f"trainer.grow: expected a factor of 1 or more, got {self.grow:g}")
-        if self.grow > 1 and self.devices > 1:
+        if self.grow > 1 and self.processes > 1:
             raise InputError(
-                f"trainer.grow: expected 1 for {self.devices} processes, which take equal shares of a batch"
+                f"trainer.grow: expected 1 for {self.processes} processes, which take equal shares of a batch"
             )
         if not 0 <= self.cutout < 1:
             raise InputError(f"trainer.cutout: expected a fraction of 0 or more and less than 1, got {self.cutout:g}")
@@ -136,6 +139,11 @@ class Settings:
             raise InputError(
                 f"trainer: expected workers and memory_gb of 0 or more, got {self.workers} and {self.memory_gb}"
             )
+
+    @property
+    def processes(self) -> int:
+        """Of all nodes."""
+        return self.devices * self.nodes
 
     def scenes_at(self, step: int) -> int:
         """Scenes of a batch of update ``step``, over all processes: they grow exponentially about their mean."""

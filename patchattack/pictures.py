@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 import cv2
 import numpy as np
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # PIL knows others, some of which run programs
 PIXELS = 2**28  # that a picture may have; the largest of today's telephones have 0.2 billion
+
+
+class Readable(Protocol):
+    """A file as the readers need it: a path, or what lies at an address. As text it is its name in messages."""
+
+    def is_file(self) -> bool:
+        """Whether it is there, and a file."""
+
+    def open(self, mode: Literal["rb"]) -> BinaryIO:
+        """Its bytes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def header(path: Path) -> Header:
         return found
 
 
-def read(path: Path) -> Tensor:
+def read(path: Readable) -> Tensor:
     """The picture in ``path`` as uint8 RGB ``[3, h, w]``: grey as three equal channels, what is transparent on white.
 
     Raises:
@@ -153,7 +163,7 @@ def quietly() -> Iterator[None]:
         cv2.utils.logging.setLogLevel(level)
 
 
-def _file(path: Path) -> BinaryIO:
+def _file(path: Readable) -> BinaryIO:
     try:
         if path.is_file():  # a pipe or a device may never end
             return path.open("rb")
@@ -164,7 +174,7 @@ def _file(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def _open(path: Path, file: BinaryIO) -> Iterator[Image]:
+def _open(path: Readable, file: BinaryIO) -> Iterator[Image]:
     """PIL's image, with nothing but its header read; whatever PIL says of a bad file becomes one line."""
     from PIL import Image, UnidentifiedImageError
 
@@ -181,7 +191,7 @@ def _open(path: Path, file: BinaryIO) -> Iterator[Image]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _header(path: Path, image: Image) -> Header:
+def _header(path: Readable, image: Image) -> Header:
     from PIL.Image import Exif
 
     width, height = image.size
@@ -196,7 +206,7 @@ def _header(path: Path, image: Image) -> Header:
     return Header((height, width), orientation if 1 <= orientation <= 8 else 1)
 
 
-def _decode(path: Path) -> np.ndarray:
+def _decode(path: Readable) -> np.ndarray:
     """``[h, w]`` grey, ``[h, w, 3]`` RGB or ``[h, w, 4]`` RGBA as shown, uint8 or uint16 as stored."""
     with _file(path) as file:
         data = file.read()
@@ -214,7 +224,7 @@ def _decode(path: Path) -> np.ndarray:
     return np.ascontiguousarray(_orient(pixels, found.orientation))
 
 
-def _refuse_truncated(path: Path, image: Image) -> None:
+def _refuse_truncated(path: Readable, image: Image) -> None:
     """OpenCV decodes a JPEG that ends too early and fills the rest; PIL does not."""
     try:
         image.draft("RGB", (1, 1))  # reads the whole file, but computes an eighth of its pixels
@@ -223,7 +233,7 @@ def _refuse_truncated(path: Path, image: Image) -> None:
         raise InputError(f"{path}: expected a whole JPEG, got '{error}'; replace it or take it away") from error
 
 
-def _decode_raw(path: Path, data: bytes, found: Header) -> np.ndarray:
+def _decode_raw(path: Readable, data: bytes, found: Header) -> np.ndarray:
     """OpenCV's ``[h, w]``, ``[h, w, 3]`` RGB or ``[h, w, 4]`` RGBA, uint8 or uint16, not turned."""
     with quietly():
         try:

@@ -203,13 +203,7 @@ def _export(
         "coarse": always(low_passed(texture)),
     }
     evaluator = job.evaluator(TEST)
-    measured = evaluator.measure(
-        textures,
-        indices,
-        settings.test_draws,
-        progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
-    )
-    measured += evaluator.in_media({name: textures[name] for name in IN_MEDIA}, indices, settings.test_draws)
+    measured = measure(evaluator, textures, indices, settings.test_draws)
     rows = evaluation.summarise(measured, attack)
     verdict = evaluation.judge(measured, attack)
     files.write_json(folder / "results.json", rows)
@@ -282,6 +276,19 @@ def _export(
     )
     write_report(folder / "report.html", report)
     return verdict, rows
+
+
+def measure(
+    evaluator: evaluation.Evaluator, textures: dict[str, evaluation.Textures], indices: list[int], draws: int
+) -> list[evaluation.Measured]:
+    """What a run measures in the end: all textures in the same views, and some of them in other media."""
+    measured = evaluator.measure(
+        textures,
+        indices,
+        draws,
+        progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
+    )
+    return measured + evaluator.in_media({name: textures[name] for name in IN_MEDIA}, indices, draws)
 
 
 def _without_gradient(job: Job, texture: Tensor) -> float:

@@ -73,7 +73,7 @@ def start(settings: Settings) -> Fabric:
         precision = "bf16-mixed" if on_gpu and cuda.is_bf16_supported() else "32-true"
     torch.set_flush_denormal(True)  # gradients that vanish through a recurrent network cost a CPU a tenth of a step
     _keep_freed_memory()
-    if settings.devices > 1 or precision not in _AUTOCAST:
+    if settings.processes > 1 or precision not in _AUTOCAST:
         return _several(settings, precision)
     return OneDevice(torch.device("cuda:0" if on_gpu else "mps:0" if apple else "cpu"), _AUTOCAST[precision])
 
@@ -93,10 +93,22 @@ def _several(settings: Settings, precision: str) -> Fabric:
     """Lightning Fabric, its processes started."""
     from lightning_fabric import Fabric as Lightning
 
+    if settings.nodes > 1 and not {"WORLD_SIZE", "SLURM_NTASKS"} & os.environ.keys():
+        raise InputError(
+            f"trainer.nodes: expected {settings.nodes} nodes, started by torchrun or srun, got one; on each node type "
+            f"torchrun --nnodes={settings.nodes} --nproc-per-node={settings.devices} --node-rank=... "
+            "--master-addr=... train.py and the overrides"
+        )
     make: Callable[..., Any] = Lightning
+    given = {"accelerator": settings.accelerator, "devices": settings.devices, "num_nodes": settings.nodes}
     try:
-        fabric = make(accelerator=settings.accelerator, devices=settings.devices, precision=precision)
+        fabric = make(**given, precision=precision)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"trainer: expected a device and a precision that Fabric knows, got: {error}") from error
     fabric.launch()
+    if fabric.world_size != settings.processes:
+        raise InputError(
+            f"trainer: expected {settings.processes} processes (devices={settings.devices}, nodes={settings.nodes}), "
+            f"got {fabric.world_size}; start as many with torchrun or srun"
+        )
     return fabric

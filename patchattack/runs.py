@@ -20,7 +20,8 @@ from patchattack.patch import Patch, read_facts, read_image, resize
 from patchattack.pictures import ENDINGS
 from patchattack.scene import Source
 
-SHOWN = ("size", "crop", "supersampling", "device", "scenes")  # of data: how scenes are shown and how many there are
+# Of data: how scenes are shown and read, and how many there are.
+SHOWN = ("size", "crop", "supersampling", "device", "scenes", "stream", "cache_gb")
 LONGEST = 512  # texels along the longer side: a photograph has more than any frame shows
 
 _log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ LAYERS = (
     ("redaction",),
     ("devices", "errors"),
     ("files", "jpeg", "names", "pictures", "seeding", "videos"),
-    ("scene", "hand_drawn"),
+    ("addresses", "cells", "scene", "hand_drawn"),
     ("geometry",),
     ("patch",),
     ("eot", "victims", "attacks", "regularizers", "optimizers", "defenses", "data", "tracking"),
@@ -58,6 +58,7 @@ HEAVY = {
         "cma",
         "art",
         "polars",
+        "fsspec",
     ),
 }
 

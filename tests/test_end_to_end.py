@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -372,26 +373,42 @@ def test_a_run_that_diverges_says_so_and_keeps_the_last_good_patch(
     assert not (folder / "results.json").exists()
 
 
+def as_nodes(count: int) -> list[dict[str, str]]:
+    """The environments that torchrun gives the process of each of so many nodes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": "0"}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": str(count)}
+    return [shared | {"RANK": str(rank), "GROUP_RANK": str(rank)} for rank in range(count)]
+
+
+@pytest.mark.parametrize("choice", ["trainer.devices=2", "trainer.nodes=2"])
 def test_two_processes_train_the_patch_of_one(
-    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], choice: str
 ) -> None:
     arguments = ("attack=flow", *tiny, "optimizer=sgd", "trainer.draws=2")
     assert command(*arguments, f"output={tmp_path / 'one'}").status == 0
     here = tmp_path / "here"
     here.mkdir()
-    result = subprocess.run(
-        [sys.executable, PROJECT / "train.py", *arguments, "trainer.devices=2"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    started = [
+        subprocess.Popen(
+            [sys.executable, PROJECT / "train.py", *arguments, choice],
+            cwd=here,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in ([{}] if "devices" in choice else as_nodes(2))
+    ]
+    printed = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), printed
     # One folder, although two processes made their way to it, and nothing else.
     (two,) = (here / "outputs" / "flow").iterdir()
     assert [path.name for path in here.iterdir()] == ["outputs"]
     assert contents(two).keys() == FILES
-    assert result.stdout.count("into outputs/flow") == 1
+    assert "".join(out for out, _ in printed).count("into outputs/flow") == 1
     torch.testing.assert_close(texture(two), texture(tmp_path / "one"), rtol=0, atol=1e-5)
     ours, theirs = (MetricsCsv.read(folder / "metrics.csv") for folder in (two, tmp_path / "one"))
     assert [line["step"] for line in ours] == [0, 1, 2, 3, 4]
@@ -492,15 +509,16 @@ def test_a_run_says_where_everything_is(
     assert "a random patch" in (folder / "report.html").read_text()
 
 
-def test_every_run_of_a_sweep_can_be_repeated(
+def test_a_sweep_goes_on_where_a_run_fails(
     tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcome = command("-m", "attack=flow", *(one for one in tiny if "accel" not in one), "seed=1,-2")
-    assert outcome.status == 2  # of the second
-    assert outcome.err.splitlines()[-1] == "patchattack: seed: expected an integer >= 0, got -2"
-    (folder,) = (tmp_path / "outputs" / "flow").iterdir()
+    outcome = command("-m", "attack=flow", *(one for one in tiny if "accel" not in one), "seed=-2,1")
+    assert outcome.status == 2  # of the first
+    assert "1 of the runs is missing, the first: seed=-2: seed: expected an integer >= 0, got -2" in outcome.err
+    (folder,) = (path.parent for path in tmp_path.glob("outputs/sweeps/*/*/report.html"))
     overrides = (folder / "overrides.yaml").read_text()
     assert "- seed=1\n" in overrides
     assert "-2" not in overrides
-    assert command(f"resume={folder}").status == 0
+    assert f"{folder.name}," in (folder.parent / "table.csv").read_text()
+    assert "seed: expected an integer &gt;= 0, got -2" in (folder.parent / "report_flow.html").read_text()

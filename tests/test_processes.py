@@ -41,6 +41,10 @@ def test_the_precision_is_that_of_its_name(precision: str, dtype: torch.dtype) -
             r"cpu: expected 1000000 core\(s\), got \d+; use .* fewer",
         ),
         ({"accelerator": "cuda", "devices": 99, "batch": 99}, r"expected 99 CUDA device\(s\), got \d"),
+        (
+            {"nodes": 2},
+            "trainer.nodes: expected 2 nodes, started by torchrun or srun, got one; on each",
+        ),
         ({"precision": "8-true"}, "expected a device and a precision that Fabric knows, got: "),
     ],
 )

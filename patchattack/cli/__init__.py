@@ -20,10 +20,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from patchattack import files, folders
-from patchattack.cli import stored
+from patchattack.cli import multirun, stored
 from patchattack.cli.checks import check_added, check_chosen, check_renamed, check_types, fits, key_of
 from patchattack.cli.messages import explain, in_one_line
-from patchattack.errors import InputError, VictimError, assignment, shorten
+from patchattack.errors import InputError, VictimError, assignment, one_line, shorten
 from patchattack.redaction import printable, redact
 
 _CONFIG_DIR = ("--config-dir", "-cd")
@@ -56,11 +56,14 @@ def command(
         kept = {key: plain.pop(key) for key in (list(plain) if unbuilt is None else unbuilt)}
         work(build(plain) | kept)
 
-    # Read when torch is loaded: threads that wait for work leave the cores to others.
+    _compose(name, job, of_run, inspect.getdoc(sys.modules[work.__module__]) or "")
+
+
+def _set_threads() -> None:
+    """For torch, which reads it when it is loaded: threads that wait for work leave the cores to others."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if (cores := _quota(Path("/sys/fs/cgroup/cpu.max"))) is not None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
-    _compose(name, job, of_run, inspect.getdoc(sys.modules[work.__module__]) or "")
 
 
 def _quota(file: Path) -> int | None:
@@ -80,22 +83,32 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
     typed = sys.argv[1:]
     of_the_run: list[str] = []
 
-    def job(config: DictConfig) -> None:
+    many: multirun.Multirun | None = None
+
+    def checked(config: DictConfig) -> None:
+        check_chosen(config)
+        check_added(config)
+        if of_the_run:
+            stored.check_trusted(config, of_the_run, typed)
+        work(config)
+
+    def job(config: DictConfig) -> float | None:
         os.environ["HYDRA_FULL_ERROR"] = full_error  # for the processes that the run starts
+        _set_threads()
         try:
-            check_chosen(config)
-            check_added(config)
-            if of_the_run:
-                stored.check_trusted(config, of_the_run, typed)
-            work(config)
+            if many is not None:
+                _find_own_modules(typed)  # in a process of a launcher
+                return many.run(config, checked, explain)
+            checked(config)
         except BrokenPipeError:
             _silence()
-        except Exception as error:  # of one job of a sweep: the others go on
+        except Exception as error:
             failures.append(error)
             _say(error, explain(error), full_error)
         finally:
             folders.release()
             os.environ["HYDRA_FULL_ERROR"] = "1"
+        return None
 
     try:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, where they become one line
@@ -104,7 +117,14 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
         of_the_run = stored.overrides_of_the_run(typed, of_run)
         sys.argv[1:] = _with_several_victims(_for_help([*of_the_run, *typed], name, example))
         stored.check_whole(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(files.package_folder("conf").resolve()), config_name=name)(job)()
+        many = multirun.prepare(name, sys.argv[1:], [sys.argv[0], *typed], program_with(*map(shlex.quote, typed)))
+        conf = str(files.package_folder("conf").resolve())
+        start = hydra.main(version_base="1.3", config_path=conf, config_name=name)(job)
+        if many is None:
+            start()
+        else:
+            sys.argv[1:] = many.arguments
+            _start_many(many, start)
     except BrokenPipeError:  # of Hydra's own output
         _silence()
     except Exception as error:
@@ -119,6 +139,31 @@ def _compose(name: str, work: Callable[[DictConfig], None], of_run: str | None, 
         os.environ["HYDRA_FULL_ERROR"] = full_error
     if failures:
         sys.exit(2)
+
+
+def _start_many(many: multirun.Multirun, start: Callable[[], None]) -> None:
+    """Run what ``-m`` asks for, and gather it.
+
+    Raises:
+        InputError: some of the runs are missing in the end.
+    """
+    many.announce()
+    try:
+        with many.watched():
+            start()
+    except KeyboardInterrupt as stop:
+        _exit_interrupted(stop, many.again)
+    except Exception as error:  # what is wrong for all of them, or the process of one was killed
+        if many.withdraw():
+            raise
+        many.gather()
+        raise InputError(f"a launcher ended early: {one_line(error)}; resume with: {many.again}") from error
+    many.gather()
+    if missing := many.missing():
+        raise InputError(
+            f"{len(missing)} of the runs {'is' if len(missing) == 1 else 'are'} missing, the first: {missing[0]}; "
+            f"once mended, run the same again: {many.again}"
+        )
 
 
 def _config_folders(typed: Sequence[str]) -> list[Path]:
@@ -148,13 +193,13 @@ def _say(error: Exception, line: str | None, full_error: str) -> None:
     """Print the one line for an error; raise it again if there is none."""
     if full_error == "1" or line is None:
         raise error
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # every process meets the same error
+    if folders.is_first():  # every process meets the same error
         print(f"patchattack: {printable(redact(shorten(line)))}", file=sys.stderr)
 
 
 def _exit_interrupted(stop: KeyboardInterrupt, again: str | None = None) -> None:
     """Say that Ctrl-C has ended the work, and how to resume it; exit with its status."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if folders.is_first():
         print(f"{str(stop) or 'interrupted'}." + (f" Resume with: {redact(again)}" if again else ""))
     sys.exit(130)
 

@@ -25,12 +25,13 @@ from patchattack.redaction import HIDDEN, all_redacted, is_redacted
 
 # A resumed run may differ in these and in nothing else: they do not change what is computed.
 FREE_TO_CHANGE = (
-    *("resume", "output", "tracker", "trainer.workers", "trainer.memory_gb", "trainer.devices"),
-    "trainer.max_queries",
+    *("resume", "output", "tracker", "trainer.workers", "trainer.memory_gb"),
+    *("trainer.devices", "trainer.nodes"),
+    *("trainer.max_queries", "data.cache_gb"),
     *("victim.rate", "victim.retries", "victim.timeout", "victim.batch", "victim.cache"),  # how an endpoint is asked
 )
 # A run's folder may be a stranger's. What these name runs code, or sends pictures and keys away: it comes from the
-# groups or from the command line of now, and from no folder.
+# groups or from the command line of now, and from no folder. So does a ``root`` that is an address.
 TRUSTED = ("_target_", "_args_", "factory", "function", "trust_checkpoint", "url", "key_variable")
 _OPTION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")  # a name, and no path to anywhere else
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
@@ -117,9 +118,14 @@ def _trusted_entries(node: Any, path: str = "") -> Iterator[tuple[str, str, str]
     """Path, key and value of all that is :data:`TRUSTED` in a config."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         place = f"{path}.{key}".lstrip(".")
-        if key in TRUSTED and value not in (None, False, "???"):
-            yield place, key, str(value)
+        if _needs_trust(str(key), value):
+            yield place, str(key), str(value)
         yield from _trusted_entries(value, place)
+
+
+def _needs_trust(key: str, value: Any) -> bool:
+    is_trusted = key in TRUSTED or (key == "root" and "://" in str(value))
+    return is_trusted and value not in (None, False, "???")
 
 
 def _known_entries() -> set[tuple[str, str]]:
@@ -157,7 +163,8 @@ def typed_overrides() -> list[str]:
 
 def to_type_again() -> list[str]:
     """Those of :func:`typed` that a run's folder is not trusted with, quoted for the shell."""
-    return [shlex.quote(one) for one in typed_overrides() if key_of(one).rpartition(".")[2] in TRUSTED]
+    keys = ((one, key_of(one).rpartition(".")[2], one.partition("=")[2]) for one in typed_overrides())
+    return [shlex.quote(one) for one, key, value in keys if _needs_trust(key, value)]
 
 
 def check_same(plain: dict[str, Any], folder: Path) -> None:

@@ -6,7 +6,6 @@ patchattack train resume=outputs/flow/TIME
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def run(plain: dict[str, Any]) -> None:
     previous = None if plain["resume"] is None else Path(str(plain["resume"]))
     if previous is not None:
         stored.check_same(plain, previous)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if folders.is_first():
             folders.claim(previous)
     # Torch is imported late: help and errors of the command line do not wait for it.
     from patchattack import assembly, pipeline, processes

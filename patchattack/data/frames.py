@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from patchattack import pictures
+from patchattack.addresses import Place, is_address
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 from patchattack.videos import decode
@@ -34,15 +35,19 @@ class Frames(Source):
 
     All frames are decoded once, here, and stay in memory as uint8: it shows before the work starts which files are
     damaged, reading in random order costs no decoding, and seeking in a video, which is not exact to the frame with
-    every codec, is not needed.
+    every codec, is not needed. Streamed images are read when a scene needs them: they need not fit, and one that cannot
+    be used ends the work.
 
     Args:
-        root: a folder, or a video file that OpenCV decodes.
+        root: a folder, or a video file that OpenCV decodes; or a folder at an address that fsspec knows, as
+            ``s3://bucket/drive``, or in an archive (tar, zip) here or there.
         size: ``(h, w)`` to which frames are resized, ``None`` keeps theirs.
         stride: frames from the first of a pair to the second.
         frames: of a scene: 2 for pairs, 1 for networks that take one image.
         pairs: names alike but for their last number are a sequence of their own; False takes a folder as one sequence,
             None does so where the last numbers are not the same two or more for all, and warns where they are.
+        stream: read images when they are needed; None does so with addresses and archives.
+        cache_gb: of images from an address that are kept on this machine's disk.
 
     Raises:
         InputError: there is no such folder or video, it cannot be read, it holds no scene, its frames differ in size
@@ -56,14 +61,27 @@ class Frames(Source):
         stride: int = 1,
         frames: int = 2,
         pairs: bool | None = None,
+        stream: bool | None = None,
+        cache_gb: float = 10.0,
     ) -> None:
         if stride < 1 or frames not in (1, 2) or (size is not None and (len(size) != 2 or min(size) < 1)):
             raise InputError(
                 f"data=frames: expected stride >= 1, frames of 1 or 2 and size [h, w] of positive numbers or null, "
                 f"got stride={stride}, frames={frames} and size={size if size is None else list(size)}"
             )
-        path = Path(root).expanduser()
-        count, decoded = _open_folder(path, pairs if frames == 2 else False) if path.is_dir() else _open_video(path)
+        self.size = size
+        path = Place(root, cache_gb) if is_address(root) else Path(root).expanduser()
+        if isinstance(path, Place) or path.is_dir():
+            listed = _images(path, pairs if frames == 2 else False)
+            if stream or (stream is None and isinstance(path, Place)):
+                self._stream(path, listed, stride, frames)
+                return
+            count, decoded = len(listed), _decode(listed)
+        elif stream:
+            raise InputError(f"data.stream: expected false for {path}, which is no folder of images, got true")
+        else:
+            count, decoded = _open_video(path)
+        of_files = not isinstance(path, Path) or path.is_dir()
         pixels = bytearray()
         rows: dict[tuple[int, int], int] = {}  # (sequence, number in it) -> row among the frames
         paths: list[Path] = []
@@ -72,91 +90,135 @@ class Frames(Source):
             if isinstance(frame, InputError):
                 refused.append(frame)
                 continue
-            if size is not None:
-                frame = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+            frame = self._resize(frame)
             if not rows:
                 first, shape = name, frame.shape
-            held = count if path.is_dir() else len(rows) + 1  # a video need not have the frames that it announces
+            held = count if of_files else len(rows) + 1  # a video need not have the frames that it announces
             if held * frame.size > MEMORY:
-                got = f"{held:,}{'' if path.is_dir() else ' or more'} of {shape[0]}×{shape[1]}"
+                got = f"{held:,}{'' if of_files else ' or more'} of {shape[0]}×{shape[1]}"
                 raise InputError(
                     f"{path}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {got} "
-                    f"({held * frame.size / 2**30:.1f} GiB); shrink them with data.size=[h,w] or name fewer with "
-                    "data.root"
+                    f"({held * frame.size / 2**30:.1f} GiB); shrink them with data.size=[h,w], name fewer with "
+                    f"data.root{', or read them as they are needed with data.stream=true' if of_files else ''}"
                 )
             if frame.shape != shape:
-                raise InputError(
-                    f"{name}: expected {shape[0]}×{shape[1]} like {first}, got {frame.shape[0]}×{frame.shape[1]}; "
-                    "resize all frames with data.size=[h,w]"
-                )
+                raise _other_size(name, frame, first, shape)
             rows[place] = len(rows)
-            paths += [Path(name)] if path.is_dir() else []
+            paths += [Path(name)] if isinstance(path, Path) and of_files else []
             pixels += frame.data
-        places = [[(s, n + stride * t) for t in range(frames)] for s, n in rows]
-        scenes = [[rows[place] for place in scene] for scene in places if scene[-1] in rows]
         skipped = f"{len(refused)} image(s) cannot be used, the first is {refused[0]}" if refused else ""
-        if not scenes:
-            raise InputError(
-                f"{path}: expected {f'two frames {stride} apart in one sequence' if frames == 2 else 'frames'}, "
-                f"got {len(rows)} in "
-                f"{len({sequence for sequence, _ in rows})} sequence(s); "
-                + (skipped or "add frames or lower data.stride")
-            )
+        self.scenes = _scenes(path, rows, stride, frames, skipped)
         if skipped:
             _log.warning("%s: %s", path, skipped)
-        self.scenes = torch.tensor(scenes)  # [n, T]
         self.paths = paths
+        self.streamed: list[pictures.Readable] = []
         self.pixels = torch.frombuffer(pixels, dtype=torch.uint8).view(-1, *shape)  # [N, h, w, 3]
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The images of a folder; a video's frames are no files."""
+        """The images of a folder; a video's frames are no files of this machine, nor are those at an address."""
         return tuple(self.paths[row] for row in self.scenes[index].tolist()) if self.paths else ()
 
     def __getitem__(self, index: int) -> Scene:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: list[int]) -> Scene:
-        """The scenes at ``indices`` as one batch, frames uint8."""
-        frames = self.pixels[self.scenes[indices]].permute(0, 1, 4, 2, 3)  # [B, T, 3, h, w]
-        return Scene(frames=frames.contiguous(), index=torch.tensor(indices))
+        """The scenes at ``indices`` as one batch, frames uint8.
+
+        Raises:
+            InputError: a streamed image cannot be used.
+        """
+        rows = self.scenes[indices]  # [B, T]
+        if self.streamed:
+            read = {row: torch.from_numpy(self._read(row)) for row in rows.unique().tolist()}
+            pixels = torch.stack([read[row] for row in rows.flatten().tolist()]).unflatten(0, rows.shape)
+        else:
+            pixels = self.pixels[rows]
+        return Scene(frames=pixels.permute(0, 1, 4, 2, 3).contiguous(), index=torch.tensor(indices))
+
+    def _stream(
+        self, root: Path | Place, listed: Mapping[tuple[int, int], pictures.Readable], stride: int, frames: int
+    ) -> None:
+        rows = {place: row for row, place in enumerate(listed)}
+        self.scenes = _scenes(root, rows, stride, frames, "")  # [n, T]
+        self.streamed = [*listed.values()]
+        self.paths = [file for file in self.streamed if isinstance(file, Path)]
+        self.shape = None
+        self.shape = self._read(0).shape
+
+    def _resize(self, frame: np.ndarray) -> np.ndarray:
+        return frame if self.size is None else cv2.resize(frame, self.size[::-1], interpolation=cv2.INTER_AREA)
+
+    def _read(self, row: int) -> np.ndarray:
+        file = self.streamed[row]
+        frame = self._resize(pictures.read(file).permute(1, 2, 0).numpy())
+        if self.shape is not None and frame.shape != self.shape:
+            raise _other_size(str(file), frame, str(self.streamed[0]), self.shape)
+        return frame
+
+
+def _other_size(name: str, frame: np.ndarray, first: str, shape: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"{name}: expected {shape[0]}×{shape[1]} like {first}, got {frame.shape[0]}×{frame.shape[1]}; "
+        "resize all frames with data.size=[h,w]"
+    )
+
+
+def _scenes(
+    root: Path | Place, rows: Mapping[tuple[int, int], int], stride: int, frames: int, skipped: str
+) -> torch.Tensor:
+    """``[n, T]`` the rows of the frames of each scene; ``rows`` are of (sequence, number in it)."""
+    places = [[(s, n + stride * t) for t in range(frames)] for s, n in rows]
+    scenes = [[rows[place] for place in scene] for scene in places if scene[-1] in rows]
+    if not scenes:
+        raise InputError(
+            f"{root}: expected {f'two frames {stride} apart in one sequence' if frames == 2 else 'frames'}, "
+            f"got {len(rows)} in {len({sequence for sequence, _ in rows})} sequence(s); "
+            + (skipped or "add frames or lower data.stride")
+        )
+    return torch.tensor(scenes)
 
 
 # (sequence, number in it), a name for messages, and the frame as uint8 RGB [h, w, 3] or why there is none.
 _Decoded = Iterator[tuple[tuple[int, int], str, np.ndarray | InputError]]
 
 
-def _open_folder(root: Path, pairs: bool | None) -> tuple[int, _Decoded]:
-    """How many images the sequences in ``root`` have, and the images."""
+def _images(root: Path | Place, pairs: bool | None) -> dict[tuple[int, int], pictures.Readable]:
+    """The images of the sequences in ``root``, by sequence and number in it."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: expected a folder to read, got '{error.strerror}'; give it rights to read")
 
-    paths: dict[tuple[int, int], Path] = {}
-    walk = sorted(os.walk(root, onerror=refuse, followlinks=True), key=lambda entry: _natural(entry[0]))
+    found: dict[tuple[int, int], pictures.Readable] = {}
+    if isinstance(root, Place):
+        walk = root.walk()
+    else:
+        walk = [(folder, files) for folder, _, files in os.walk(root, onerror=refuse, followlinks=True)]
     sequence = 0
-    for folder, _, files in walk:
+    for folder, files in sorted(walk, key=lambda entry: _natural(entry[0])):
         # A dot file is not a frame: macOS leaves ._name.jpg beside name.jpg on foreign disks.
         names = [n for n in files if n.lower().endswith(pictures.ENDINGS) and not n.startswith(".")]
         for part in _sequences(Path(folder), sorted(names, key=_natural), pairs):
-            paths |= {(sequence, n): Path(folder, name) for n, name in enumerate(part)}
+            for number, name in enumerate(part):
+                file = f"{folder}/{name}".lstrip("/")
+                found[sequence, number] = root.file(file) if isinstance(root, Place) else Path(folder, name)
             sequence += 1
-    if not paths:
+    if not found:
         raise InputError(
             f"{root}: expected images ({', '.join(pictures.ENDINGS)}) in this folder or below it, got none; "
             "name another folder or a video with data.root"
         )
+    return found
 
-    def decoded() -> _Decoded:
-        for place, path in paths.items():
-            try:
-                yield place, str(path), pictures.read(path).permute(1, 2, 0).numpy()
-            except InputError as error:
-                yield place, str(path), error
 
-    return len(paths), decoded()
+def _decode(listed: Mapping[tuple[int, int], pictures.Readable]) -> _Decoded:
+    for place, file in listed.items():
+        try:
+            yield place, str(file), pictures.read(file).permute(1, 2, 0).numpy()
+        except InputError as error:
+            yield place, str(file), error
 
 
 def _open_video(path: Path) -> tuple[int, _Decoded]:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchattack import pictures, seeding
+from patchattack.addresses import Place, is_address
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 
@@ -33,10 +34,12 @@ class Photographs(Source):
     known has the label -1.
 
     All images are decoded once, here, and stay in memory as uint8: it shows before the work starts which files are
-    damaged.
+    damaged. Streamed images are read when they are needed: they need not fit, and one that cannot be used ends the
+    work.
 
     Args:
-        root: the folder.
+        root: the folder; or one at an address that fsspec knows, as ``s3://bucket/photos``, or in an archive (tar, zip)
+            here or there.
         size: ``(h, w)`` of the frames.
         crop: fraction of the resized image's shorter side that is kept, where the image has the frames' proportions.
         labels: ``folders`` takes the name of the folder in ``root`` that an image lies in or below, and leaves those
@@ -49,6 +52,8 @@ class Photographs(Source):
         shuffle: mix the classes, so that every stretch of the source has its share of each: a run takes its training,
             validation and test scenes in the source's order.
         seed: of the mixing.
+        stream: read images when they are needed; None does so with addresses and archives.
+        cache_gb: of images from an address that are kept on this machine's disk.
 
     Raises:
         InputError: an option that cannot be, no such folder, no image in it that can be used, more than 8 GiB of
@@ -64,21 +69,27 @@ class Photographs(Source):
         classes: str | None = None,
         shuffle: bool = True,
         seed: int = 0,
+        stream: bool | None = None,
+        cache_gb: float = 10.0,
     ) -> None:
         if len(size) != 2 or min(size) < 1 or not 0 < crop <= 1:
             raise InputError(
                 f"data=images: expected size [h, w] of positive numbers and crop in (0, 1], "
                 f"got size={list(size)} and crop={crop}"
             )
-        folder = Path(root).expanduser()
-        paths = _images_below(folder)
+        folder = Place(root, cache_gb) if is_address(root) else Path(root).expanduser()
+        listed = _images_below(folder)
+        files = [*listed.values()]
+        self.size, self.crop = (size[0], size[1]), crop
+        streams = isinstance(folder, Place) if stream is None else stream
         height, width = size
-        if (total := len(paths) * 3 * height * width) > MEMORY:
+        if not streams and (total := len(files) * 3 * height * width) > MEMORY:
             raise InputError(
-                f"{folder}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {len(paths):,} of {height}×{width} "
-                f"({total / 2**30:.1f} GiB); shrink them with data.size=[h,w] or name fewer with data.root"
+                f"{folder}: expected frames that fit in {MEMORY / 2**30:g} GiB, got {len(files):,} of {height}×{width} "
+                f"({total / 2**30:.1f} GiB); shrink them with data.size=[h,w], name fewer with data.root, or read them "
+                "as they are needed with data.stream=true"
             )
-        names = _class_names(folder, paths, labels)
+        names = _class_names(folder, [*listed], labels)
         found = sorted({name for name in names if name is not None})
         if classes is None:
             by_name = {name: number for number, name in enumerate(found)}
@@ -92,66 +103,90 @@ class Photographs(Source):
         else:
             by_name = _places(Path(classes).expanduser(), found)  # the victim's own numbers: no names to compare
         numbers = torch.tensor([-1 if name is None else by_name[name] for name in names])
-        order = _mix(numbers, seed) if shuffle else torch.arange(len(paths))
-        frames = torch.empty(len(paths), 3, height, width, dtype=torch.uint8)
+        order = _mix(numbers, seed) if shuffle else torch.arange(len(files))
+        kept = order.tolist()
+        self.frames: Tensor | None = None  # [N, 1, 3, h, w]
+        if not streams:
+            kept, self.frames = self._read_all(folder, files, kept)
+        self.labels = numbers[kept] if found else None  # [N]
+        self.images = [files[row] for row in kept]
+
+    def _read_all(
+        self, folder: Path | Place, files: Sequence[pictures.Readable], order: Sequence[int]
+    ) -> tuple[list[int], Tensor]:
+        """Those of ``order`` that can be used, and their frames ``[N, 1, 3, h, w]``."""
+        frames = torch.empty(len(files), 3, *self.size, dtype=torch.uint8)
         kept: list[int] = []
         refused: list[InputError] = []
-        for row in tqdm(order.tolist(), "Reading images", unit="image", delay=2, disable=None):
+        for row in tqdm(order, "Reading images", unit="image", delay=2, disable=None):
             try:
-                image = pictures.read(paths[row])
+                image = pictures.read(files[row])
             except InputError as error:
                 refused.append(error)
                 continue
-            frames[len(kept)] = _resize_and_crop(image, (height, width), crop)
+            frames[len(kept)] = _resize_and_crop(image, self.size, self.crop)
             kept.append(row)
         skipped = f"{len(refused)} image(s) cannot be used, the first is {refused[0]}" if refused else ""
         if not kept:
             raise InputError(f"{folder}: expected images, got none: {skipped}")
         if skipped:
             _log.warning("%s: %s", folder, skipped)
-        self.frames = frames[: len(kept)].unsqueeze(1)  # [N, 1, 3, h, w]
-        self.labels = numbers[kept] if found else None  # [N]
-        self.paths = [paths[row] for row in kept]
+        return kept, frames[: len(kept)].unsqueeze(1)
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.images)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The image."""
-        return (self.paths[index],)
+        """The image, if it lies on this machine."""
+        image = self.images[index]
+        return (image,) if isinstance(image, Path) else ()
 
     def __getitem__(self, index: int) -> Scene:
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Scene:
-        """The images at ``indices`` as one batch, frames uint8."""
+        """The images at ``indices`` as one batch, frames uint8.
+
+        Raises:
+            InputError: a streamed image cannot be used.
+        """
         rows = torch.tensor(indices)
-        return Scene(self.frames[rows], index=rows, label=None if self.labels is None else self.labels[rows])
+        if self.frames is None:
+            read = (pictures.read(self.images[index]) for index in indices)
+            frames = torch.stack([_resize_and_crop(image, self.size, self.crop) for image in read]).unsqueeze(1)
+        else:
+            frames = self.frames[rows]
+        return Scene(frames, index=rows, label=None if self.labels is None else self.labels[rows])
 
 
-def _images_below(root: Path) -> list[Path]:
-    """The image files in a folder and below it; not those that are hidden or lie in hidden folders."""
+def _images_below(root: Path | Place) -> dict[PurePosixPath, pictures.Readable]:
+    """The image files in a folder and below it by their place in it; not those hidden or in hidden folders."""
 
     def refuse(error: OSError) -> None:
         raise InputError(
             f"{error.filename}: expected a folder of images, got '{error.strerror}'; name one with data.root"
         )
 
-    paths = []
-    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        paths += [Path(folder, n) for n in names if n.lower().endswith(pictures.ENDINGS) and not n.startswith(".")]
-    if not paths:
+    found: dict[PurePosixPath, pictures.Readable] = {}
+    if isinstance(root, Place):
+        places = (PurePosixPath(folder, name) for folder, names in root.walk() for name in names)
+        found = {place: root.file(str(place)) for place in places if not any(p.startswith(".") for p in place.parts)}
+    else:
+        for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
+            below[:] = [name for name in below if not name.startswith(".")]
+            paths = (Path(folder, name) for name in names if not name.startswith("."))
+            found |= {PurePosixPath(path.relative_to(root).as_posix()): path for path in paths}
+    found = {place: found[place] for place in sorted(found) if place.name.lower().endswith(pictures.ENDINGS)}
+    if not found:
         raise InputError(
             f"{root}: expected images ({', '.join(pictures.ENDINGS)}) in this folder or below it, got none; "
             "name another folder with data.root"
         )
-    return sorted(paths)
+    return found
 
 
-def _class_names(root: Path, paths: list[Path], labels: str) -> list[str | None]:
+def _class_names(root: Path | Place, places: list[PurePosixPath], labels: str) -> list[str | None]:
     """The class of each image, None where it is unknown."""
-    places = [path.relative_to(root) for path in paths]
     if labels == "auto":
         beside = [place for place in places if len(place.parts) == 1]
         if 0 < len(beside) < len(places):
@@ -162,7 +197,7 @@ def _class_names(root: Path, paths: list[Path], labels: str) -> list[str | None]
             )
         labels = "none" if beside else "folders"
     if labels == "none":
-        return [None] * len(paths)
+        return [None] * len(places)
     if labels == "folders":
         if all(len(place.parts) == 1 for place in places):
             raise InputError(f"data.labels=folders: expected a folder for each class in {root}, got images alone")

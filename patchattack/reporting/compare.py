@@ -149,13 +149,14 @@ def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {key: values for key, values in differing.items() if not (key.startswith("renderer.") and key in twins)}
 
 
-def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
+def write_comparison(path: Path, runs: Sequence[Run], command: str, gaps: Sequence[str] = ()) -> None:
     """Write one HTML file that asks nothing of any server and runs no script.
 
     Args:
         path: of the file.
         runs: of one task; the first one's primary metric is the comparison's.
         command: repeats the comparison.
+        gaps: runs that are missing, and why.
 
     Raises:
         InputError: the file cannot be written.
@@ -171,7 +172,7 @@ def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
             title=f"{len(runs)} {runs[0].task} runs",
             runs=runs,
             sentence=_sentence(runs),
-            warnings=_warnings(runs),
+            warnings=[*gaps, *_warnings(runs)],
             differences=differences(runs),
             primary_metric=primary_metric,
             label=metric.label,
@@ -188,7 +189,7 @@ def write_comparison(path: Path, runs: Sequence[Run], command: str) -> None:
         )
 
 
-def _primary_row(run: Run, primary_metric: tuple[str, str], condition: str) -> dict[str, Any] | None:
+def primary_row(run: Run, primary_metric: tuple[str, str], condition: str) -> dict[str, Any] | None:
     """A condition's row, if its mean is known."""
     row = by_metric(run.rows).get(primary_metric, {}).get(condition)
     return row if row is not None and math.isfinite(row["mean"]) else None
@@ -198,7 +199,7 @@ def _sentence(runs: Sequence[Run]) -> str:
     """Which patch is the strongest, if any is."""
     primary_metric = runs[0].primary_metric
     metric = runs[0].words()[primary_metric[0]]
-    found = [(run.name, row) for run in runs if (row := _primary_row(run, primary_metric, "patch"))]
+    found = [(run.name, row) for run in runs if (row := primary_row(run, primary_metric, "patch"))]
     if len(found) < 2:
         return f"Nothing to compare: fewer than two of the runs have measured the {metric.label}."
     (best, first), (other, second) = sorted(found, key=lambda pair: -metric.sign * pair[1]["mean"])[:2]
@@ -235,7 +236,7 @@ def _draw_effect(runs: Sequence[Run]) -> str:
             ("patch", textwrap.fill(run.name, 24, break_long_words=False)),
             ("random", "random patch"),
         ):
-            if row := _primary_row(run, primary_metric, condition):
+            if row := primary_row(run, primary_metric, condition):
                 entries.append((name, DAY[condition], row))
     figure, axes = axes_of(height=0.7 + 0.33 * len(entries))
     draw_intervals(axes, entries)

@@ -96,8 +96,8 @@ def variants(study: AblationStudy) -> tuple[dict[str, Variant], list[str]]:
             refused, a patch of another shape or size, or nothing to ablate.
     """
     settings = study.build(study.config["trainer"])
-    if settings.devices > 1:
-        raise InputError(f"trainer.devices: expected 1, got {settings.devices}; patches are trained in one process")
+    if settings.processes > 1:
+        raise InputError(f"trainer.devices: expected 1, got {settings.processes}; patches are trained in one process")
     seed = study.config["seed"] + 1
     shared = dict(study.shared)
     shared["source"] = CachedSource(shared["source"], settings.memory_gb * 1e9)  # rendered once for all
