@@ -184,6 +184,7 @@ class Evaluator:
             {"calibrated": Calibrated(), "print_noise": PrintNoise()},
             {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
             self.renderer.whole_frame,
+            self.renderer.bend,
         )
         named = {PHOTOGRAPHED[one]: texture for one, texture in textures.items()}
         measured = replace(self, renderer=renderer).measure(named, indices, repetitions)

@@ -268,8 +268,8 @@ def warp_texture(
             ``T`` frames of a texture are neighbours.
         window: of ``B·T`` parts, on the host.
         supersampling: samples along each side of a pixel.
-        unbend: takes samples ``[B·T, 2, h, w]`` of the square, and how many of them lie along each side of a pixel, to the
-            points of the texture that are seen there; None where they are the same.
+        unbend: takes samples ``[B·T, 2, h, w]`` of the square, and how many of them lie along each side of a pixel, to
+            the points of the texture that are seen there; None where they are the same.
 
     Returns:
         ``[B·T, C, h, w]`` on the textures' device.

@@ -1,7 +1,7 @@
 """What the patch lies on where that is not flat: a cylinder, or cloth.
 
-A bend maps the plane of the patch's corners to the texture. It is drawn once per scene, so both frames of a pair show the
-same one, and only their corners differ.
+A bend maps the plane of the patch's corners to the texture. It is drawn once per scene: the frames of a pair differ in
+their corners alone.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Bend(Protocol):
 class Cylinder:
     """A cup, a pole or a torso: the patch is wrapped around a cylinder, its lengths true along the arc.
 
-    The corners lie in the plane that touches the cylinder along the patch's middle. A point at the distance s from there
-    along the arc is seen at r · sin(s / r): the cylinder is seen from afar, and what perspective there is, is the plane's.
-    What lies beyond the cylinder's outline is hidden.
+    The corners lie in the plane that touches the cylinder along the patch's middle. A point at distance s along the arc
+    from there is seen at r · sin(s / r): as from afar, so that what perspective there is, is the plane's. What lies
+    beyond the cylinder's outline is hidden.
 
     Args:
         radius: range, as a multiple of the side of the patch that is bent: of its width around a vertical axis, of its
@@ -70,8 +70,8 @@ class Cylinder:
             raise InputError(f"bend.axis: expected {' or '.join(AXES)}, got {axis}")
         if len(radius) == 2 and radius[0] < TIGHTEST:
             raise InputError(
-                f"bend.radius: expected at least {TIGHTEST:.3f} times the bent side, around which the patch wraps once, "
-                f"got {radius[0]:g}; raise it"
+                f"bend.radius: expected at least {TIGHTEST:.3f} times the bent side, around which the patch wraps "
+                f"once, got {radius[0]:g}; raise it"
             )
         self.radius = check_range("bend.radius", radius, TIGHTEST, 100)
         self.turn = check_range("bend.turn", turn, -90, 90)
@@ -95,8 +95,8 @@ class Cylinder:
 class Cloth:
     """Cloth that is drawn out of shape, by a thin-plate spline (Bookstein 1989; for patches Xu et al. 2020).
 
-    A grid of control points is spread over the patch, from corner to corner. Where each of them is seen, the texture shows
-    what lies up to ``strength`` beside it, and the spline bends least in between. Where that takes the cloth beyond the
+    A grid of control points is spread over the patch, from corner to corner. Each of them shows what lies up to
+    ``strength`` beside it in the texture, and the spline bends least in between. Where that takes the cloth beyond the
     corners, all of it is made smaller until it lies within them.
 
     Args:
@@ -110,13 +110,13 @@ class Cloth:
     def __init__(self, points: int = 4, strength: float = 0.04) -> None:
         if not 2 <= points <= 16:
             raise InputError(f"bend.points: expected 2 to 16 control points along each side, got {points}")
-        # The Jacobian is I + M. Where rows of M are at most a in x and b in y, its determinant is above 0 for a + b < 1.
+        # The Jacobian is I + M. Where M's columns are at most a and b, its determinant is above 0 for a + b < 1.
         slopes = [np.abs(np.diff(_influence(points), axis=axis)).sum(axis=0).max() * (_TABLE - 1) for axis in (1, 2)]
         fold = float(1 / sum(slopes))
         if not 0 <= strength < fold:
             raise InputError(
-                f"bend.strength: expected 0 to {math.floor(1000 * fold) / 1000:g}, up to which {points} × {points} control "
-                f"points cannot fold the cloth, got {strength:g}; lower it, or bend.points"
+                f"bend.strength: expected 0 to {math.floor(1000 * fold) / 1000:g}, up to which {points} × {points} "
+                f"control points cannot fold the cloth, got {strength:g}; lower it, or bend.points"
             )
         self.points, self.strength = points, strength
 
@@ -145,21 +145,12 @@ class Cloth:
 @lru_cache(maxsize=16)
 def _influence(points: int) -> np.ndarray:
     """``[points², 65, 65]``: how much of each control point's shift the spline has at the points of its table."""
+    from scipy.interpolate import RBFInterpolator
 
-    def distances(places: np.ndarray) -> np.ndarray:
-        squares = np.square(places[:, None] - control).sum(axis=2)
-        return squares * np.log(np.where(squares > 0, squares, 1))
-
-    def spread(count: int) -> np.ndarray:
-        side = np.linspace(0, 1, count)
-        return np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-
-    control, places = spread(points), spread(_TABLE)
-    plane = np.pad(control, ((0, 0), (1, 0)), constant_values=1)
-    equations = np.block([[distances(control), plane], [plane.T, np.zeros((3, 3))]])
-    weights = np.linalg.inv(equations)[:, : points**2]
-    bases = np.hstack([distances(places), np.pad(places, ((0, 0), (1, 0)), constant_values=1)])
-    return (bases @ weights).T.reshape(-1, _TABLE, _TABLE)
+    sides = (np.linspace(0, 1, count) for count in (points, _TABLE))
+    control, table = (np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2) for side in sides)
+    spline = RBFInterpolator(control, np.eye(points**2), kernel="thin_plate_spline")
+    return np.asarray(spline(table)).T.reshape(-1, _TABLE, _TABLE)
 
 
 @lru_cache(maxsize=16)
