@@ -43,7 +43,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Paper:
 
 def filmed(path: Path, paper: Paper, seed: int = 0, printer: int = 0) -> tuple[bytes, list[Truth | None]]:
     place = street(seed=seed)
-    truths = film(path, place, DriveBy(passes=2, frames=4).takes(place), paper, Unknown.draw(printer), 10)
+    truths = film(path, place, DriveBy(passes=2, frames=4).takes(place), [paper], Unknown.draw(printer), 10)
     return path.read_bytes(), truths
 
 
