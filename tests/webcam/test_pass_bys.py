@@ -125,10 +125,9 @@ def test_controls_stand_apart() -> None:
 
 def write(folder: Path, distances: list[float]) -> None:
     log = Log(folder / "frames.csv")
+    measured = {"patch": 0.5, "grey": 0.1, "success": 1.0, "grey_success": 0.0}
     for number, distance in enumerate(distances):
-        log.write(
-            Record(number, number / 10, "v", "found", 3, "patch", distance_m=distance, success=1.0, grey_success=0.0)
-        )
+        log.write(Record(number, number / 10, "v", "found", 3, "patch", distance_m=distance, **measured))
     log.close()
 
 
