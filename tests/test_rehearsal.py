@@ -313,7 +313,14 @@ def test_one_command_rehearses_all_of_it(start: Callable[..., Any], tmp_path: Pa
     report = (out / "drive_by" / "report.html").read_text()
     assert "Rehearsal of run without hardware: drive-by" in report
     assert "patchattack rehearse" in report
-    for words in (f"{out}/lab/report.html", "4 of 4 frames", "drive-by: ", "no pass-by was recorded", "control  1 pass-bys: ", "appearance.calibrated.file="):
+    for words in (
+        f"{out}/lab/report.html",
+        "4 of 4 frames",
+        "drive-by: ",
+        "no pass-by was recorded",
+        "control  1 pass-bys: ",
+        "appearance.calibrated.file=",
+    ):
         assert words in outcome.out
 
     # The calibration knows what the camera makes of a print.

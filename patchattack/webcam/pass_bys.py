@@ -120,7 +120,7 @@ def pass_bys(records: Mapping[str, np.ndarray], rule: PassByRule) -> list[dict[s
     for number, frames in enumerate(_approaches(records)):
         part = {name: column[frames] for name, column in records.items()}
         kind, distance = str(part["kind"][0]), part["distance_m"]
-        which = {"sheet": int(part["sheet"][0]), "first_frame": int(part["frame"][0])}
+        which: dict[str, Any] = {"sheet": int(part["sheet"][0]), "first_frame": int(part["frame"][0])}
         which |= {"last_frame": int(part["frame"][-1]), "from_m": float(distance[0]), "to_m": float(distance[-1])}
         for condition, column in ((kind, "success"), ("grey", "grey_success"))[: 1 + (kind == "patch")]:
             known = ~np.isnan(part[column])
