@@ -30,14 +30,15 @@ class Bend(Protocol):
     """Draws what the patch lies on; all of the patch is seen within its corners."""
 
     def draw(self, numbers: Numbers) -> Tensor:
-        """Parameters of N scenes, float32 ``[N, P]``, each from its own row of ``numbers``."""
+        """Parameters of N scenes, ``[N, P]`` on the host, each from its own row of ``numbers``."""
 
     def unbend(self, parameters: Tensor, places: Tensor, supersampling: int) -> Tensor:
         """Where in the texture it is that is seen at ``places``.
 
         Args:
             parameters: ``[N, P]`` as :meth:`draw` gives them.
-            places: ``[N, 2, h, w]`` x and y in the plane of the corners, whose unit square would show the flat patch.
+            places: ``[N, 2, h, w]`` x and y in the plane of the corners, whose unit square would show the flat patch;
+                on any device.
             supersampling: places along each side of a pixel.
 
         Returns:
@@ -83,12 +84,14 @@ class Cylinder:
 
     def unbend(self, parameters: Tensor, places: Tensor, supersampling: int) -> Tensor:
         """As :class:`Bend` says."""
-        radius, turn = parameters.view(-1, 2, 1, 1, 1).unbind(1)
+        radius, turn = parameters.double().unbind(1)
         turn = turn.deg2rad()
+        host = torch.stack([turn.sin() - 0.5 / radius, 1 / radius, 0.5 - radius * turn, radius], dim=1)
+        begin, per_side, middle, radius = _on(places, host).view(-1, 4, 1, 1, 1).unbind(1)
         sides = list(places.split(1, dim=1))
-        sine = torch.addcmul(turn.sin() - 0.5 / radius, sides[self._side], 1 / radius)
-        angle = sine.asin().nan_to_num(nan=math.inf)  # beyond the outline there is none
-        sides[self._side] = torch.addcmul(0.5 - radius * turn, angle, radius)
+        sine = torch.addcmul(begin, sides[self._side], per_side)
+        angle = sine.asin_().nan_to_num_(nan=math.inf)  # beyond the outline there is none
+        sides[self._side] = torch.addcmul(middle, angle, radius)
         return torch.cat(sides, dim=1)
 
 
@@ -126,20 +129,26 @@ class Cloth:
 
     def unbend(self, parameters: Tensor, places: Tensor, supersampling: int) -> Tensor:
         """As :class:`Bend` says."""
-        influence = _influence_on(self.points, parameters.dtype, parameters.device)
-        table = (parameters.unflatten(1, (2, -1)) @ influence).unflatten(2, (_TABLE, _TABLE))
+        shifts = parameters.double().unflatten(1, (2, -1))
         # Beyond the table the cloth goes on as at its edge, which is so seen as far outside as it is moved.
-        left, right, top, bottom = table[:, 0, :, 0], -table[:, 0, :, -1], table[:, 1, 0], -table[:, 1, -1]
-        outside = torch.stack([left, top, right, bottom], dim=1).amax(dim=2).clamp(min=0)
-        first, last = outside.view(-1, 4, 1, 1).split(2, dim=1)
-        size = 1 + first + last
+        first, last = torch.einsum("nak,kaes->naes", shifts, _edges(self.points)).amax(dim=3).clamp(min=0).unbind(2)
+        host = torch.cat([-1 - 2 * first, 1 + first + last, (shifts - first.unsqueeze(2)).flatten(1)], dim=1)
+        begin, size, moved = _on(places, host).split((2, 2, 2 * self.points**2), dim=1)
+        begin, size = begin[..., None, None], size[..., None, None]
+        influence = _influence_on(self.points, places.dtype, places.device)
+        table = (moved.unflatten(1, (2, -1)) @ influence).unflatten(2, (_TABLE, _TABLE))
         # One shift for all places of a pixel: looking up each would cost more than the texture.
-        ends = (places[..., start::supersampling, start::supersampling] for start in (0, supersampling - 1))
-        pixels = torch.addcmul(-1 - 2 * first, sum(ends), size).permute(0, 2, 3, 1)  # from -1 to 1 over the table
-        shift = F.grid_sample(table, pixels, mode="bilinear", padding_mode="border", align_corners=True) - first
+        first_of, last_of = (places[..., at::supersampling, at::supersampling] for at in (0, supersampling - 1))
+        pixels = torch.addcmul(begin, first_of + last_of, size).permute(0, 2, 3, 1)  # from -1 to 1 over the table
+        shift = F.grid_sample(table, pixels, mode="bilinear", padding_mode="border", align_corners=True)
         of_pixels = places.unflatten(3, (-1, supersampling)).unflatten(2, (-1, supersampling))
-        moved = torch.addcmul(shift[:, :, :, None, :, None], of_pixels, size[..., None, None])
-        return moved.flatten(4, 5).flatten(2, 3)
+        found = torch.addcmul(shift[:, :, :, None, :, None], of_pixels, size[..., None, None])
+        return found.flatten(4, 5).flatten(2, 3)
+
+
+def _on(places: Tensor, host: Tensor) -> Tensor:
+    """``host`` in the type and on the device of ``places``."""
+    return transfer(host.to(places.dtype), places.device)
 
 
 @lru_cache(maxsize=16)
@@ -151,6 +160,14 @@ def _influence(points: int) -> np.ndarray:
     control, table = (np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2) for side in sides)
     spline = RBFInterpolator(control, np.eye(points**2), kernel="thin_plate_spline")
     return np.asarray(spline(table)).T.reshape(-1, _TABLE, _TABLE)
+
+
+@lru_cache(maxsize=16)
+def _edges(points: int) -> Tensor:
+    """``[points², 2, 2, 65]``, outwards: of x at the left and the right edge, of y at the upper and the lower one."""
+    table = torch.from_numpy(_influence(points))
+    ends = [table[:, :, 0], -table[:, :, -1], table[:, 0], -table[:, -1]]
+    return torch.stack(ends, dim=1).unflatten(1, (2, 2))
 
 
 @lru_cache(maxsize=16)

@@ -28,7 +28,7 @@ class Draw:
         on_surface: the patch lies on the scenes' surface, so what stands in front of that hides it.
         appearance: parameters ``[B, ...]`` of each transform of the texture.
         camera: parameters ``[B, T, ...]`` of each transform of the frames.
-        bend: parameters ``[B, P]`` of what the patch lies on; None where that is flat.
+        bend: parameters ``[B, P]``, on the host, of what the patch lies on; None where that is flat.
     """
 
     corners: Tensor
@@ -93,10 +93,9 @@ class Renderer:
             InputError: the patch does not fit into the scene.
         """
         frames = scene.frames.shape[1]
-        (of_placement,) = numbers.streams({"placement": 1})
+        of_placement, *of_bend = numbers.streams({"placement": 1} if self.bend is None else {"placement": 1, "bend": 1})
         counts = [1] * len(self.appearance) + [frames if each.per_frame else 1 for each in self.camera]
-        named = dict(zip(self._streams, counts, strict=True)) | ({} if self.bend is None else {"bend": 1})
-        streams = iter(numbers.streams(named, patch.mask.device))
+        streams = iter(numbers.streams(dict(zip(self._streams, counts, strict=True)), patch.mask.device))
 
         def shared(values: Tensor) -> Tensor:
             """``[B, T, ...]`` of ``[B·T, ...]``, or of ``[B, ...]`` for all frames alike."""
@@ -108,7 +107,7 @@ class Renderer:
             on_surface=self.placement.on_surface(scene),
             appearance=tuple(each.draw(next(streams)) for each in self.appearance),
             camera=tuple(shared(each.draw(next(streams))) for each in self.camera),
-            bend=None if self.bend is None else self.bend.draw(next(streams)),
+            bend=None if self.bend is None else self.bend.draw(*of_bend),
         )
 
     def __call__(self, texture: Tensor, mask: Tensor, scene: Scene, draw: Draw) -> View:
@@ -129,8 +128,7 @@ class Renderer:
         window = geometry.Window.around(seen, scene.size, 2 * self.margin, self.block)
         unbend = None
         if self.bend is not None and draw.bend is not None:
-            bent = transfer(draw.bend, device).to(textures.dtype).repeat_interleave(count, dim=0)
-            unbend = partial(self.bend.unbend, bent)
+            unbend = partial(self.bend.unbend, draw.bend.repeat_interleave(count, dim=0))
         patch = geometry.warp_texture(torch.cat([textures * masks, masks], dim=1), homography, window, unbend=unbend)
         window = window.on(device)
         frames = scene.frames.flatten(0, 1)
