@@ -180,7 +180,8 @@ def rehearse(
     patch, sheets = plan.setup.patch, plan.setup.sheets
     papers = [print_sheet(folder / "sheet.png", plan.printer, sheets[0], patch, plan.unknown)]
     if plan.control:
-        other = Patch(random_texture(*patch.mask.shape[1:], 0), patch.mask.cpu(), patch.size_mm)
+        height, width = patch.mask.shape[1:]
+        other = Patch(random_texture(height, width, 0), patch.mask.cpu(), patch.size_mm)
         papers.append(print_sheet(folder / "control.png", plan.printer, sheets[1], other, plan.unknown))
     found: dict[str, Any] = {}
     for name, part in parts.items():
