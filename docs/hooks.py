@@ -30,14 +30,19 @@ PUBLIC = {
         *("attacks.attack", "attacks.flow", "attacks.classification", "attacks.depth", "attacks.detection"),
         "attacks.ensemble",
     ),
-    "EoT": ("eot.renderer", "eot.placement", "eot.transform", "eot.appearance", "eot.camera", "eot.calibrated"),
+    "EoT": (
+        *("eot.renderer", "eot.placement", "eot.bend", "eot.transform", "eot.appearance", "eot.camera"),
+        "eot.calibrated",
+    ),
     "Data": ("data.world", "data.frames", "data.photographs", "data.coco", "data.yolo", "data.kitti"),
     "Optimisers": ("optimizers.gradient_free", "optimizers.nes", "optimizers.random_search", "optimizers.clamped"),
     "Regularisers": ("regularizers.tv", "regularizers.nps", "regularizers.content"),
     "Defences": ("defenses.defense", "defenses.jpeg", "defenses.resize_pad", "defenses.patch_cleanser"),
     "Measuring": ("controls", "evaluation", "statistics", "indicators", "reporting.threat_model"),
     "Running": ("job", "pipeline", "tracking", "runs"),
-    "Paper and camera": ("printing.sheet", "printing.fiducials", "printing.calibration", "webcam.pose"),
+    "Paper and camera": (
+        *("printing.sheet", "printing.fiducials", "printing.calibration", "webcam.pose", "webcam.pass_bys"),
+    ),
 }
 
 

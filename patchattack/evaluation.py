@@ -188,7 +188,8 @@ class Evaluator:
         }
         measured = []
         for medium in MEDIA:
-            renderer = Renderer(self.renderer.placement, *transforms[medium], self.renderer.whole_frame)
+            of_this = self.renderer
+            renderer = Renderer(of_this.placement, *transforms[medium], of_this.whole_frame, of_this.bend)
             named = {f"{name}_{medium}": texture for name, texture in textures.items()}
             found = replace(self, renderer=renderer).measure(named, indices, repetitions)
             measured += [one for one in found if one.condition in named]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -249,7 +250,13 @@ class Window:
         return numbered(len(self.origin), self.origin.device), left + x, top + y.unsqueeze(1)
 
 
-def warp_texture(textures: Tensor, homography: Tensor, window: Window, supersampling: int = 2) -> Tensor:
+def warp_texture(
+    textures: Tensor,
+    homography: Tensor,
+    window: Window,
+    supersampling: int = 2,
+    unbend: Callable[[Tensor, int], Tensor] | None = None,
+) -> Tensor:
     """The textures as seen in the window; zero outside them.
 
     Every pixel is the mean of ``supersampling²`` samples, each from the level of a :class:`MipAtlas` that fits its
@@ -261,6 +268,8 @@ def warp_texture(textures: Tensor, homography: Tensor, window: Window, supersamp
             ``T`` frames of a texture are neighbours.
         window: of ``B·T`` parts, on the host.
         supersampling: samples along each side of a pixel.
+        unbend: takes samples ``[B·T, 2, h, w]`` of the square, and how many of them lie along each side of a pixel, to
+            the points of the texture that are seen there; None where they are the same.
 
     Returns:
         ``[B·T, C, h, w]`` on the textures' device.
@@ -280,7 +289,8 @@ def warp_texture(textures: Tensor, homography: Tensor, window: Window, supersamp
     rows, columns = (torch.arange(supersampling * side, device=textures.device) for side in window.size)
     places = torch.addcmul(torch.addcmul(first, y, rows.unsqueeze(1)), x, columns)  # [B·T, 3, h·s, w·s]
     places, depth = places.split((2, 1), dim=1)
-    points = torch.addcmul(start, (places / depth).clamp(low, high), scale).permute(0, 2, 3, 1)
+    places = places / depth if unbend is None else unbend(places / depth, supersampling)
+    points = torch.addcmul(start, places.clamp(low, high), scale).permute(0, 2, 3, 1)
     # The frames of a scene show one texture: they are sampled as one tall image.
     points = points.reshape(len(textures), -1, *points.shape[2:])
     found = F.grid_sample(atlas.image, points, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -130,6 +130,7 @@ def signature(node: dict[str, Any]) -> inspect.Signature:
 def test_the_groups_are_those_that_a_user_is_told_of() -> None:
     expected = {"attack", "victim", "data", "placement", "appearance", "camera", "regularizers", "optimizer"}
     assert {option.split("/")[0] for option in OPTIONS} == expected | {
+        "bend",
         "schedule",
         "tracker",
         "trainer",

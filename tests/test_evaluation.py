@@ -18,6 +18,7 @@ from patchattack.attacks.depth import DepthAttack
 from patchattack.attacks.flow import FlowAttack
 from patchattack.controls import CONDITIONS, NO_RIVALS, always
 from patchattack.eot.appearance import Brightness
+from patchattack.eot.bend import Cylinder
 from patchattack.eot.camera import Defocus, Gamma
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Renderer
@@ -78,6 +79,7 @@ def evaluator(victim: Victim | None = None, key: tuple[int, ...] = (0, 1)) -> Ev
             Uniform(side=0.5, tilt=10, motion="random"),
             {"brightness": Brightness()},
             {"defocus": Defocus((0.1, 0.6)), "gamma": Gamma()},
+            bend=Cylinder(),
         ),
         references=References(victim),
         patch=Patch.create(shape="circle", resolution=16),
@@ -99,9 +101,10 @@ def textures() -> dict[str, Callable[[int], Tensor]]:
 
 def test_a_medium_has_the_places_of_this_eot_and_nothing_else_of_it() -> None:
     texture, plain = torch.zeros(3, 16, 16), evaluator()
-    bare = replace(plain, renderer=Renderer(plain.renderer.placement))
+    bare = replace(plain, renderer=Renderer(plain.renderer.placement, bend=plain.renderer.bend))
+    flat = replace(plain, renderer=Renderer(plain.renderer.placement))
     first, second = (one.in_media({"patch": always(texture)}, range(3)) for one in (plain, bare))
-    assert first == second
+    assert first == second != flat.in_media({"patch": always(texture)}, range(3))
     assert [one.condition for one in first] == ["patch_digital"] * 3 + ["patch_photographed"] * 3
     black = [
         one.metrics["epe_clean", "patch"]

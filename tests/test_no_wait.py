@@ -118,8 +118,9 @@ def scenes(task: str) -> Scene:
 
 
 NUMBERS = seeding.numbers([(0,), (1,)])
-PLACEMENTS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in options("placement")]
-PLACEMENTS += [("uniform", {"motion": motion, "tilt": 10.0}) for motion in MOTIONS]
+PLACES: list[tuple[str, dict[str, Any], str]] = [(name, {}, "") for name in options("placement")]
+PLACES += [("uniform", {"motion": motion, "tilt": 10.0}, "") for motion in MOTIONS]
+PLACES += [("uniform", {"motion": "random"}, bend) for bend in options("bend")]
 
 
 def job(victim: str, renderer: Renderer | None = None) -> Job:
@@ -170,10 +171,11 @@ def test_a_placement_by_depth_does_not_wait() -> None:
     assert batch.scene.depth.device == DEVICE
 
 
-@pytest.mark.parametrize(("placement", "changes"), PLACEMENTS)
-def test_no_placement_waits(placement: str, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("placement", "changes", "bend"), PLACES)
+def test_no_placement_waits(placement: str, changes: dict[str, Any], bend: str) -> None:
     whole = parts("flow")
-    renderer = Renderer(instantiated("placement", placement, **changes), whole_frame=True)
+    lies_on = instantiated("bend", bend) if bend else None
+    renderer = Renderer(instantiated("placement", placement, **changes), whole_frame=True, bend=lies_on)
     patch = copy.deepcopy(whole.patch).to(DEVICE)
     with watched():
         scene = scenes("flow").to(DEVICE)

@@ -43,7 +43,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Paper:
 
 def filmed(path: Path, paper: Paper, seed: int = 0, printer: int = 0) -> tuple[bytes, list[Truth | None]]:
     place = street(seed=seed)
-    truths = film(path, place, DriveBy(passes=2, frames=4).takes(place), paper, Unknown.draw(printer), 10)
+    truths = film(path, place, DriveBy(passes=2, frames=4).takes(place), [paper], Unknown.draw(printer), 10)
     return path.read_bytes(), truths
 
 
@@ -285,7 +285,7 @@ def start(command: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
     """``patchattack rehearse`` on a run of a tiny flow network, into ``tmp_path / "out"``."""
     folder = tmp_path / "run"
     Patch(random_texture(16, 16, 0), torch.ones(1, 16, 16), (150.0, 150.0)).save(folder / "patch.png", {})
-    save_layouts(folder / "print" / "layout.json", [SHEET])
+    save_layouts(folder / "print" / "layout.json", [SHEET, Sheet().layout(SHEET.size_mm, 4)])
     overrides = ("attack=flow", "victim=flow_matching", "victim.weights=random", "data.size=[64,128]")
     (folder / "overrides.yaml").write_text("".join(f"- {one}\n" for one in overrides))
     return lambda *given: command(
@@ -294,24 +294,33 @@ def start(command: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_one_command_rehearses_all_of_it(start: Callable[..., Any], tmp_path: Path) -> None:
-    outcome = start("calibrated=true", "lab.distances=[0.4,0.6]")
+    outcome = start("calibrated=true", "lab.distances=[0.4,0.6]", "control=true", "pass_by.speed=30")
     assert (outcome.status, outcome.err) == (0, "")
     out = tmp_path / "out"
     found = json.loads((out / "rehearsal.json").read_text())
     assert found["size"] == [320, 640]
     lab, drive_by = found["parts"]["lab"], found["parts"]["drive_by"]
-    assert lab["counts"]["with the sheet"] == 2  # pairs of two takes
-    assert lab["poses"]["shown"] == lab["poses"]["found"] == lab["poses"]["within"] == 2
-    assert [take["distance_m"] for take in lab["takes"]] == pytest.approx([0.4, 0.6])
-    assert drive_by["counts"]["with the sheet"] >= 2  # it begins with a patch of few pixels
-    assert drive_by["poses"]["found"] == drive_by["poses"]["within"] == drive_by["poses"]["shown"] == 2
+    assert lab["counts"]["with the sheet"] == 4  # pairs of two takes with the patch, and as many with the control
+    assert lab["poses"]["shown"] == lab["poses"]["found"] == lab["poses"]["within"] == 4
+    assert [take["distance_m"] for take in lab["takes"]] == pytest.approx([0.4, 0.6, 0.4, 0.6])
+    assert drive_by["counts"]["with the sheet"] >= 4  # it begins with a patch of few pixels
+    assert drive_by["poses"]["found"] == drive_by["poses"]["within"] == drive_by["poses"]["shown"] == 4
+    assert lab["pass_bys"] == []
+    assert [(row["condition"], row["n"]) for row in drive_by["pass_bys"]] == [("patch", 1), ("grey", 1), ("control", 1)]
     for part in ("lab", "drive_by"):
         names = {path.name for path in (out / part).iterdir()}
         assert names >= {"video.mp4", "truth.csv", "frames.csv", "report.html", "summary.json"}
     report = (out / "drive_by" / "report.html").read_text()
     assert "Rehearsal of run without hardware: drive-by" in report
     assert "patchattack rehearse" in report
-    for words in (f"{out}/lab/report.html", "2 of 2 frames", "drive-by: ", "appearance.calibrated.file="):
+    for words in (
+        f"{out}/lab/report.html",
+        "4 of 4 frames",
+        "drive-by: ",
+        "no pass-by was recorded",
+        "control  1 pass-bys: ",
+        "appearance.calibrated.file=",
+    ):
         assert words in outcome.out
 
     # The calibration knows what the camera makes of a print.

@@ -44,6 +44,7 @@ def run(parts: dict[str, Any]) -> None:
         batch=parts["batch"],
         seed=parts["seed"],
         placement=parts["placement"],
+        bend=parts["bend"],
         patch=None if parts["run"] is None else Patch.load(Path(str(parts["run"])) / "patch.png"),
     )
     if parts["run"] is not None:

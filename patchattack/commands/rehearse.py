@@ -27,6 +27,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.printing.fiducials import load_layouts
     from patchattack.rehearsal import rehearse
     from patchattack.rehearsal.unknown import Unknown
+    from patchattack.webcam import pass_bys
     from patchattack.webcam.camera_victim import camera_victims, select_victims
     from patchattack.webcam.summary import SessionOrigin
 
@@ -40,7 +41,7 @@ def run(parts: dict[str, Any]) -> None:
     trials = camera_victims(select_victims(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
     plan = rehearse.make_plan(
         *(trials[0], patch, sheets, parts["print"], parts["data"], Unknown.draw(parts["printer"]), parts["seed"]),
-        **{key: parts[key] for key in ("size", "fps", "keep", "independent")},
+        **{key: parts[key] for key in ("size", "fps", "keep", "independent", "pass_by", "control")},
     )
     output = folders.new_folder(parts["output"], "rehearse")
     origin = SessionOrigin(
@@ -58,7 +59,7 @@ def run(parts: dict[str, Any]) -> None:
     shown = {"lab": parts["lab"], "drive_by": parts["drive_by"]}
     found = rehearse.rehearse(plan, shown, output, origin, progress)
     for name, part in found["parts"].items():
-        print(f"\n{name.replace('_', '-')}: {part['verdict']}")
+        print(f"\n{name.replace('_', '-')}: {part['verdict']}", *pass_bys.lines(part["pass_bys"]), sep="\n")
     print("", *rehearse.lines(found), "", sep="\n")
     reports = {name: f"{name}/report.html" for name in found["parts"]}
     cli.print_files(output, **reports, numbers="rehearsal.json")

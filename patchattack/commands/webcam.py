@@ -31,7 +31,7 @@ def report(parts: dict[str, Any]) -> None:
     from patchattack.webcam.summary import publish
 
     folder = Path(str(parts["report"]))
-    tell(folder, publish(folder))
+    tell(folder, publish(folder, {key: value for key, value in parts["pass_by"].items() if value is not None}))
 
 
 def run(parts: dict[str, Any]) -> None:
@@ -67,6 +67,7 @@ def run(parts: dict[str, Any]) -> None:
         keep=parts["keep"],
         record=parts["record"],
         independent=parts["independent"],
+        pass_by=parts["pass_by"],
     )
     output = folders.new_folder(parts["output"], "webcam")
     screen = ScreenWindow() if parts["show"] else NoScreen()
@@ -96,8 +97,13 @@ def run(parts: dict[str, Any]) -> None:
 
 def tell(folder: Path, outcome: Any) -> None:
     """Print the verdict, what it is of, and where everything is."""
+    from patchattack.webcam import pass_bys
+
     print(f"\n{outcome.verdict}")
     print("; ".join(f"{name}: {count}" for name, count in outcome.counts.items()))
+    print(*pass_bys.lines(outcome.pass_bys), sep="\n")
     if outcome.faults:
         print(f"Not all of it could be measured: {'; '.join(outcome.faults)}.")
-    cli.print_files(folder, report="report.html", per_frame="frames.csv", numbers="summary.json")
+    cli.print_files(
+        folder, report="report.html", per_frame="frames.csv", pass_bys="pass_bys.csv", numbers="summary.json"
+    )

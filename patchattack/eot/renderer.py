@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from patchattack import geometry
 from patchattack.devices import transfer
+from patchattack.eot.bend import Bend
 from patchattack.eot.placement import DRAWS, Placement
 from patchattack.eot.transform import Transform, saturate
 from patchattack.patch import Patch
@@ -26,12 +28,14 @@ class Draw:
         on_surface: the patch lies on the scenes' surface, so what stands in front of that hides it.
         appearance: parameters ``[B, ...]`` of each transform of the texture.
         camera: parameters ``[B, T, ...]`` of each transform of the frames.
+        bend: parameters ``[B, P]``, on the host, of what the patch lies on; None where that is flat.
     """
 
     corners: Tensor
     on_surface: bool
     appearance: tuple[Tensor, ...]
     camera: tuple[Tensor, ...]
+    bend: Tensor | None = None
 
     def repeat(self, times: int) -> Draw:
         """The samples of all scenes, ``times`` times one after another."""
@@ -44,6 +48,7 @@ class Draw:
             self.on_surface,
             tuple(map(repeated, self.appearance)),
             tuple(map(repeated, self.camera)),
+            None if self.bend is None else repeated(self.bend),
         )
 
 
@@ -59,6 +64,7 @@ class Renderer:
         camera: transforms of the frames, applied in their order.
         whole_frame: the camera's transforms change whole frames. Otherwise they change the patch and what they
             spread it into, and the rest of the frame, which a camera has taken already, stays as it is.
+        bend: what the patch lies on in the plane of its corners; None for that plane itself.
     """
 
     def __init__(
@@ -67,8 +73,9 @@ class Renderer:
         appearance: Mapping[str, Transform] | None = None,
         camera: Mapping[str, Transform] | None = None,
         whole_frame: bool = False,
+        bend: Bend | None = None,
     ) -> None:
-        self.placement = placement
+        self.placement, self.bend = placement, bend
         appearance, camera = appearance or {}, camera or {}
         self.appearance, self.camera = list(appearance.values()), list(camera.values())
         self._streams = [f"appearance/{name}" for name in appearance] + [f"camera/{name}" for name in camera]
@@ -86,7 +93,7 @@ class Renderer:
             InputError: the patch does not fit into the scene.
         """
         frames = scene.frames.shape[1]
-        (of_placement,) = numbers.streams({"placement": 1})
+        of_placement, *of_bend = numbers.streams({"placement": 1} if self.bend is None else {"placement": 1, "bend": 1})
         counts = [1] * len(self.appearance) + [frames if each.per_frame else 1 for each in self.camera]
         streams = iter(numbers.streams(dict(zip(self._streams, counts, strict=True)), patch.mask.device))
 
@@ -100,6 +107,7 @@ class Renderer:
             on_surface=self.placement.on_surface(scene),
             appearance=tuple(each.draw(next(streams)) for each in self.appearance),
             camera=tuple(shared(each.draw(next(streams))) for each in self.camera),
+            bend=None if self.bend is None else self.bend.draw(*of_bend),
         )
 
     def __call__(self, texture: Tensor, mask: Tensor, scene: Scene, draw: Draw) -> View:
@@ -118,7 +126,10 @@ class Renderer:
         # One margin for how far the camera spreads the patch, one for the surroundings that it needs to do so.
         seen = geometry.border(homography, (texture.shape[-2], texture.shape[-1]))
         window = geometry.Window.around(seen, scene.size, 2 * self.margin, self.block)
-        patch = geometry.warp_texture(torch.cat([textures * masks, masks], dim=1), homography, window)
+        unbend = None
+        if self.bend is not None and draw.bend is not None:
+            unbend = partial(self.bend.unbend, draw.bend.repeat_interleave(count, dim=0))
+        patch = geometry.warp_texture(torch.cat([textures * masks, masks], dim=1), homography, window, unbend=unbend)
         window = window.on(device)
         frames = scene.frames.flatten(0, 1)
         if draw.on_surface and scene.occluder is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def film(
     path: Path,
     street: Street,
     takes: list[Take],
-    paper: Paper,
+    papers: Sequence[Paper],
     unknown: Unknown,
     fps: float,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
@@ -69,7 +70,7 @@ def film(
         path: of the video, ``.mp4``.
         street: of the takes.
         takes: at least one.
-        paper: what is printed, in the frame of the patch.
+        papers: what is printed, in the frame of the patch: all takes are filmed with each.
         unknown: printer and camera.
         fps: frames a second.
         progress: wraps the frames.
@@ -84,9 +85,9 @@ def film(
     writer = cv2.VideoWriter(c_path(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
     if not writer.isOpened():
         raise InputError(f"{path}: expected a video that OpenCV can write, got none; check the folder and its room")
-    shots: list[tuple[Take, StreetView] | None] = []
-    for take in takes:
-        shots += [None] * bool(shots) + [(take, view) for view in take.views]
+    shots: list[tuple[Paper, Take, StreetView] | None] = []
+    for paper, take in itertools.product(papers, takes):
+        shots += [None] * bool(shots) + [(paper, take, view) for view in take.views]
     truths: list[Truth | None] = []
     try:
         for number, shot in enumerate(progress(shots)):
@@ -94,7 +95,7 @@ def film(
                 writer.write(np.zeros((height, width, 3), np.uint8))
                 truths.append(None)
                 continue
-            take, view = shot
+            paper, take, view = shot
             image = photograph(street, take, view, paper, unknown, number)
             writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             truths.append(truth(street, take, view, number))

@@ -11,7 +11,7 @@ import numpy as np
 
 from patchattack import files, pictures
 from patchattack.errors import InputError
-from patchattack.patch import MILLIMETRES_PER_INCH, Patch
+from patchattack.patch import MILLIMETRES_PER_INCH, Patch, random_texture
 from patchattack.printing import calibration
 from patchattack.printing.fiducials import Layout
 from patchattack.printing.sheet import Sheet
@@ -22,6 +22,7 @@ from patchattack.rehearsal.unknown import Unknown
 from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import open_source
 from patchattack.webcam.evaluator import evaluate
+from patchattack.webcam.pass_bys import STANDARD, PassByRule
 from patchattack.webcam.pose import Lens
 from patchattack.webcam.records import read
 from patchattack.webcam.screen import NoScreen
@@ -41,6 +42,7 @@ class RehearsalPlan:
         street: through which the camera drives.
         unknown: printer and camera.
         fps: frames a second of the videos.
+        control: the camera's ways are also filmed with the second of the sheets, which carries a random patch.
 
     Raises:
         InputError: no markers, a sheet that was laid out with other settings, or a number that cannot be.
@@ -51,6 +53,7 @@ class RehearsalPlan:
     street: Street
     unknown: Unknown
     fps: float
+    control: bool = False
 
     def __post_init__(self) -> None:
         sheet = self.setup.sheets[0]
@@ -61,6 +64,8 @@ class RehearsalPlan:
                 f"print={self.printer.page}: expected the page that the run's layout.json was made with, got another "
                 "size of the markers; give print=PAGE as then, or anew: patchattack print run=RUN"
             )
+        if self.control and len(self.setup.sheets) < 2:
+            raise InputError("control: expected a run whose layout.json has a control sheet, got none; print it anew")
         if not 0 < self.fps <= 240:
             raise InputError(f"fps: expected frames a second above 0, up to 240, got {self.fps}")
 
@@ -78,6 +83,8 @@ def make_plan(
     fps: float,
     keep: int,
     independent: float,
+    pass_by: PassByRule = STANDARD,
+    control: bool = False,
 ) -> RehearsalPlan:
     """A plan in which the victim sees the world as it saw its data: frames, field of view and height of the camera.
 
@@ -91,12 +98,21 @@ def make_plan(
         seed: of the world and of the camera's way.
         size: ``(h, w)`` within which the videos are as large as the proportions of the victim's frames allow.
         fps: frames a second of the videos.
-        keep, independent: as of :class:`Setup`.
+        keep, independent, pass_by: as of :class:`Setup`; the scale of the pass-bys is the street's.
+        control: as of :class:`RehearsalPlan`.
 
     Raises:
         InputError: as of :class:`Plan`, :class:`Setup` and :func:`frame_size`.
     """
     field_of_view = data.get("field_of_view", 90.0)
+    street = Street(
+        sheets[0],
+        trial.attack.task,
+        frame_size(size, data.get("size")),
+        field_of_view,
+        data.get("camera_height", [1.2, 2.0]),
+        seed,
+    )
     setup = Setup(
         trials=[trial],
         patch=patch,
@@ -105,16 +121,9 @@ def make_plan(
         size=data.get("size"),
         keep=keep,
         independent=independent,
+        pass_by=replace(pass_by, scale=street.model),
     )
-    street = Street(
-        sheets[0],
-        trial.attack.task,
-        frame_size(size, setup.size),
-        field_of_view,
-        data.get("camera_height", [1.2, 2.0]),
-        seed,
-    )
-    return RehearsalPlan(setup, printer, street, unknown, fps)
+    return RehearsalPlan(setup, printer, street, unknown, fps, control)
 
 
 def frame_size(most: Sequence[int], victim: Sequence[int] | None) -> tuple[int, int]:
@@ -154,28 +163,32 @@ def rehearse(
     Args:
         plan: what is rehearsed.
         parts: by name, each of which gets a folder.
-        folder: gets ``sheet.png``, ``rehearsal.json``, and a folder for each part with ``video.mp4``, ``truth.csv``
-            and what the evaluator writes.
+        folder: gets ``sheet.png``, ``control.png``, ``rehearsal.json``, and a folder for each part with ``video.mp4``,
+            ``truth.csv`` and what the evaluator writes.
         origin: for the reports; their titles begin with it.
         progress: wraps what takes time.
 
     Returns:
         What ``rehearsal.json`` holds: ``printer`` (the seed says all of it), ``model``, as of :class:`Street`, ``size``
         of the videos, and for each of the ``parts`` its ``verdict``, ``counts`` of frames, ``poses`` and ``takes``, as
-        of :func:`compare` and :func:`by_take`.
+        of :func:`compare` and :func:`by_take`, and ``pass_bys`` by condition.
 
     Raises:
         InputError: a file cannot be written, or the sheet is found in no frame.
         KeyboardInterrupt: Ctrl-C, also while a video is measured.
     """
-    sheet = plan.setup.sheets[0]
-    paper = print_sheet(folder / "sheet.png", plan.printer, sheet, plan.setup.patch, plan.unknown)
+    patch, sheets = plan.setup.patch, plan.setup.sheets
+    papers = [print_sheet(folder / "sheet.png", plan.printer, sheets[0], patch, plan.unknown)]
+    if plan.control:
+        height, width = patch.mask.shape[1:]
+        other = Patch(random_texture(height, width, 0), patch.mask.cpu(), patch.size_mm)
+        papers.append(print_sheet(folder / "control.png", plan.printer, sheets[1], other, plan.unknown))
     found: dict[str, Any] = {}
     for name, part in parts.items():
         own = folder / name
         own.mkdir(exist_ok=True)
         video = own / "video.mp4"
-        truths = film(video, plan.street, part.takes(plan.street), paper, plan.unknown, plan.fps, progress)
+        truths = film(video, plan.street, part.takes(plan.street), papers, plan.unknown, plan.fps, progress)
         write_truth(own / "truth.csv", truths)
         frames = plan.setup.trials[0].frames
         capture = open_source(str(video), frames)
@@ -187,6 +200,7 @@ def rehearse(
         records = read(own / "frames.csv")
         poses, takes = compare(records, truths, frames), by_take(records, truths)
         found[name] = {"verdict": outcome.verdict, "counts": outcome.counts, "poses": poses, "takes": takes}
+        found[name]["pass_bys"] = outcome.pass_bys
     printer = {key: getattr(plan.unknown, key) for key in ("seed", "gain", "vignetting", "blur", "noise")}
     result = {"printer": printer, "model": plan.street.model, "size": list(plan.street.frame), "parts": found}
     files.write_json(folder / "rehearsal.json", result)

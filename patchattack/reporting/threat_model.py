@@ -85,6 +85,7 @@ def threat_model(config: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
         "conditions": {
             **_geometry(facts, config["print"]),
             "placement": _settings(config["placement"]),
+            "bend": _settings(config["bend"]) if config["bend"] else None,
             "appearance": {key: _settings(node) for key, node in config["appearance"].items()},
             "camera": {key: _settings(node) for key, node in config["camera"].items()},
         },
@@ -128,6 +129,7 @@ def in_words(model: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
             ),
             ("Angle", f"{_range(conditions['rotation_degrees'])}° in the image"),
             ("Placement", _words(conditions["placement"])),
+            ("Lies on", _words(conditions["bend"]) if conditions["bend"] else "a plane"),
             ("Light and print", _stack(conditions["appearance"])),
             ("Camera", _stack(conditions["camera"])),
         ],
@@ -177,6 +179,7 @@ def _not_tested(config: Mapping[str, Any], facts: RunFacts) -> list[str]:
         "conditions beyond these ranges (patchattack evaluate)",
         *(["views from the side: the patch faced the camera (patchattack evaluate axes=[yaw,pitch])"] if faced else []),
         *([f"{', '.join(missing)}: not varied"] if missing else []),
+        *([] if config["bend"] else ["cylinders and cloth: the patch was flat (patchattack evaluate bend=cloth)"]),
         *([] if config["defense"] else ["defences (patchattack defenses)"]),
         *(["a patch that moves with the scene"] if still else []),
         "decisions over time: every frame or pair of frames is judged alone",

@@ -57,6 +57,7 @@ class Section:
         rows: ``condition``, ``mean``, ``low``, ``high`` of the success, ``n`` stretches of time, ``frames``, and
             ``value``, the mean of the primary metric.
         curves: success along the axes.
+        pass_bys: ``condition``, ``n``, and of each measure ``mean``, ``low``, ``high`` and ``n``.
         gap: predicted minus measured success on the same frames, ``mean``, ``low``, ``high``; None without prediction.
         destroyed: fraction of the predicted successes that failed on camera, likewise, with ``n`` frames.
     """
@@ -64,6 +65,7 @@ class Section:
     victim: str
     rows: list[dict[str, Any]]
     curves: list[Curve]
+    pass_bys: list[dict[str, Any]]
     gap: dict[str, float] | None
     destroyed: dict[str, float] | None
 
@@ -81,6 +83,8 @@ class Field:
         rule: when a frame counts as won, a sentence.
         label: the primary metric in words.
         independent: seconds of a stretch of time.
+        pass_bys: what a pass-by is, a sentence.
+        columns: names of its measures, each with its key and its meaning.
         counts: what became of the frames, in words and numbers.
         sections: one for each victim.
         won: frames that the patch won.
@@ -98,6 +102,8 @@ class Field:
     rule: str
     label: str
     independent: float
+    pass_bys: str
+    columns: dict[str, tuple[str, str]]
     counts: list[tuple[str, int]]
     sections: list[Section]
     won: list[Photo]

@@ -23,6 +23,7 @@ from patchattack.webcam.digital import draw_patch
 from patchattack.webcam.frames import resize, to_array
 from patchattack.webcam.live import LiveView, Seen
 from patchattack.webcam.paper import White
+from patchattack.webcam.pass_bys import STANDARD, PassByRule
 from patchattack.webcam.pose import Lens, pose
 from patchattack.webcam.records import CORNERS, Kept, Log, Record, Store
 from patchattack.webcam.screen import Screen
@@ -41,6 +42,7 @@ class Setup:
         keep: shots at most that are stored, for the prediction and the report.
         record: a video from the start.
         independent: seconds; frames of one such stretch of time count as one in the intervals.
+        pass_by: what is asked of each approach of the camera.
 
     Raises:
         InputError: a number that cannot be.
@@ -54,6 +56,7 @@ class Setup:
     keep: int = 200
     record: bool = False
     independent: float = 0.5
+    pass_by: PassByRule = STANDARD
 
     def __post_init__(self) -> None:
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 16):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from patchattack.errors import InputError, one_line
 from patchattack.job import spread
 from patchattack.reporting.webcam import Curve, Field, Photo, Section, write_field
 from patchattack.statistics import FEWEST, Outcome, difference, too_few, wilson
+from patchattack.webcam import pass_bys
 from patchattack.webcam.digital import Prediction
+from patchattack.webcam.pass_bys import PassByRule
 from patchattack.webcam.records import check_shares, load_frame, photo_of, read
 from patchattack.webcam.session import Setup
 
@@ -93,11 +97,15 @@ def summarise(
         predicted successes that failed on camera, Kurakin et al. 2016: mean, low, high, n) and ``excess``
         (success of the patch beyond that of the grey card in the same frames: mean, low, high).
     """
+    return {victim: _of_victim(part, predicted, independent) for victim, part in _by_victim(records).items()}
+
+
+def _by_victim(records: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The frames with a sheet of each victim."""
     found = {}
     for victim in dict.fromkeys(records["victim"][records["state"] == "found"].tolist()):
         rows = (records["victim"] == victim) & (records["state"] == "found")
-        part = {name: column[rows] for name, column in records.items()}
-        found[victim] = _of_victim(part, predicted, independent)
+        found[victim] = {name: column[rows] for name, column in records.items()}
     return found
 
 
@@ -197,12 +205,14 @@ class SessionResult:
         verdict: one sentence, on the victim that was asked most.
         counts: of frames, by what became of them.
         faults: why it is not all that was to be measured.
+        pass_bys: by condition, as of :func:`patchattack.webcam.pass_bys.summarise`, for the same victim.
         interrupted: Ctrl-C has ended it.
     """
 
     verdict: str
     counts: dict[str, int]
     faults: list[str]
+    pass_bys: list[dict[str, Any]]
     interrupted: bool = False
 
 
@@ -221,6 +231,7 @@ def note(
     """
     trial = setup.trials[0]
     facts = {"rule": trial.rule, "label": trial.metric.label, "independent_s": float(setup.independent)}
+    facts["pass_by"] = asdict(setup.pass_by) | {"latch": list(setup.pass_by.latch)}
     known = {**asdict(origin), **facts, "source": source, "faults": [*faults]}
     files.write_json(folder / "session.json", known)
 
@@ -231,10 +242,15 @@ def note_predicted(folder: Path, predicted: Mapping[int, Prediction]) -> None:
     files.write(folder / "predicted.csv", "\n".join(["frame,value,success", *lines]) + "\n")
 
 
-def publish(folder: Path) -> SessionResult:
-    """Write ``summary.json`` and ``report.html`` of what a session's folder has: at least ``frames.csv``.
+def publish(folder: Path, changes: Mapping[str, Any] | None = None) -> SessionResult:
+    """Write ``summary.json``, ``pass_bys.csv`` and ``report.html`` of what a session's folder has.
 
-    ``session.json``, ``predicted.csv`` and the photographs in ``frames/`` are used where they are.
+    It has at least ``frames.csv``; ``session.json``, ``predicted.csv`` and the photographs in ``frames/`` are used
+    where they are.
+
+    Args:
+        folder: of the session.
+        changes: what is asked of each pass-by, where it is something else than in the session.
 
     Raises:
         InputError: there is no such table, a file is none of a session's, or one cannot be written.
@@ -244,14 +260,19 @@ def publish(folder: Path) -> SessionResult:
         _read_notes(folder),
         _read_predicted(folder / "predicted.csv"),
     )
+    rule = replace(about["pass_by"], **(changes or {}))
     found = summarise(records, predicted, about["independent_s"])
+    passed = {victim: pass_bys.pass_bys(part, rule) for victim, part in _by_victim(records).items()}
+    for victim, one in found.items():
+        one["pass_bys"] = pass_bys.summarise(passed[victim])
+    _write_pass_bys(folder / "pass_bys.csv", passed)
     counts, faults = _counts(records, about["source"]), about["faults"]
     if about["source"] is None:
         faults = [*faults, "it was ended before all was written down"]
     summary = {"counts": counts, "faults": faults, "rule": about["rule"], "independent_s": about["independent_s"]}
-    files.write_json(folder / "summary.json", {**summary, "victims": found})
+    files.write_json(folder / "summary.json", {**summary, "pass_by": asdict(rule), "victims": found})
     main: Mapping[str, Any] = max(
-        found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": []}
+        found.values(), key=lambda one: sum(row["frames"] for row in one["rows"]), default={"rows": [], "pass_bys": []}
     )
     outcome, sentence = verdict(main)
     field = Field(
@@ -263,6 +284,8 @@ def publish(folder: Path) -> SessionResult:
         rule=f"{about['rule'][:1].upper()}{about['rule'][1:]}.",
         label=about["label"],
         independent=about["independent_s"],
+        pass_bys=pass_bys.DEFINITION,
+        columns={pass_bys.NAMES[name]: (name, meaning) for name, meaning in rule.meanings().items()},
         counts=list(counts.items()),
         sections=[_section(name, one) for name, one in found.items()],
         won=_photos(folder / "frames", records, predicted, won=True),
@@ -272,7 +295,17 @@ def publish(folder: Path) -> SessionResult:
         versions=about["versions"],
     )
     write_field(folder / "report.html", field)
-    return SessionResult(sentence, counts, faults)
+    return SessionResult(sentence, counts, faults, main["pass_bys"])
+
+
+def _write_pass_bys(path: Path, passed: Mapping[str, list[dict[str, Any]]]) -> None:
+    """A line for each pass-by of each victim and condition."""
+    stream = io.StringIO()
+    rows = [{"victim": victim} | row for victim, found in passed.items() for row in found]
+    writer = csv.DictWriter(stream, list(rows[0]) if rows else ["victim"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    files.write(path, stream.getvalue())
 
 
 def _read_notes(folder: Path) -> dict[str, Any]:
@@ -286,22 +319,24 @@ def _read_notes(folder: Path) -> dict[str, Any]:
         "rule": "the rule was not written down",
         "label": "primary metric",
         "independent_s": 0.5,
+        "pass_by": {},
         "source": None,
         "faults": [],
     }
     if not path.exists():
-        return unknown
+        return unknown | {"pass_by": pass_bys.STANDARD}
     try:
         known = unknown | files.read_json(path)
         for name, value in unknown.items():
             if value is not None and not isinstance(known[name], type(value)):
                 raise TypeError(f"another {name}")
         files.number(known["independent_s"], 1e-6)
+        known["pass_by"] = PassByRule(**known["pass_by"])
         if not all(isinstance(line, list | tuple) and len(line) == 2 for line in known["setup"]):
             raise TypeError("another setup")
         if known["source"] is not None:
             known["source"] = {name: files.integer(known["source"][name]) for name in ("frames", "dropped", "gaps")}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, InputError) as error:
         raise InputError(f"{path}: expected what the evaluator wrote, got {one_line(error)}; remove it") from error
     return known
 
@@ -362,7 +397,7 @@ def _section(victim: str, found: Mapping[str, Any]) -> Section:
         for axis, lines in found["curves"].items()
         if any(len(points) > 1 for points in lines.values())
     ]
-    return Section(victim, found["rows"], curves, found.get("gap"), found.get("destroyed"))
+    return Section(victim, found["rows"], curves, found["pass_bys"], found.get("gap"), found.get("destroyed"))
 
 
 def _photos(

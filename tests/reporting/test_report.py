@@ -33,6 +33,7 @@ CONFIG: dict[str, Any] = {
     "attack": {"_target_": "patchattack.attacks.flow.FlowAttack", "target": None, "distance": "cosine"},
     "data": {"_target_": "patchattack.data.world.World"},
     "placement": {"_target_": "here.Uniform", "rotation": [-10, 10], "tilt": 0.0, "yaw": None, "motion": "static"},
+    "bend": None,
     "appearance": {"contrast": {"_target_": "patchattack.eot.appearance.Contrast", "range": [0.8, 1.2]}},
     "camera": {"sensor_noise": {"_target_": "patchattack.eot.camera.SensorNoise", "range": [0.0, 0.02]}},
     "defense": {},
@@ -330,9 +331,10 @@ def test_the_threat_model_says_who_attacks_what_and_beside_what() -> None:
 def test_the_threat_model_leaves_out_what_was_tested() -> None:
     placement = CONFIG["placement"] | {"yaw": [-30, 30], "motion": "scene"}
     before = some_threat_model()["not_tested"]
-    after = some_threat_model(config={"placement": placement, "defense": {"jpeg": {}}})["not_tested"]
+    changed = {"placement": placement, "bend": {"_target_": "here.Cloth"}, "defense": {"jpeg": {}}}
+    after = some_threat_model(config=changed)["not_tested"]
     gone = " ".join(one for one in before if one not in after)
-    for words in ("views from the side", "moves with the scene", "defences"):
+    for words in ("views from the side", "moves with the scene", "cylinders and cloth", "defences"):
         assert words in gone
     assert "contrast" not in " ".join(after)
     assert "motion blur, gamma, jpeg: not varied" in " ".join(after)

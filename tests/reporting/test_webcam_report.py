@@ -16,9 +16,13 @@ pytestmark = pytest.mark.figures
 def some_field() -> Field:
     points = [{"x": float(n), "mean": 0.5, "low": 0.2, "high": 0.8, "n": 9.0} for n in range(3)]
     row = {"mean": 0.5, "low": 0.2, "high": 0.8, "n": 9, "frames": 90, "value": 0.123}
+    cell = {"mean": 0.42, "low": 0.2, "high": 0.8, "n": 7}
     section = Section(
         victim="flow <net>",
         rows=[{"condition": condition} | row for condition in CONDITIONS],
+        pass_bys=[
+            {"condition": "patch", "n": 7, "won": cell, "correct_m": cell | {"mean": 1.5}, "latched": cell | {"n": 5}}
+        ],
         curves=[Curve("distance (m)", {"patch": points, "predicted": points}), Curve("angle (°)", {"grey": points})],
         gap={"mean": 0.25, "low": 0.1, "high": 0.4},
         destroyed={"mean": 0.3, "low": 0.2, "high": 0.5, "n": 40},
@@ -32,6 +36,8 @@ def some_field() -> Field:
         rule="Success is x.",
         label="success rate",
         independent=0.5,
+        pass_bys="A pass-by is <so>.",
+        columns={"frames won": ("won", "the mean"), "latched": ("latched", "3 of 5"), "late": ("missed", "too late")},
         counts=[("frames", 120), ("dropped", 3)],
         sections=[section],
         won=[Photo(torch.rand(3, 12, 16), "frame 7: 1.20 m")],

@@ -16,6 +16,7 @@ from torch import Tensor
 from patchattack.attacks.attack import Metric
 from patchattack.attacks.flow import FlowAttack
 from patchattack.eot.appearance import Brightness, Hue
+from patchattack.eot.bend import Cylinder
 from patchattack.eot.camera import Defocus, SensorNoise
 from patchattack.eot.placement import OnSurface, Uniform
 from patchattack.eot.renderer import Renderer
@@ -36,6 +37,7 @@ CONTROLS = ("grey", "white", "black", "mean", "shuffled", "natural", "drawn", "r
 TARGETS = {
     "renderer": Renderer,
     "uniform": Uniform,
+    "cylinder": Cylinder,
     "surface": OnSurface,
     "brightness": Brightness,
     "hue": Hue,
@@ -55,6 +57,7 @@ def config() -> dict[str, Any]:
             "x": [0, 1],
             "y": [0, 1],
         },
+        "bend": {"_target_": "cylinder"},
         "appearance": {"hue": {"_target_": "hue"}},
         "camera": {"noise": {"_target_": "noise", "range": [0.0, 0.02]}},
     }
@@ -257,7 +260,8 @@ def test_the_table_has_a_row_for_every_condition_of_every_view_with_all_that_was
     assert first == [(*level, number, draw) for level in levels for number in numbers for draw in range(2)]
     # Everything that was drawn is the same for all conditions of a view.
     drawn = [name for name in table.columns if name in measure.CORNERS or "." in name]
-    assert drawn[8:] == ["appearance.hue.0", "appearance.hue.1", "camera.noise", "camera.defocus"]
+    hue, bend = (["appearance.hue.0", "appearance.hue.1"], ["bend.0", "bend.1"])
+    assert drawn[8:] == [*hue, "camera.noise", *bend, "camera.defocus"]
     assert all(rows[0][name] == rows[9][name] for name in drawn)
     assert rows[0]["camera.defocus"] == ""
     assert rows[-1]["camera.defocus"] == "2"

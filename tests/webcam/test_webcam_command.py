@@ -42,6 +42,7 @@ def test_a_video_without_a_window(
         "session.json",
         "frames.csv",
         "predicted.csv",
+        "pass_bys.csv",
         "summary.json",
         "report.html",
         "recording_1.mp4",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from patchattack import files, seeding, statistics
+from patchattack.eot.bend import Bend
 from patchattack.eot.placement import Placement
 from patchattack.eot.renderer import Renderer
 from patchattack.eot.transform import Transform, saturate
@@ -88,6 +89,7 @@ class BaselinesStudy:
         seed: of every draw.
         patch: beside them, with the random patch; None for neither.
         placement: of the patch.
+        bend: what it lies on; None is flat.
 
     Raises:
         InputError: something does not fit the rest.
@@ -105,6 +107,7 @@ class BaselinesStudy:
     batch: int
     seed: int
     placement: Placement
+    bend: Bend | None = None
     patch: Patch | None = None
 
     def __post_init__(self) -> None:
@@ -212,7 +215,7 @@ def _apply_patch(study: BaselinesStudy, scene: Scene, name: str) -> Tensor:
     """``[n, 3, H, W]`` with the patch, or for each image another random one, at the same places; nothing else."""
     assert study.patch is not None
     patch, mask = study.patch, study.patch.mask
-    renderer = Renderer(study.placement)
+    renderer = Renderer(study.placement, bend=study.bend)
     frames = []
     for row, place in enumerate(scene.index.tolist()):
         one = scene.select(slice(row, row + 1))

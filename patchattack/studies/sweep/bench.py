@@ -147,6 +147,7 @@ def _times(draw: Draw, count: int) -> Draw:
         on_surface=draw.on_surface,
         appearance=tuple(one.expand(count, *one.shape[1:]) for one in draw.appearance),
         camera=tuple(one.expand(count, *one.shape[1:]) for one in draw.camera),
+        bend=None if draw.bend is None else draw.bend.expand(count, -1),
     )
 
 

@@ -98,14 +98,15 @@ class ViewTable(Dataset[str]):
 
 
 def _parameters(point: Point, draw: Draw) -> dict[str, float]:
-    """What was drawn for each transform: in frame 0, but of noise in all frames."""
+    """What was drawn for each transform, in frame 0, but of noise in all frames; and for the bend."""
     result: dict[str, float] = {}
     of_patch = [one[0] for one in draw.appearance]
     of_frames = [
         one[0] if transform.per_frame else one[0, 0]
         for transform, one in zip(point.renderer.camera, draw.camera, strict=True)
     ]
-    for name, values in zip(point.transforms, of_patch + of_frames, strict=True):
+    drawn = dict(zip(point.transforms, of_patch + of_frames, strict=True))
+    for name, values in (drawn if draw.bend is None else drawn | {"bend": draw.bend[0]}).items():
         if values.numel() > WRITTEN_OUT:
             result[name] = float(values.square().mean().sqrt())
         elif values.numel() == 1:

@@ -48,7 +48,7 @@ class Toolbox:
 
     Args:
         victim: frames to logits; it is copied.
-        scale: the patch's side as a share of the image's.
+        scale: the patch's side as a fraction of the image's.
         side: of the images, pixels.
         batch: images of a step.
         device: where to run.
