@@ -1,7 +1,7 @@
 """Approaches of the camera: what a system that sees more than one frame would have made of them.
 
-One good frame may be enough for a system, or one bad frame may not be: a fraction of frames says neither. A pass-by counts
-once in every interval.
+One good frame may be enough for a system, or one bad frame may not be: a fraction of frames says neither. A pass-by
+counts once in every interval.
 """
 
 from __future__ import annotations

@@ -29,5 +29,5 @@ def rows(options: Options) -> Iterator[Row]:
     yield milliseconds("render without transforms", plain, options)
     for each in APPEARANCE:
         yield difference(each.__name__, render({"it": each()}, {}), plain, options)
-    for each in CAMERA:
-        yield difference(each.__name__, render({}, {"it": each()}), plain, options)
+    for of_camera in CAMERA:
+        yield difference(of_camera.__name__, render({}, {"it": of_camera()}), plain, options)

@@ -154,6 +154,7 @@ def race(options: Options) -> Iterator[Row]:
     victim = TorchvisionClassifier("squeezenet1_0", weights=str(options.weights)).to(options.device)
     victim.size = (side, side)
     frames = Photographs(str(options.images), size=(side, side), labels="none").frames
+    assert frames is not None
     held_out, training = frames[::3], torch.cat([frames[1::3], frames[2::3]])
     spent: dict[str, list[float]] = {}
     shares: dict[str, list[float]] = {}

@@ -75,7 +75,7 @@ class Training:
         victim: Victim | None = None,
         tune: str = "off",
     ) -> None:
-        search = {"starts": 0, "candidates": 1, "stages": 1}
+        search: dict[str, Any] = {"starts": 0, "candidates": 1, "stages": 1}
         settings = Settings(_STEPS, batch, draws, **search, accelerator=device.type, devices=devices, tune=tune)
         patch = Patch.create(resolution=64)
         parts = assembly.Parts(
