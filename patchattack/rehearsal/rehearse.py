@@ -105,14 +105,6 @@ def make_plan(
         InputError: as of :class:`Plan`, :class:`Setup` and :func:`frame_size`.
     """
     field_of_view = data.get("field_of_view", 90.0)
-    street = Street(
-        sheets[0],
-        trial.attack.task,
-        frame_size(size, data.get("size")),
-        field_of_view,
-        data.get("camera_height", [1.2, 2.0]),
-        seed,
-    )
     setup = Setup(
         trials=[trial],
         patch=patch,
@@ -121,8 +113,16 @@ def make_plan(
         size=data.get("size"),
         keep=keep,
         independent=independent,
-        pass_by=replace(pass_by, scale=street.model),
     )
+    street = Street(
+        sheets[0],
+        trial.attack.task,
+        frame_size(size, setup.size),
+        field_of_view,
+        data.get("camera_height", [1.2, 2.0]),
+        seed,
+    )
+    setup = replace(setup, pass_by=replace(pass_by, scale=street.model))
     return RehearsalPlan(setup, printer, street, unknown, fps, control)
 
 
@@ -171,7 +171,7 @@ def rehearse(
     Returns:
         What ``rehearsal.json`` holds: ``printer`` (the seed says all of it), ``model``, as of :class:`Street`, ``size``
         of the videos, and for each of the ``parts`` its ``verdict``, ``counts`` of frames, ``poses`` and ``takes``, as
-        of :func:`compare` and :func:`by_take`, and ``pass_bys`` by condition.
+        of :func:`compare` and :func:`by_take` (those with the control last), and ``pass_bys`` by condition.
 
     Raises:
         InputError: a file cannot be written, or the sheet is found in no frame.
