@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Cell:
     overrides: Sequence[str]
     status: str = WAITING
     reason: str = ""
-    score: float | None = field(default=None)
+    score: float | None = None
 
     @property
     def name(self) -> str:

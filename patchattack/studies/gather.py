@@ -9,6 +9,7 @@ from typing import Any
 from patchattack import cells
 from patchattack.cells import FINISHED, Cell
 from patchattack.errors import InputError
+from patchattack.redaction import printable
 from patchattack.reporting import compare
 from patchattack.reporting.page import number
 from patchattack.studies.study import write_csv
@@ -92,5 +93,6 @@ def _text(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
         lines.append([*told, str(row["metric"]) or "–", shown, row["missing"] or random])
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]) - 1)] + [0]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        "  ".join(printable(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
