@@ -105,7 +105,8 @@ def _try_again(job: Job, mode: Mode) -> Mode:
 
 def _options(job: Job) -> list[tuple[str, Any]]:
     """What may be tried, in turn."""
-    settings, tunes, found = job.settings, job.settings.tune == "auto", []
+    settings, tunes = job.settings, job.settings.tune == "auto"
+    found: list[tuple[str, Any]] = []
     if tunes and settings.channels_last is None:
         found.append(("channels_last", True))
     if tunes and settings.precision == "auto" and isinstance(job.fabric, OneDevice) and job.fabric.dtype is None:

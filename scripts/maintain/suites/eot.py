@@ -27,7 +27,7 @@ def rows(options: Options) -> Iterator[Row]:
 
     plain = render({}, {})
     yield milliseconds("render without transforms", plain, options)
-    for each in APPEARANCE:
-        yield difference(each.__name__, render({"it": each()}, {}), plain, options)
-    for each in CAMERA:
-        yield difference(each.__name__, render({}, {"it": each()}), plain, options)
+    for name, transform in ((each.__name__, each()) for each in APPEARANCE):
+        yield difference(name, render({"it": transform}, {}), plain, options)
+    for name, transform in ((each.__name__, each()) for each in CAMERA):
+        yield difference(name, render({}, {"it": transform}), plain, options)

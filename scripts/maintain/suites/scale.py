@@ -75,8 +75,17 @@ class Training:
         victim: Victim | None = None,
         tune: str = "off",
     ) -> None:
-        search = {"starts": 0, "candidates": 1, "stages": 1}
-        settings = Settings(_STEPS, batch, draws, **search, accelerator=device.type, devices=devices, tune=tune)
+        settings = Settings(
+            steps=_STEPS,
+            batch=batch,
+            draws=draws,
+            starts=0,
+            candidates=1,
+            stages=1,
+            accelerator=device.type,
+            devices=devices,
+            tune=tune,
+        )
         patch = Patch.create(resolution=64)
         parts = assembly.Parts(
             attack=attack or FlowAttack(),
