@@ -27,7 +27,9 @@ def rows(options: Options) -> Iterator[Row]:
 
     plain = render({}, {})
     yield milliseconds("render without transforms", plain, options)
-    for each in APPEARANCE:
-        yield difference(each.__name__, render({"it": each()}, {}), plain, options)
-    for of_camera in CAMERA:
-        yield difference(of_camera.__name__, render({}, {"it": of_camera()}), plain, options)
+    looks: dict[str, Transform] = {each.__name__: each() for each in APPEARANCE}
+    cameras: dict[str, Transform] = {each.__name__: each() for each in CAMERA}
+    for name, transform in looks.items():
+        yield difference(name, render({"it": transform}, {}), plain, options)
+    for name, transform in cameras.items():
+        yield difference(name, render({}, {"it": transform}), plain, options)

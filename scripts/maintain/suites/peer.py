@@ -29,7 +29,7 @@ from suites.step import Step, towards
 TARGET = 859  # ImageNet's toaster
 TEXELS = 64
 RATE = 0.02  # of Adam, on both sides; the toolbox's own is 5 of 255
-GOAL = 0.5  # of held-out images
+GOAL = 0.8  # of held-out images
 
 
 class _Images(nn.Module):
@@ -104,7 +104,7 @@ class Ours:
 
     Args:
         victim: frames to logits.
-        area: the patch's share of the image's.
+        area: the patch's fraction of the image's.
         side: of the images, pixels.
         batch: images of a step.
         device: where to run.
@@ -148,14 +148,16 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def race(options: Options) -> Iterator[Row]:
-    """Seconds of training until half of the held-out images are seen as the target, for each contestant in turn."""
+    """Seconds of training until the goal's share of held-out images is seen as the target, for each contestant in turn."""
     assert options.images is not None
-    batch, side, every, most = (2, 64, 1, 1) if options.small else (16, 224, 10, 600)
+    batch, side, every, most = (2, 64, 1, 1) if options.small else (16, 224, 2, 600)
     victim = TorchvisionClassifier("squeezenet1_0", weights=str(options.weights)).to(options.device)
     victim.size = (side, side)
     frames = Photographs(str(options.images), size=(side, side), labels="none").frames
-    assert frames is not None
-    held_out, training = frames[::3], torch.cat([frames[1::3], frames[2::3]])
+    with torch.no_grad():
+        clean = [victim(Scene(part, torch.arange(len(part))).to(options.device).frames) for part in frames.split(32)]
+    winnable = (torch.cat(clean).argmax(dim=1) != TARGET).cpu()
+    held_out, training = frames[::3][winnable[::3]], torch.cat([frames[1::3], frames[2::3]])
     spent: dict[str, list[float]] = {}
     shares: dict[str, list[float]] = {}
     for seed in range(max(1, options.pairs // 5)):
@@ -184,17 +186,15 @@ def race(options: Options) -> Iterator[Row]:
 
 @torch.no_grad()
 def success(victim: nn.Module, texture: Tensor, frames: Tensor, area: float, device: torch.device) -> float:
-    """Share of ``frames [N, 1, 3, H, W]``, but for those of the target anyway, that are seen as it with the patch.
+    """Share of ``frames [N, 1, 3, H, W]`` that are seen as the target with the patch.
 
     Each with a draw of its own, which is the same for all textures.
     """
     renderer, patch = Renderer(Uniform(area=area)), Patch.create(resolution=TEXELS).to(device)
     hits = []
-    for first in range(0, len(frames), 32):
-        part = frames[first : first + 32]
+    for first, part in zip(range(0, len(frames), 32), frames.split(32), strict=True):
         scene = Scene(part, torch.arange(len(part))).to(device)
-        draw = renderer.draw(scene, patch, seeding.numbers([(0, 3, first + row) for row in range(len(scene))]))
-        clean = victim(scene.frames).argmax(dim=1)
-        hit = victim(renderer(texture.to(device), patch.mask, scene, draw).frames).argmax(dim=1) == TARGET
-        hits.append(hit[clean != TARGET])
+        draw = renderer.draw(scene, patch, seeding.numbers([(0, 3, first + row) for row in range(len(part))]))
+        shown = renderer(texture.to(device), patch.mask, scene, draw).frames
+        hits.append(victim(shown).argmax(dim=1) == TARGET)
     return float(torch.cat(hits).float().mean())

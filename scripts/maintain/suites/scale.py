@@ -53,7 +53,7 @@ class Training:
     Args:
         batch: scenes over all processes.
         source: of the scenes.
-        area: the patch's share of the frame.
+        area: the patch's fraction of the frame.
         draws: of each scene.
         candidates: patches side by side.
         device: where to run.
@@ -75,8 +75,17 @@ class Training:
         victim: Victim | None = None,
         tune: str = "off",
     ) -> None:
-        search: dict[str, Any] = {"starts": 0, "candidates": 1, "stages": 1}
-        settings = Settings(_STEPS, batch, draws, **search, accelerator=device.type, devices=devices, tune=tune)
+        settings = Settings(
+            steps=_STEPS,
+            batch=batch,
+            draws=draws,
+            starts=0,
+            candidates=1,
+            stages=1,
+            accelerator=device.type,
+            devices=devices,
+            tune=tune,
+        )
         patch = Patch.create(resolution=64)
         parts = assembly.Parts(
             attack=attack or FlowAttack(),
