@@ -148,12 +148,13 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def race(options: Options) -> Iterator[Row]:
-    """Seconds of training until the goal's share of held-out images is seen as the target, for each contestant in turn."""
+    """Seconds of training until enough of the held-out images are seen as the target, for each contestant in turn."""
     assert options.images is not None
     batch, side, every, most = (2, 64, 1, 1) if options.small else (16, 224, 2, 600)
     victim = TorchvisionClassifier("squeezenet1_0", weights=str(options.weights)).to(options.device)
     victim.size = (side, side)
     frames = Photographs(str(options.images), size=(side, side), labels="none").frames
+    assert frames is not None
     with torch.no_grad():
         clean = [victim(Scene(part, torch.arange(len(part))).to(options.device).frames) for part in frames.split(32)]
     winnable = (torch.cat(clean).argmax(dim=1) != TARGET).cpu()
