@@ -150,11 +150,11 @@ def test_the_gradient_is_the_slope(bend: Bend) -> None:
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("minification", [2, 8])
+@pytest.mark.parametrize("minification", [2, 5, 8])
 @pytest.mark.parametrize("angle", [0.0, 17.0])
 @every_bend
 def test_it_is_antialiased(bend: Bend, angle: float, minification: float) -> None:
-    """At least 30 dB against 12 × 12 samples of the full texture per pixel, where the patch is seen."""
+    """As the plane: at least 30 dB in the window, against 12 × 12 samples of the full texture per pixel."""
     texture, samples = torch.cat([random(1, 3, 160, 160), torch.ones(1, 1, 160, 160)], dim=1).double(), 12
     side, turn = 160 / minification, torch.polar(torch.tensor(1.0), torch.tensor(math.radians(angle)))
     square = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * side
@@ -169,8 +169,7 @@ def test_it_is_antialiased(bend: Bend, angle: float, minification: float) -> Non
     uv = unbend(flat.permute(2, 0, 1)[None], 1)[0].permute(1, 2, 0)
     found = geometry.sample(texture, (uv.clamp(0, 1) * 160 - 0.5).clamp(0, 159)[None])
     expected = F.avg_pool2d(found * ((uv >= 0) & (uv <= 1)).all(dim=-1), samples)
-    error = (view - expected)[:, :3][(expected[:, 3:] > 0).expand(-1, 3, -1, -1)]
-    assert -10 * math.log10(error.square().mean()) >= 30
+    assert -10 * math.log10((view - expected)[:, :3].square().mean()) >= 30
 
 
 @every_bend

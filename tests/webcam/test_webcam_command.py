@@ -79,6 +79,13 @@ def test_a_report_is_made_again_without_source_and_victim(
     assert again.out == first.out
     assert (out / "report.html").read_text() == page
     assert (out / "summary.json").is_file()
+    assert "no pass-by was recorded" in again.out
+    asked = command(f"report={out}", "pass_by.speed=50", "pass_by.latch=[5,8]", entry="webcam")
+    assert (asked.status, asked.err) == (0, "")
+    rule = json.loads((out / "summary.json").read_text())["pass_by"]
+    assert (rule["speed"], rule["latch"], rule["reaction"]) == (50, [5, 8], 1)
+    slow = command(f"report={out}", "pass_by.speed=slow", entry="webcam")
+    assert (slow.status, slow.err) == (2, "patchattack: pass_by.speed: expected a number above 0, got slow\n")
     refused = command(f"report={source}", entry="webcam")
     assert (refused.status, refused.out) == (2, "")
     assert refused.err.startswith(f"patchattack: {source}/frames.csv: expected the table")
