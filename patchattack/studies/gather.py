@@ -15,6 +15,7 @@ from patchattack.reporting.page import number
 from patchattack.studies.study import write_csv
 
 TABLE = "table.csv"
+_CONTROLS = {"drawn": "best hand-drawn", "random": "random"}
 
 
 def publish(sweep: Path, folder: Path, command: str) -> str:
@@ -72,25 +73,25 @@ def _differing(found: Sequence[Cell]) -> list[str]:
 def _row(cell: Cell, keys: Sequence[str], run: compare.Run | None, reason: str) -> dict[str, Any]:
     settings = _settings(cell)
     row: dict[str, Any] = {"run": cell.name} | {key: settings.get(key, "") for key in keys}
-    row |= dict.fromkeys(("task", "metric", "region", "patch", "low", "high", "n", "random"), "")
+    row |= dict.fromkeys(("task", "metric", "region", "patch", "low", "high", "n", *_CONTROLS), "")
     if run is not None:
         metric, region = run.primary_metric
         row |= {"task": run.task, "metric": metric, "region": region}
         if patch := compare.primary_row(run, run.primary_metric, "patch"):
             row |= {"patch": patch["mean"]} | {key: patch[key] for key in ("low", "high", "n")}
-        if random := compare.primary_row(run, run.primary_metric, "random"):
-            row["random"] = random["mean"]
+        found = {name: compare.primary_row(run, run.primary_metric, name) for name in _CONTROLS}
+        row |= {name: one["mean"] for name, one in found.items() if one}
     return row | {"missing": reason}
 
 
 def _text(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
-    """The table for the terminal: what differs, the primary metric of patch and random patch, or why there is none."""
-    lines = [[*(keys or ["run"]), "metric", "patch", "random"]]
+    """The table for the terminal: what differs, the primary metric of patch and controls, or why it is missing."""
+    lines = [[*(keys or ["run"]), "metric", "patch", *_CONTROLS.values()]]
     for row in rows:
         told = [str(row[key]) for key in keys or ["run"]]
         shown = f"{number(row['patch'])} [{number(row['low'])}, {number(row['high'])}]" if row["patch"] != "" else "–"
-        random = number(row["random"]) if row["random"] != "" else "–"
-        lines.append([*told, str(row["metric"]) or "–", shown, row["missing"] or random])
+        controls = [number(row[name]) if row[name] != "" else "–" for name in _CONTROLS]
+        lines.append([*told, str(row["metric"]) or "–", shown, *controls[:-1], row["missing"] or controls[-1]])
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]) - 1)] + [0]
     return "\n".join(
         "  ".join(printable(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
