@@ -40,7 +40,7 @@ def test_a_step_is_the_step_that_it_speaks_of() -> None:
 
 def test_a_step_is_few_operations_whatever_the_batch() -> None:
     counts = {row.name: row.median for row in host.rows(replace(SMALL, pairs=1)) if row.unit == "operations"}
-    for transforms, draw, gradient in (("default", 80, 200), ("all", 200, 500)):
+    for transforms, draw, gradient in (("light", 80, 200), ("default", 150, 350), ("all", 200, 500)):
         for part, most in (("draw", draw), ("gradient", gradient)):
             few, more = (counts[f"{part}, {transforms}, batch {batch}"] for batch in (2, 5))
             assert few == more <= most

@@ -19,18 +19,23 @@ from suites.step import Step
 
 APPEARANCE = (Contrast, Brightness, Hue, WhiteBalance, Illumination, Shadow, Calibrated, PrintNoise)
 CAMERA = (Defocus, MotionBlur, Gamma, SensorNoise, Jpeg)
+STACKS = {
+    "light": ((Contrast, Brightness), (SensorNoise,)),
+    "default": ((Calibrated, PrintNoise, Contrast, Brightness), (Defocus, SensorNoise)),
+    "all": (APPEARANCE, CAMERA),
+}
 _HOST = torch.device("cpu")
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Yield, for batches and transforms (default, or all), what a draw takes; what follows until the gradient beside
+    """Yield, for batches and transforms (:data:`STACKS`), what a draw takes; what follows until the gradient beside
     the victim, which gives its input back; and a whole step. On a CPU the host computes in its time too.
     """
     batches, size = ((2, 5), (64, 128)) if options.small else ((8, 16, 64), (128, 256))
-    for transforms in ("default", "all"):
+    for transforms, stacks in STACKS.items():
         for batch in batches:
-            appearance, camera = ({each.__name__: each() for each in group} for group in (APPEARANCE, CAMERA))
-            renderer = Renderer(Uniform(area=0.09), appearance, camera) if transforms == "all" else None
+            appearance, camera = ({each.__name__: each() for each in group} for group in stacks)
+            renderer = Renderer(Uniform(area=0.09), appearance, camera)
             step = Step(nn.Identity(), _brightness, (batch, 2, *size), options.device, renderer)
             parts: dict[str, Callable[[], Any]] = {
                 "draw": step.draw,

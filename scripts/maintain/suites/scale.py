@@ -27,8 +27,9 @@ from patchattack.attacks.flow import FlowAttack
 from patchattack.batches import batches
 from patchattack.data.cached import CachedSource
 from patchattack.data.world import World
-from patchattack.eot.appearance import Brightness, Contrast
-from patchattack.eot.camera import SensorNoise
+from patchattack.eot.appearance import Brightness, Contrast, PrintNoise
+from patchattack.eot.calibrated import Calibrated
+from patchattack.eot.camera import Defocus, SensorNoise
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Renderer
 from patchattack.job import Fabric, Settings
@@ -45,6 +46,14 @@ from suites.measure import Options, Row, ratio, seconds
 
 FOLDERS = (Path(__file__).parents[1], Path(__file__).parents[3])
 _STEPS = 1000  # more than any measurement takes
+
+
+def default_renderer(area: float = 0.09) -> Renderer:
+    """Make the EoT of a run's defaults."""
+    appearance = {"calibrated": Calibrated(), "print_noise": PrintNoise()}
+    light = {"contrast": Contrast(), "brightness": Brightness()}
+    camera = {"defocus": Defocus(), "sensor_noise": SensorNoise()}
+    return Renderer(Uniform(area=area), appearance | light, camera)
 
 
 class Training:
@@ -91,9 +100,7 @@ class Training:
             attack=attack or FlowAttack(),
             victim=victim or CompactFlow("correlation"),
             source=source,
-            renderer=Renderer(
-                Uniform(area=area), {"contrast": Contrast(), "brightness": Brightness()}, {"noise": SensorNoise()}
-            ),
+            renderer=default_renderer(area),
             patch=patch,
             regularizers={"tv": TotalVariation(0.001), "nps": NonPrintability(0.1)},
             optimizer=functools.partial(torch.optim.Adam, lr=0.02),

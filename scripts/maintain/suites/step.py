@@ -12,9 +12,6 @@ from torch import Tensor, nn
 from patchattack import seeding
 from patchattack.attacks.classification import ClassificationAttack
 from patchattack.attacks.flow import FlowAttack
-from patchattack.eot.appearance import Brightness, Contrast
-from patchattack.eot.camera import SensorNoise
-from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Draw, Renderer
 from patchattack.patch import Patch
 from patchattack.regularizers.nps import NonPrintability
@@ -23,7 +20,7 @@ from patchattack.scene import Scene, Source
 from patchattack.victims.torchvision_classifier import TorchvisionClassifier
 from patchattack.victims.torchvision_flow import Raft
 from suites.measure import Options, Row, ratio
-from suites.scale import Training
+from suites.scale import Training, default_renderer
 
 
 class Step:
@@ -50,9 +47,7 @@ class Step:
         images = torch.randint(0, 256, (batch, frames, 3, height, width), dtype=torch.uint8)
         self.scene = Scene(images, torch.arange(batch))
         self.patch = Patch.create(resolution=64).to(device)
-        self.renderer = renderer or Renderer(
-            Uniform(area=0.09), {"contrast": Contrast(), "brightness": Brightness()}, {"sensor_noise": SensorNoise()}
-        )
+        self.renderer = renderer or default_renderer()
         self.regularizers = [TotalVariation(0.001).to(device), NonPrintability(0.1).to(device)]
         self.optimizer = torch.optim.Adam(self.patch.parameters(), lr=0.02)
         self.frames = self.scene.to(device).frames.requires_grad_()
