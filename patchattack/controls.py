@@ -21,14 +21,15 @@ CONDITIONS = {
     "drawn": "best hand-drawn texture",
     "random": "random patch",
     "patch": "optimised patch",
-    "coarse": "patch low-passed to half its texels",
+    "coarse": "optimised patch, at half its texels",
 }
 # How textures are measured once more in the same places, whatever the run's own EoT is: pixels as they are, and after
 # the default model of print and camera.
 MEDIA = {"digital": "digital, in focus", "photographed": "printed and photographed, by the model"}
+_SHORT = {"digital": "digital", "photographed": "photographed by the model"}
 IN_MEDIA = ("drawn", "random", "patch")
 CONDITIONS |= {
-    f"{name}_{medium}": f"{CONDITIONS[name]}, {words}" for medium, words in MEDIA.items() for name in IN_MEDIA
+    f"{name}_{medium}": f"{CONDITIONS[name]}, {words}" for medium, words in _SHORT.items() for name in IN_MEDIA
 }
 # Every other texture a patch must beat.
 NO_RIVALS = ("clean", "patch", "coarse", *(f"{name}_{medium}" for medium in MEDIA for name in IN_MEDIA))

@@ -129,5 +129,6 @@ def test_results_are_collected_from_runs(tables: ModuleType, finished: Path, tmp
 
 def test_the_readmes_picture_is_made_from_a_report(finished: Path) -> None:
     script = loaded("scripts/maintain/make_pictures.py")
-    drawn = script.draw((finished / "report.html").read_text())
-    assert drawn.shape == (34 + script.SCENES * (script.WIDTH // 2 + 6), 3 * script.WIDTH + 12, 3)
+    for kinds in (["Output"], ["Frame", "Output"]):  # of two scenes
+        drawn = script.draw((finished / "report.html").read_text(), kinds)
+        assert drawn.shape == (34 + 2 * len(kinds) * (script.WIDTH // 2 + 6), 3 * script.WIDTH + 12, 3)

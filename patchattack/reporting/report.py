@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,10 +157,12 @@ def _effect(report: Report) -> str:
     """The primary metric under every condition, with its interval."""
     found = by_metric(report.rows)[report.primary_metric]
     figure, axes = axes_of(height=0.7 + 0.3 * len(found))
-    draw_intervals(
-        axes, [(CONDITIONS.get(name, name), DAY.get(name, DAY["muted"]), found[name]) for name in in_order(found)]
-    )
-    axes.set_xlabel(report.labels[report.primary_metric[0]])
+    entries = []
+    for name in in_order(found):
+        colour = DAY.get(name.partition("_")[0], DAY["muted"])  # in every medium
+        entries.append((CONDITIONS.get(name, name).replace(", ", "\n"), colour, found[name]))
+    draw_intervals(axes, entries)
+    axes.set_xlabel(textwrap.fill(report.labels[report.primary_metric[0]], 40))
     return svg(figure)
 
 
