@@ -338,7 +338,7 @@ def test_a_gradient_free_search_takes_a_victim_with_a_gradient_too(
     [("classification", "[64,64]"), ("flow", "[64,128]"), ("depth", "[64,128]"), ("detection", "[64,128]")],
 )
 def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str, size: str) -> None:
-    """120 queries of one view, with the optimiser's defaults: of a linear loss a cosine of 0.48 is to be expected."""
+    """200 queries of one view, with the optimiser's defaults: of a linear loss a cosine of 0.58 is to be expected."""
     choice = [f"attack={task}", "tracker=none", "trainer.accelerator=cpu", "trainer.draws=1", "patch.start=grey"]
     choice += ["data.scenes=12", f"data.size={size}", "trainer.split=[0.5,0.25,0.25]"]
     choice += ["attack.min_height=6"] if task == "detection" else []
@@ -349,11 +349,11 @@ def test_the_estimate_of_nes_is_near_the_gradient_of_a_compact_victim(task: str,
     closure()
     assert job.patch.parameter.grad is not None
     gradient = job.patch.parameter.grad.clone()
-    nes = job.optimizer = NES(job.patch.parameters(), lr=0.1, population=120)
+    nes = job.optimizer = NES(job.patch.parameters(), lr=0.1, population=200)
     nes.draw(seeding.generator(1))
     before = job.queries
     estimate, _ = nes.estimate(closure)
-    assert job.queries - before == 120
+    assert job.queries - before == 200
     exact = nes.basis._rows.T @ gradient @ nes.basis._columns
     assert torch.cosine_similarity(estimate.flatten(), exact.flatten(), dim=0) > 0.3
     slope = (estimate * exact).sum() / exact.square().sum()

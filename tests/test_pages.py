@@ -100,7 +100,7 @@ def test_words_are_spelled() -> None:
 def test_the_readmes_table_is_that_of_the_results(tables: ModuleType) -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     assert tables.of_four_tasks() in readme
-    beaten = all(run["unbeaten"] == dict.fromkeys(tables.MEDIA, []) for run in tables.load())
+    beaten = not any(controls for run in tables.load() for controls in run["unbeaten"].values())
     assert beaten == ("Digital and photographed, every patch beats" in readme)
 
 

@@ -341,7 +341,8 @@ def _job() -> Any:
     optimizer.step()
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
     fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=0)
-    return SimpleNamespace(patch=patch, optimizer=optimizer, schedule=schedule, fabric=fabric, queries=3, journal=None)
+    parts = {"patch": patch, "optimizer": optimizer, "schedule": schedule, "fabric": fabric}
+    return SimpleNamespace(**parts, queries=3, journal=None, mode=None)
 
 
 def _save_checkpoint(folder: Path) -> None:

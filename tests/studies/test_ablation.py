@@ -211,7 +211,7 @@ def trial(ablations: dict[str, Any], config: dict[str, Any] = CONFIG) -> Ablatio
 
     def build(node: dict[str, Any]) -> Any:
         patch = Patch.create(resolution=node.get("resolution", 8), size_mm=node.get("size_mm", 60))
-        settings = {"devices": node.get("devices"), "split": node.get("split"), "memory_gb": 0.0}
+        settings = {"processes": node.get("devices"), "split": node.get("split"), "memory_gb": 0.0}
         return SimpleNamespace(made_of=copy.deepcopy(node), mask=patch.mask, size_mm=patch.size_mm, **settings)
 
     shared: dict[str, Any] = {name: SimpleNamespace(classes=()) for name in ("victim", "source", "tracker", "sheet")}
