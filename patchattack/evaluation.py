@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -173,11 +174,16 @@ class Evaluator:
         return measured
 
     def in_media(
-        self, textures: Mapping[str, Textures], indices: Sequence[int], repetitions: int = 1
+        self,
+        textures: Mapping[str, Textures],
+        indices: Sequence[int],
+        repetitions: int = 1,
+        progress: Callable[[str, Iterable[Any]], Iterable[Any]] = lambda _, work: work,
     ) -> list[Measured]:
         """``textures`` in the same places, but in each medium of :data:`MEDIA` in the place of this EoT's own.
 
-        Arguments are as of :meth:`measure`; a condition gets the medium's name behind its own.
+        Arguments are as of :meth:`measure`, but ``progress`` is told the medium too; a condition gets the medium behind its
+        own name.
         """
         transforms: dict[str, tuple[Mapping[str, Transform], Mapping[str, Transform]]] = {
             "digital": ({}, {}),
@@ -191,7 +197,8 @@ class Evaluator:
             of_this = self.renderer
             renderer = Renderer(of_this.placement, *transforms[medium], of_this.whole_frame, of_this.bend)
             named = {f"{name}_{medium}": texture for name, texture in textures.items()}
-            found = replace(self, renderer=renderer).measure(named, indices, repetitions)
+            here = replace(self, renderer=renderer)
+            found = here.measure(named, indices, repetitions, progress=partial(progress, medium))
             measured += [one for one in found if one.condition in named]
         return measured
 

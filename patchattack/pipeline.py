@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -282,13 +284,12 @@ def measure(
     evaluator: evaluation.Evaluator, textures: dict[str, evaluation.Textures], indices: list[int], draws: int
 ) -> list[evaluation.Measured]:
     """What a run measures in the end: all textures in the same views, and some of them in other media."""
-    measured = evaluator.measure(
-        textures,
-        indices,
-        draws,
-        progress=lambda work: tqdm(work, desc="measuring patch and controls", unit="batch", dynamic_ncols=True),
-    )
-    return measured + evaluator.in_media({name: textures[name] for name in IN_MEDIA}, indices, draws)
+
+    def bar(what: str, work: Iterable[Any]) -> Iterable[Any]:
+        return tqdm(work, desc=f"measuring {what}", unit="batch", dynamic_ncols=True)
+
+    measured = evaluator.measure(textures, indices, draws, progress=partial(bar, "patch and controls"))
+    return measured + evaluator.in_media({name: textures[name] for name in IN_MEDIA}, indices, draws, bar)
 
 
 def _without_gradient(job: Job, texture: Tensor) -> float:
