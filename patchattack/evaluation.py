@@ -182,8 +182,8 @@ class Evaluator:
     ) -> list[Measured]:
         """``textures`` in the same places, but in each medium of :data:`MEDIA` in the place of this EoT's own.
 
-        Arguments are as of :meth:`measure`, but ``progress`` is told the medium too; a condition gets the medium behind its
-        own name.
+        Arguments are as of :meth:`measure`, but ``progress`` is told the medium too; a condition gets the medium
+        behind its own name.
         """
         transforms: dict[str, tuple[Mapping[str, Transform], Mapping[str, Transform]]] = {
             "digital": ({}, {}),
