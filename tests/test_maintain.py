@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from patchattack import geometry, seeding
 from patchattack.attacks.flow import FlowAttack
@@ -183,6 +184,34 @@ def test_mixed_images_are_learned_from(train_victims: Any, mix: str) -> None:
     scene = Scene(torch.rand(4, 1, 3, 64, 64), torch.arange(4), label=torch.arange(4))
     loss = recipe.loss(lambda images: torch.zeros(len(images), classes), scene)
     assert loss.item() == pytest.approx(math.log(classes), rel=1e-5)
+
+
+def test_greedy_cutout_hides_what_a_network_looks_at(train_victims: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that answers by one bright pixel loses it to the first mask that can hide it; grey leaves it unsure."""
+
+    class Pixel(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            modes.append(self.training)
+            signal = images[:, 0, 20, 40] - 0.5
+            return torch.stack([signal, -signal], dim=1)
+
+    monkeypatch.setattr(train_victims, "GREEDY_TRIED", 36)
+    modes: list[bool] = []
+    network, images = Pixel(), torch.zeros(8, 3, 64, 64)
+    images[:, :, 20, 40] = 1.0
+    masked = train_victims.greedily_masked(network, images, torch.zeros(8, dtype=torch.long))
+    assert modes == [False, False]  # batch norm does not learn from masks that were only tried
+    assert network.training
+    assert torch.equal(masked[::4], images[::4])
+    hidden = torch.cat([masked[1:4], masked[5:]])
+    assert hidden[:, :, 20, 40].unique().tolist() == [0.5]
+    share = (hidden == 0.5).float().mean(dim=(1, 2, 3))
+    assert share.min() >= 0.02  # at least a patch of the smallest area
+    assert share.max() <= 2 * 28**2 / 64**2  # two masks of the largest
+
+    recipe = replace(train_victims.RECIPES["classifier_residual"], mix=train_victims.GREEDY_CUTOUT)
+    scene = Scene(images.unsqueeze(1), torch.arange(8), label=torch.zeros(8, dtype=torch.long))
+    assert recipe.loss(network, scene) > replace(recipe, mix=None).loss(network, scene)
 
 
 def test_average_precision(train_victims: Any) -> None:

@@ -91,7 +91,7 @@ class PatchCleanser(Defense):
 
 
 def mask_out(frames: Tensor, masks: Tensor) -> Tensor:
-    """``frames [B, 1, 3, H, W]``, grey where ``masks [..., 1, 1, H, W]`` (bool) are."""
+    """``frames [..., 3, H, W]``, grey where ``masks [..., 1, H, W]`` (bool) are."""
     return torch.where(masks, GREY, frames)
 
 
