@@ -19,7 +19,7 @@ LAYERS = (
     ("redaction",),
     ("devices", "errors"),
     ("files", "jpeg", "names", "pictures", "seeding", "videos"),
-    ("addresses", "cells", "scene", "hand_drawn"),
+    ("addresses", "cells", "detections", "scene", "hand_drawn"),
     ("geometry",),
     ("patch",),
     ("eot", "victims", "attacks", "regularizers", "optimizers", "defenses", "data", "tracking"),

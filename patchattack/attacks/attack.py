@@ -155,6 +155,17 @@ class Attack(ABC):
     def metrics(self, output: Any, clean: Any, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
         """``(metric, region) -> [B]``; NaN where a scene has nothing to measure."""
 
+    def certified(self, victim: Any, scene: Scene) -> dict[tuple[str, str], Tensor] | None:
+        """``(metric, region) -> [B]`` that no patch can push a metric below, proved; NaN where the truth is unknown.
+
+        None where this attack, or the victim's defence, has no such proof.
+
+        Args:
+            victim: a :class:`patchattack.victims.defended.Defended`.
+            scene: without a patch, on the victim's device.
+        """
+        return None
+
     @abstractmethod
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
         """One picture ``[3, H, W]`` in [0, 1] for each output of a single scene, on one common scale.

@@ -182,6 +182,13 @@ class ClassificationAttack(Attack):
             found["success_top5"] = won((output.topk(TOP, dim=1).indices == aim.unsqueeze(1)).any(dim=1))
         return {(name, "all"): values for name, values in found.items()}
 
+    def certified(self, victim: Any, scene: Scene) -> dict[tuple[str, str], Tensor] | None:
+        """``accuracy``: 1 where the true class is proved (:meth:`Defense.certify`)."""
+        proved, labels = victim.certify(scene.frames), self._labels(scene)
+        if proved is None:
+            return None
+        return {("accuracy", "all"): torch.where(labels >= 0, (proved == labels).to(scene.frames.dtype), torch.nan)}
+
     def _labels(self, scene: Scene) -> Tensor:
         """``[B]`` the scenes' classes in the victim's numbers, -1 where unknown."""
         if scene.label is None:

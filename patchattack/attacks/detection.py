@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -15,31 +14,16 @@ from torch import Tensor
 from patchattack.attacks.attack import Attack, Metric, Size
 from patchattack.attacks.classes import by_name, few, number_of, plain
 from patchattack.attacks.objects import Objects
+from patchattack.detections import Detections, detections, iou
 from patchattack.devices import transfer
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source, View
 
 GOALS = ("hide", "hide_class", "appear")
 BOXES = ("labels", "victim", "auto")
-NMS_IOU = 0.7  # IoU above which the lower of two detections of a class is dropped
 PICTURE = 320  # pixels that a picture is high at least
 ATTACKED, OTHER = "#c2410c", "#2f6690"  # boxes in the pictures
 LOST, KEPT, NEW = (209, 36, 47), (63, 111, 78), (194, 65, 12)  # boxes in the pictures of changes, RGB
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What a detector reports of one image, the highest score first; all on the host.
-
-    Attributes:
-        boxes: ``[n, 4]`` left, top, right and bottom in pixels.
-        scores: ``[n]`` in [0, 1].
-        classes: ``[n]`` int64, of the victim.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    classes: Tensor
 
 
 class DetectionAttack(Attack):
@@ -222,11 +206,23 @@ class DetectionAttack(Attack):
             seen, was_seen = (_is_detected(found, box, number, self.iou) for found in (now, before))
             columns["recall"].append(seen[target].float().mean())
             columns["success"].append((~seen[target & was_seen]).float().mean())
-            columns["false_positives"].append((_iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
+            columns["false_positives"].append((iou(now.boxes, box) >= self.iou).any(dim=1).logical_not().sum())
             columns["ap50"].append(average_precision(now, box, number))
         score = self._scores(output, scene).amax(dim=2).sum(dim=1) / self._targets(scene).sum(dim=1)
         measured = {(name, "all"): torch.stack(values).to(output) for name, values in columns.items()}
         return measured | {("score", "all"): score}
+
+    def certified(self, victim: Any, scene: Scene) -> dict[tuple[str, str], Tensor] | None:
+        """``recall`` of the attacked objects, each region a place of the patch (:meth:`Defense.certify_objects`)."""
+        if self.goal == "appear":
+            return None
+        assert scene.boxes is not None
+        classes, targets = self._classes(scene.boxes), self._targets(scene)
+        objects = torch.cat([scene.boxes[..., :4], classes.unsqueeze(-1)], dim=-1)
+        proved = victim.certify_objects(scene.frames, objects, self.confidence)
+        if proved is None:
+            return None
+        return {("recall", place): (one & targets).sum(dim=1) / targets.sum(dim=1) for place, one in proved.items()}
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
         """The frames with their detections; those of the attacked class, or all where it is null, in orange."""
@@ -264,7 +260,7 @@ class DetectionAttack(Attack):
         drawn = []
         for output, frame in zip(outputs, frames, strict=True):
             (now,) = detections(output, self.confidence)
-            same = (now.classes.unsqueeze(1) == before.classes) & (_iou(now.boxes, before.boxes) >= self.iou)
+            same = (now.classes.unsqueeze(1) == before.classes) & (iou(now.boxes, before.boxes) >= self.iou)
             image = _Drawing(frame[0])
             for box, number, known in zip(now.boxes, now.classes.tolist(), same.any(dim=1).tolist(), strict=True):
                 if not known:
@@ -300,7 +296,7 @@ class DetectionAttack(Attack):
     def _scores(self, candidates: Tensor, scene: Scene) -> Tensor:
         """``[B, N, A]`` of each attacked object's class, 0 where a candidate does not overlap it."""
         assert scene.boxes is not None
-        overlaps = _iou(scene.boxes[..., :4], candidates[..., :4].detach()) >= self.overlap
+        overlaps = iou(scene.boxes[..., :4], candidates[..., :4].detach()) >= self.overlap
         classes = self._classes(scene.boxes).clamp(min=0)
         scores = candidates[..., 4:].mT.gather(1, classes.unsqueeze(-1).expand(-1, -1, candidates.shape[1]))
         return torch.where(overlaps & self._targets(scene).unsqueeze(-1), scores, 0)
@@ -353,23 +349,6 @@ class _Drawing:
         return torch.from_numpy(self.image).permute(2, 0, 1).float() / 255
 
 
-def detections(candidates: Tensor, confidence: float) -> list[Detections]:
-    """What is left of the candidates ``[B, A, 4 + K]`` of each image after threshold and non-maximum suppression.
-
-    Suppression is within the classes of one image; a candidate counts once for each class that it is confident of.
-    """
-    from torchvision.ops import batched_nms
-
-    found = []
-    for image in candidates.detach():
-        drawn = (image[:, 2:4] >= image[:, :2]).all(dim=1, keepdim=True)  # a box that ends before it begins is none
-        rows, classes = ((image[:, 4:] >= confidence) & drawn).nonzero(as_tuple=True)
-        boxes, scores = image[rows, :4], image[rows, 4 + classes]
-        kept = batched_nms(boxes, scores, classes, NMS_IOU)
-        found.append(Detections(boxes[kept].cpu(), scores[kept].cpu(), classes[kept].cpu()))
-    return found
-
-
 def match(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> list[int | None]:
     """The object that each detection finds: none is found twice, and the highest score chooses first.
 
@@ -379,7 +358,7 @@ def match(found: Detections, boxes: Tensor, classes: Tensor, least: float) -> li
         classes: ``[N]`` theirs.
         least: IoU that it takes.
     """
-    fits = torch.where(found.classes.unsqueeze(1) == classes, _iou(found.boxes, boxes), 0)
+    fits = torch.where(found.classes.unsqueeze(1) == classes, iou(found.boxes, boxes), 0)
     objects: list[int | None] = []
     for fit in fits.tolist():
         free = [number for number, overlap in enumerate(fit) if overlap >= least and number not in objects]
@@ -406,12 +385,3 @@ def _is_detected(found: Detections, boxes: Tensor, classes: Tensor, least: float
     """``[N]`` bool: which objects any detection finds; arguments as in :func:`matched`."""
     objects = match(found, boxes, classes, least)
     return torch.tensor([number in objects for number in range(len(boxes))], dtype=torch.bool)
-
-
-def _iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """``[..., N, M]`` intersection over union of ``boxes [..., N, 4]`` and ``others [..., M, 4]``; NaN of NaN."""
-    one, other = boxes.unsqueeze(-2), others.unsqueeze(-3)
-    low, high = torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:])
-    common = (high - low).clamp(min=0).prod(dim=-1)
-    areas = ((box[..., 2:] - box[..., :2]).clamp(min=0).prod(dim=-1) for box in (one, other))
-    return common / (sum(areas) - common).clamp(min=1e-9)

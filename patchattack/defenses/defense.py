@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,6 +67,22 @@ class Defense(ABC):
         Args:
             frames: ``[B, T, 3, H, W]`` without a patch.
             predict: as in the call.
+        """
+        return None
+
+    def certify_objects(
+        self, frames: Tensor, predict: Predict, objects: Tensor, confidence: float
+    ) -> Mapping[str, Tensor] | None:
+        """Where a patch may lie, to ``[B, N]`` bool: the objects that it cannot hide; None of a defence without proof.
+
+        Args:
+            frames: ``[B, T, 3, H, W]`` without a patch.
+            predict: as in the call.
+            objects: ``[B, N, 5]`` boxes in pixels and the victim's class; rows of NaN or of class -1 are none.
+            confidence: lowest score of a detection.
+
+        Raises:
+            InputError: nothing is proved of detections with so low a threshold of the defence's own.
         """
         return None
 

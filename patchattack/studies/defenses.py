@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from patchattack import evaluation, files, pipeline, statistics
@@ -25,7 +24,7 @@ from patchattack.job import TEST, Job, Settings
 from patchattack.patch import Patch
 from patchattack.reporting.defenses import DefenseTable, write_table
 from patchattack.runs import all_held_out
-from patchattack.scene import Source, View
+from patchattack.scene import Source
 from patchattack.studies.study import check_settings, publish_table, settings_of, train, write_csv
 from patchattack.victims.defended import Defended, defend
 from patchattack.victims.victim import Victim
@@ -158,8 +157,8 @@ def _measure_defense(study: DefenseStudy, victim: Victim, place: Path, fabric: A
         excess = metric.sign * (evaluation.per_scene(measured, condition, primary_metric) - random)
         row = _row(condition, "excess", primary_metric[1]) | statistics.paired_difference(excess, metric.rate)
         rows.append(row | {"p": statistics.sign_flip(excess)})
-    if (proved := _certified_rate(job, indices)) is not None:
-        rows.append(_row("certified", "accuracy", "all") | statistics.estimate(proved, rate=True))
+    for key, proved in _certified(job, indices).items():
+        rows.append(_row("certified", *key) | statistics.estimate(proved, rate=True))
     return rows
 
 
@@ -168,33 +167,33 @@ def _row(condition: str, metric: str, region: str) -> Row:
 
 
 @torch.no_grad()
-def _certified_rate(job: Job, indices: list[int]) -> np.ndarray | None:
-    """``[n]``: 1 where the true class is proved, NaN where it is unknown; None where the victim proves nothing."""
+def _certified(job: Job, indices: list[int]) -> dict[tuple[str, str], np.ndarray]:
+    """``(metric, region) -> [n]`` what is proved of each scene, NaN where its truth is unknown; empty without proof."""
+    columns: dict[tuple[str, str], list[float]] = {}
     if not isinstance(job.victim, Defended):
-        return None
-    shares = []
+        return {}
     for index in tqdm(indices, desc="certifying", unit="scene", dynamic_ncols=True, disable=None):
         scene = job.source.__getitems__([index]).to(job.fabric.device)
         with job.fabric.autocast():
-            labels = job.victim.certify(scene.frames)
-        if labels is None:
-            return None
-        answer = F.one_hot(labels.clamp(min=0), len(job.victim.classes)).float()
-        nowhere = View(scene.frames, torch.zeros_like(scene.frames[:, :, :1]), torch.zeros(1, 1, 4, 2))
-        right = job.attack.metrics(answer, answer, scene, nowhere)["accuracy", "all"]
-        shares.append((right * (labels >= 0)).item())
-    return np.array(shares)
+            proved = job.attack.certified(job.victim, scene)
+        if proved is None:
+            return {}
+        for key, value in proved.items():
+            columns.setdefault(key, []).append(value.item())
+    return {key: np.array(values) for key, values in columns.items()}
 
 
 def publish(study: DefenseStudy, rows: list[Row], folder: Path) -> str:
     """Write ``defenses.json`` and ``.csv``, ``report.html`` and ``table.tex``, and return the table in Markdown."""
     attack = study.parts.attack.bound(next(iter(study.victims.values())), study.parts.source)
     primary_metric, clean_metric = attack.primary_metric, attack.clean_metric
-    cells = {(row["victim"], row["defense"], row["condition"], row["metric"]): row for row in rows}
+    cells = {(row["victim"], row["defense"], row["condition"], row["metric"], row["region"]): row for row in rows}
     pairs = list(dict.fromkeys((row["victim"], row["defense"]) for row in rows))
-    columns = {"clean": ("clean", clean_metric[0]), **{patch: (patch, primary_metric[0]) for patch in PATCHES}}
-    if any(row["condition"] == "certified" for row in rows):
-        columns["certified"] = ("certified", "accuracy")
+    columns = {"clean": ("clean", *clean_metric), **{patch: (patch, *primary_metric) for patch in PATCHES}}
+    for row in rows:
+        if row["condition"] == "certified":
+            name = "certified" if row["region"] == "all" else f"certified, {row['region']}"
+            columns[name] = ("certified", row["metric"], row["region"])
     table = DefenseTable(
         title=f"Defences against {attack.task} patches",
         verdict=_verdict(rows),

@@ -59,6 +59,15 @@ class Defended(Victim):
         """
         return self.defenses[0].certify(frames, self._behind(1)) if self.defenses else None
 
+    def certify_objects(self, frames: Tensor, objects: Tensor, confidence: float) -> Mapping[str, Tensor] | None:
+        """Which objects no patch can hide, as :meth:`patchattack.defenses.defense.Defense.certify_objects` says it."""
+        if not self.defenses:
+            return None
+        found: Mapping[str, Tensor] | None = self.defenses[0].certify_objects(
+            frames, self._behind(1), objects, confidence
+        )
+        return found
+
     def _behind(self, first: int) -> Callable[[Tensor], Any]:
         """The victim behind the defences from number ``first`` on."""
         predict: Callable[[Tensor], Any] = self.network

@@ -15,12 +15,11 @@ from patchattack.attacks.detection import (
     LOST,
     NEW,
     DetectionAttack,
-    Detections,
     average_precision,
-    detections,
     match,
 )
 from patchattack.attacks.objects import Objects
+from patchattack.detections import Detections, detections
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source, View
 

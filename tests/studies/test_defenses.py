@@ -131,6 +131,25 @@ def test_what_is_certified_stands_beside_it(tmp_path: Path, command: Callable[..
     assert "Certified" in (tmp_path / "report.html").read_text()
 
 
+def test_objects_are_certified_by_the_place_of_the_patch(
+    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
+) -> None:
+    kept = [one for one in tiny if not one.startswith(("data.size", "trainer.steps"))]
+    small = ("data.size=[64,128]", "trainer.steps=1", "attack.min_height=8", "victim=detector_centre")
+    run = command(*kept, *small, "attack=detection", f"output={tmp_path / 'run'}")
+    assert run.status == 0, run.err
+    options = ("defenses=[object_seeker]", "defenses.object_seeker.lines=2")
+    outcome = command(f"run={tmp_path / 'run'}", *options, f"output={tmp_path / 'table'}", entry="defenses")
+    assert outcome.status == 0, outcome.err
+    rows = json.loads((tmp_path / "table" / "defenses.json").read_text())
+    certified = {row["region"]: row for row in rows if row["condition"] == "certified"}
+    assert list(certified) == ["far", "close", "over"]
+    assert {(row["defense"], row["metric"]) for row in certified.values()} == {("object_seeker", "recall")}
+    assert certified["over"]["mean"] <= certified["close"]["mean"] <= certified["far"]["mean"] <= 1
+    assert "| certified, far | certified, close | certified, over |" in outcome.out
+    assert "can hide, proved, by where it lies" in (tmp_path / "table" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
