@@ -37,7 +37,10 @@ PUBLIC = {
     "Data": ("data.world", "data.frames", "data.photographs", "data.coco", "data.yolo", "data.kitti"),
     "Optimisers": ("optimizers.gradient_free", "optimizers.nes", "optimizers.random_search", "optimizers.clamped"),
     "Regularisers": ("regularizers.tv", "regularizers.nps", "regularizers.content"),
-    "Defences": ("defenses.defense", "defenses.jpeg", "defenses.resize_pad", "defenses.patch_cleanser"),
+    "Defences": (
+        *("defenses.defense", "defenses.jpeg", "defenses.resize_pad", "defenses.patch_cleanser"),
+        "defenses.object_seeker",
+    ),
     "Measuring": ("controls", "evaluation", "statistics", "indicators", "reporting.threat_model"),
     "Running": ("job", "pipeline", "tracking", "runs"),
     "Paper and camera": (

@@ -4,11 +4,16 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patchattack import seeding
+from patchattack.data.world import World
 from patchattack.defenses.patch_cleanser import PatchCleanser, mask_out, mask_set
 from patchattack.errors import InputError
+from patchattack.victims.compact.classification import CompactClassifier
+from patchattack.victims.defended import Defended
+from patchattack.victims.victim import Victim
 
 SIZE = (8, 10)
 
@@ -147,3 +152,34 @@ def test_with_a_generator_each_scene_is_asked_once_with_a_mask_of_its_own() -> N
 def test_what_cannot_be_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=rf"defense\.patch_cleanser\.{message}"):
         PatchCleanser(**options)  # type: ignore[arg-type]
+
+
+def test_no_attack_of_ours_changes_a_certified_class() -> None:
+    """Sign gradient steps, on a compact classifier alone, which they fool, and through the defence."""
+    world = World(scenes=7, size=(64, 64), frames=1, subject="sign", supersampling=1, seed=3, field_of_view=40.0)
+    scene, victim = world.__getitems__([3, 6]).to("cpu"), CompactClassifier()
+    defended = Defended(victim, [PatchCleanser(side=6 / 64, masks=5)])
+    labels = defended.certify(scene.frames)
+    assert scene.label is not None
+    assert labels is not None
+    assert torch.equal(labels, scene.label)
+
+    def attacked(answer: Victim) -> Tensor:
+        texture = torch.full((2, 1, 3, 6, 6), 0.5)
+        for _ in range(10):
+            frames = scene.frames.clone()
+            frames[..., 26:32, 30:36] = texture.requires_grad_()
+            with answer.randomised(generator):
+                loss = F.cross_entropy(answer(frames), labels)
+            (gradient,) = torch.autograd.grad(loss, texture)
+            texture = (texture.detach() + 0.2 * gradient.sign()).clamp(0, 1)
+        frames = scene.frames.clone()
+        frames[..., 26:32, 30:36] = texture
+        return frames
+
+    generator = seeding.generator(0)
+    for answer in (victim, defended):
+        frames = attacked(answer)
+        with torch.no_grad():
+            assert torch.equal(defended(frames).argmax(dim=1), labels)
+            assert not torch.equal(victim(frames).argmax(dim=1), labels)
