@@ -90,6 +90,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         "gallery": tables.gallery,
         "speed": tables.speed,
         "pass_bys": tables.pass_bys,
+        "certified_classes": tables.certified_classes,
+        "certified_objects": tables.certified_objects,
     }
     markdown = re.sub(r"^<!-- small: .*? -->\n", "", markdown, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^\{\{ (\w+) \}\}$", lambda found: made[found.group(1)](), markdown, flags=re.MULTILINE)

@@ -29,6 +29,14 @@ ALL = {"clean": "no patch", "grey": "grey card", "white": "white card", "black":
     **IN_MEDIA,
 }
 
+# Files that certify.py wrote, with what the table calls their networks.
+CERTIFIED_CLASSES = {
+    "certified_cutout": "`classifier_residual`, trained with `--mix cutout`",
+    "certified_greedy": "`classifier_residual`, trained with `--mix greedy_cutout`",
+    "certified_photographs": "`mobilenet_v2` with published weights, photographs",
+}
+CERTIFIED_OBJECTS = {"certified_yolo": "`detector_yolo`", "certified_centre": "`detector_centre`"}
+
 
 def load() -> list[dict[str, Any]]:
     """The runs, by task and seed."""
@@ -144,6 +152,36 @@ def pass_bys() -> str:
     for key, words in shown.items():
         cells = [[rows[name][key][end] for end in ("mean", "low", "high")] for name in textures]
         lines.append(_line(words, *("{:.2f} [{:.2f}, {:.2f}]".format(*cell) for cell in cells)))
+    return "\n".join(lines)
+
+
+def certified_classes() -> str:
+    """Clean and certified accuracy of classifiers, for each size of patch."""
+    shown = {("undefended", "accuracy", "all"): "accuracy", ("defended", "accuracy", "all"): "behind the defence"}
+    return _certified(CERTIFIED_CLASSES, shown | {("certified", "accuracy", "all"): "certified"})
+
+
+def certified_objects() -> str:
+    """Clean quality of detectors and certified recall, for each size of patch."""
+    shown = {
+        ("undefended", "ap50", "all"): "AP50",
+        ("defended", "ap50", "all"): "behind the defence",
+        ("undefended", "false_positives", "all"): "false positives",
+        ("defended", "false_positives", "all"): "behind it",
+    }
+    places = {("certified", "recall", place): f"certified, {place}" for place in ("far", "close", "over")}
+    return _certified(CERTIFIED_OBJECTS, shown | places)
+
+
+def _certified(networks: dict[str, str], shown: dict[tuple[str, str, str], str]) -> str:
+    lines = _head("network", "patch", *shown.values(), "scenes")
+    for file, words in networks.items():
+        for path in sorted(RUNS.parent.glob(f"{file}_*.json"), key=lambda path: -_read(path.name)["area"]):
+            found = _read(path.name)
+            rows = {(row["condition"], row["metric"], row["region"]): row for row in found["rows"]}
+            cells = ["{mean:.2f} [{low:.2f}, {high:.2f}]".format(**rows[key]) for key in shown]
+            area = f"{100 * found['area']:.2g} % of the frame"
+            lines.append(_line(words, area, *cells, rows[next(reversed(shown))]["n"]))
     return "\n".join(lines)
 
 
