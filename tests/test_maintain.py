@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from patchattack import geometry, seeding
+from patchattack.attacks.classification import ClassificationAttack
 from patchattack.attacks.flow import FlowAttack
 from patchattack.data.flying_shapes import FlyingShapes
 from patchattack.data.world import World
+from patchattack.defenses.jpeg import JpegDefense
+from patchattack.defenses.patch_cleanser import PatchCleanser
 from patchattack.eot.placement import Uniform
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
@@ -28,6 +31,7 @@ from patchattack.victims.compact.correlation import RawCorrelation
 from patchattack.victims.compact.depth import CompactDepth
 from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
+from patchattack.victims.defended import Defended
 
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "maintain"
 
@@ -271,6 +275,41 @@ def test_a_trained_victim_can_be_attacked(
     assert f"train_victims.py {name} --steps 2 --batch 2 --scenes 5 --seed 0" in card
     assert "On 10 held-out scenes" in card
     assert card in capsys.readouterr().out
+
+
+def test_what_is_certified_is_measured_scene_by_scene_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certify = script("certify")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(certify.cli, "command_line", lambda: "certify")
+    victim = CompactClassifier(weights="random")
+    parts: dict[str, Any] = {
+        "attack": ClassificationAttack(goal="untargeted", target=None),
+        "victim": Defended(victim, [PatchCleanser(side=0.25, masks=2)]),
+        "data": World(scenes=10, size=(32, 64), subject="sign", frames=1, supersampling=1),
+        "trainer": Settings(steps=1, batch=1, test_scenes=2, accelerator="cpu"),
+        "output": str(tmp_path / "out"),
+    }
+    certify.run(parts)
+    written = (tmp_path / "out" / "certified.json").read_text()
+    facts = json.loads(written)
+    assert facts["area"] == 0.25**2 / 2  # of a frame twice as wide as high
+    assert facts["settings"] == {"side": 0.25, "masks": 2}
+    rows = {(row["condition"], row["metric"]): row for row in facts["rows"]}
+    answers = ("undefended", "defended", "certified")
+    assert list(rows) == [*((one, "accuracy") for one in answers), *((one, "seconds") for one in answers)]
+    assert {row["n"] for row in rows.values()} == {2}
+    certify.run(parts)  # everything is there
+    assert (tmp_path / "out" / "certified.json").read_text() == written
+    assert "certified   accuracy all: " in capsys.readouterr().out
+    kept = json.loads((tmp_path / "out" / "scenes.json").read_text()) | {"command": "another"}
+    (tmp_path / "out" / "scenes.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match="output: expected a folder of this command, got one of: another"):
+        certify.run(parts)
+    for unproved in (victim, Defended(victim, [JpegDefense()])):
+        with pytest.raises(InputError, match="defense: expected one that proves something"):
+            certify.run(parts | {"victim": unproved, "output": str(tmp_path / "other")})
 
 
 def test_the_clean_correlation_undoes_what_comes_through_it(

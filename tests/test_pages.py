@@ -112,6 +112,17 @@ def test_tables_show_every_default_run(tables: ModuleType) -> None:
     assert all((tables.RUNS.with_name(run["picture"])).is_file() for run in runs)
 
 
+def test_what_is_certified_is_shown_from_the_largest_patch_on(tables: ModuleType) -> None:
+    for table in (tables.certified_classes(), tables.certified_objects()):
+        head, _, *lines = table.splitlines()
+        assert len(lines) > 1
+        assert {line.count("|") for line in lines} == {head.count("|")}
+        sizes = [(line.split("|")[1], float(line.split("|")[2].split()[0])) for line in lines]
+        for network in {name for name, _ in sizes}:
+            mine = [area for name, area in sizes if name == network]
+            assert mine == sorted(mine, reverse=True)
+
+
 def test_results_are_collected_from_runs(tables: ModuleType, finished: Path, tmp_path: Path) -> None:
     tables.RUNS = tmp_path / "runs.json"
     script = loaded("scripts/maintain/collect_results.py")

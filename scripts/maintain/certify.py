@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def run(parts: dict[str, Any]) -> None:
-    """Measure scene by scene; after each, write it to ``scenes.json`` and the means to ``certified.json``."""
+    """Measure scene by scene, keep each in ``scenes.json``, write ``certified.json`` and print the means."""
     from tqdm import tqdm
 
     from patchattack import files, processes, statistics
@@ -31,7 +31,7 @@ def run(parts: dict[str, Any]) -> None:
     from patchattack.victims.defended import Defended
 
     victim, settings = parts["victim"], parts["trainer"]
-    if not isinstance(victim, Defended):
+    if not isinstance(victim, Defended) or not hasattr(victim.defenses[0], "side"):
         raise InputError("defense: expected one that proves something, got none; give defense=[patch_cleanser]")
     attack, _, scenes = bind_victim(parts["attack"], victim, parts["data"], processes.start(settings))
     folder, command = folders.new_folder(parts["output"], "certified"), cli.command_line()
@@ -49,10 +49,12 @@ def run(parts: dict[str, Any]) -> None:
         "settings": {key: value for key, value in vars(defense).items() if not key.startswith("_")},
         "area": (defense.side * min(height, width)) ** 2 / (height * width),
     }
-    done, rows = {one["scene"] for one in found}, means(attack, found)
-    for index in tqdm([n for n in settings.split_indices(len(scenes))[2] if n not in done], unit="scene"):
-        found.append({"scene": index} | measure(attack, victim, scenes.__getitems__([index]).to("cpu")))
-        files.write_json(path, {"command": command, "scenes": found})
+    done = {one["scene"] for one in found}
+    try:
+        for index in tqdm([n for n in settings.split_indices(len(scenes))[2] if n not in done], unit="scene"):
+            found.append({"scene": index} | measure(attack, victim, scenes.__getitems__([index]).to("cpu")))
+            files.write_json(path, {"command": command, "scenes": found})
+    finally:  # of what there is, if it was interrupted
         rows = means(attack, found)
         files.write_json(folder / "certified.json", facts | {"rows": rows})
     for row in rows:
