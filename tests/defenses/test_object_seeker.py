@@ -80,48 +80,65 @@ def test_a_mask_hides_all_that_lies_on_one_side_of_a_line() -> None:
 
 
 NOTHING = rows(((0, 0, 0, 0), 0, 0.0))
-WHOLE = (1.5, 1.5, 9.5, 9.5)  # 64 pixels
+BOX = (1.5, 1.5, 9.5, 9.5)  # 64 pixels
 
 
 @pytest.mark.parametrize(
     ("whole", "masked", "expected"),
     [
-        # One in the whole frame covers 0.6 of it: it stands for it. One pixel further, it does not.
-        (((1.5, 1.5, 11.5, 11.5), 0, 0.5), [(WHOLE, 0, 0.9)], [((1.5, 1.5, 11.5, 11.5), 0, 0.5)]),
-        (((1.5, 1.5, 4.5, 9.5), 0, 0.5), [(WHOLE, 0, 0.9)], [(WHOLE, 0, 0.9), ((1.5, 1.5, 4.5, 9.5), 0, 0.5)]),
-        # Of another class, it does not either.
-        ((WHOLE, 1, 0.5), [(WHOLE, 0, 0.9)], [(WHOLE, 0, 0.9), (WHOLE, 1, 0.5)]),
+        # One in the whole frame that covers 0.6 of it stands for it; with less, or of another class, it does not.
+        ([((1.5, 1.5, 11.5, 11.5), 0, 0.5)], [(BOX, 0, 0.9)], [((1.5, 1.5, 11.5, 11.5), 0, 0.5)]),
+        ([((1.5, 1.5, 6, 9.5), 0, 0.5)], [(BOX, 0, 0.9)], [(BOX, 0, 0.9), ((1.5, 1.5, 6, 9.5), 0, 0.5)]),
+        ([(BOX, 1, 0.5)], [(BOX, 0, 0.9)], [(BOX, 0, 0.9), (BOX, 1, 0.5)]),
         # Not sure enough under the mask, or in the whole frame.
-        (((0, 0, 0, 0), 0, 0.0), [(WHOLE, 0, 0.5)], []),
-        ((WHOLE, 0, 0.3), [(WHOLE, 0, 0.9)], [(WHOLE, 0, 0.9)]),
+        ([], [(BOX, 0, 0.5)], []),
+        ([(BOX, 0, 0.3)], [(BOX, 0, 0.9)], [(BOX, 0, 0.9)]),
         # One inside the other is the same object, and the score is the higher one; others stay apart.
         (
-            ((0, 0, 0, 0), 0, 0.0),
-            [((1.5, 1.5, 5.5, 9.5), 0, 0.9), (WHOLE, 0, 0.7), ((10.5, 1.5, 14.5, 5.5), 0, 0.6), (WHOLE, 1, 0.8)],
-            [(WHOLE, 0, 0.9), ((10.5, 1.5, 14.5, 5.5), 0, 0.6), (WHOLE, 1, 0.8)],
+            [],
+            [((1.5, 1.5, 5.5, 9.5), 0, 0.9), (BOX, 0, 0.7), ((10.5, 1.5, 14.5, 5.5), 0, 0.6), (BOX, 1, 0.8)],
+            [(BOX, 0, 0.9), ((10.5, 1.5, 14.5, 5.5), 0, 0.6), (BOX, 1, 0.8)],
         ),
         # What lies out of the frame is cut off.
-        (((0, 0, 0, 0), 0, 0.0), [((-9.0, -9.0, 3.5, 4.5), 0, 0.7)], [((-0.5, -0.5, 3.5, 4.5), 0, 0.7)]),
-        # A new box takes in one of the whole frame that it covers by more than suppression allows.
+        ([], [((-9.0, -9.0, 3.5, 4.5), 0, 0.7)], [((-0.5, -0.5, 3.5, 4.5), 0, 0.7)]),
+        # Two strips and their corner become one box. Suppression would drop it for another, which covers neither strip.
         (
-            ((1.5, 1.5, 9.5, 7.5), 0, 0.95),  # 0.55 of the new one, which is no more than 0.6
-            [((1.5, 1.5, 9.5, 9.5), 0, 0.6), ((1.5, 1.5, 9.5, 12.5), 0, 0.6)],
-            [((1.5, 1.5, 9.5, 12.5), 0, 0.6), ((1.5, 1.5, 9.5, 7.5), 0, 0.95)],
+            [((1.9, 0.5, 10.5, 9.1), 0, 0.95)],
+            [((0.5, 8.5, 10.5, 10.5), 0, 0.6), ((0.5, 0.5, 2.5, 10.5), 0, 0.6), ((0.5, 8.5, 2.5, 10.5), 0, 0.6)],
+            [((0.5, 0.5, 10.5, 10.5), 0, 0.95)],
+        ),
+        # The new box drops the first of three in a row; the second, whom that one had dropped, must not drop the third.
+        (
+            [((3, 3, 13, 13), 0, 0.9), ((4.5, 3, 14.5, 13), 0, 0.8), ((6, 3, 16, 13), 0, 0.7)],
+            [((1.5, 13, 13, 14), 0, 0.6), ((1.5, 3, 3, 14), 0, 0.6), ((1.5, 13, 3, 14), 0, 0.6)],
+            [((1.5, 3, 13, 14), 0, 0.9), ((6, 3, 16, 13), 0, 0.7)],
         ),
     ],
 )
 def test_masked_detections_count_once_and_only_where_nothing_stands_for_them(
-    whole: tuple[Any, ...], masked: list[Any], expected: list[Any]
+    whole: list[Any], masked: list[Any], expected: list[Any]
 ) -> None:
     under = [rows(one) for one in masked]
-    answers = [rows(whole), *under, *[NOTHING] * (4 - len(under))]
+    answers = [rows(*whole) if whole else NOTHING, *under, *[NOTHING] * (4 - len(under))]
     frames = torch.zeros(1, 1, 3, 20, 20)
     (found,) = detections(ObjectSeeker(lines=1)(frames, scripted(answers)), CONFIDENCE)
-    listed = {
-        (tuple(box), kind, round(score, 5))
-        for box, kind, score in zip(found.boxes.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True)
-    }
-    assert listed == set(expected)
+    listed = sorted(zip(found.boxes.tolist(), found.classes.tolist(), found.scores.tolist(), strict=True))
+    assert [kind for _, kind, _ in listed] == [kind for _, kind, _ in sorted(expected)]
+    for (box, _, score), (wanted, _, of) in zip(listed, sorted(expected), strict=True):
+        assert [*box, score] == pytest.approx([*wanted, of])
+
+
+@pytest.mark.parametrize(
+    ("height", "overlap", "proved"),
+    [(3, 0.0, False), (4, 0.0, False), (5, 0.0, True), (5, 0.19, True), (5, 0.2, False)],
+)
+def test_what_stands_for_a_detection_may_lie_beside_the_object(height: int, overlap: float, proved: bool) -> None:
+    """0.6 of a detection of 100 pixels count: of an object of 50 pixels inside it, 10 are left at least."""
+    found = rows(((0.5, 0.5, 10.5, 10.5), 0, 0.9))
+    objects = torch.tensor([[[0.5, 0.5, 10.5, 0.5 + height, 0]]])
+    defense = ObjectSeeker(lines=1, side=0.05, overlap=overlap)
+    places = defense.certify_objects(torch.zeros(1, 1, 3, 20, 20), scripted([found]), objects, CONFIDENCE)
+    assert all(one.item() == proved for one in places.values())
 
 
 def test_where_a_patch_may_lie_is_proved_by_hand() -> None:
