@@ -5,16 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from patchattack import files
+from patchattack.attacks.detection import DetectionAttack
+from patchattack.data.world import World
+from patchattack.defenses.object_seeker import ObjectSeeker
 from patchattack.errors import InputError
 from patchattack.patch import Patch
 from patchattack.studies import defenses
+from patchattack.victims.compact.detection import CompactDetector
+from patchattack.victims.defended import Defended
 
 COLUMNS = ("clean", "random", "transferred", "adaptive")
 
@@ -131,23 +138,39 @@ def test_what_is_certified_stands_beside_it(tmp_path: Path, command: Callable[..
     assert "Certified" in (tmp_path / "report.html").read_text()
 
 
-def test_objects_are_certified_by_the_place_of_the_patch(
-    tmp_path: Path, command: Callable[..., Any], tiny: tuple[str, ...]
-) -> None:
-    kept = [one for one in tiny if not one.startswith(("data.size", "trainer.steps"))]
-    small = ("data.size=[64,128]", "trainer.steps=1", "attack.min_height=8", "victim=detector_centre")
-    run = command(*kept, *small, "attack=detection", f"output={tmp_path / 'run'}")
-    assert run.status == 0, run.err
-    options = ("defenses=[object_seeker]", "defenses.object_seeker.lines=2")
-    outcome = command(f"run={tmp_path / 'run'}", *options, f"output={tmp_path / 'table'}", entry="defenses")
-    assert outcome.status == 0, outcome.err
-    rows = json.loads((tmp_path / "table" / "defenses.json").read_text())
-    certified = {row["region"]: row for row in rows if row["condition"] == "certified"}
-    assert list(certified) == ["far", "close", "over"]
-    assert {(row["defense"], row["metric"]) for row in certified.values()} == {("object_seeker", "recall")}
-    assert certified["over"]["mean"] <= certified["close"]["mean"] <= certified["far"]["mean"] <= 1
-    assert "| certified, far | certified, close | certified, over |" in outcome.out
-    assert "can hide, proved, by where it lies" in (tmp_path / "table" / "report.html").read_text()
+def test_objects_are_certified_by_the_place_of_the_patch(tmp_path: Path) -> None:
+    world = World(scenes=2, size=(64, 128), frames=1, subject="vehicle", supersampling=1)
+    victim = CompactDetector("centre", weights="random")
+    attack = DetectionAttack(goal="hide", target="vehicle", min_height=4).bound(victim, world)
+    behind = Defended(victim, [ObjectSeeker(lines=2)])
+    fabric = SimpleNamespace(device="cpu", autocast=nullcontext)
+    job: Any = SimpleNamespace(attack=attack, victim=behind, fabric=fabric, source=attack.scenes(world, victim))
+    proved = defenses._certified(job, [0, 1])
+    assert {key: len(values) for key, values in proved.items()} == {
+        ("recall", place): 2 for place in ("far", "close", "over")
+    }
+    job.victim = victim
+    assert defenses._certified(job, [0, 1]) == {}
+
+    value = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 2, "p": 0.5}
+    rows = [
+        {"victim": "a", "defense": defense, "condition": condition, "metric": metric, "region": "all"} | value
+        for defense in ("none", "object_seeker")
+        for condition in COLUMNS
+        for metric in ("ap50", "recall", "excess")
+    ]
+    rows += [
+        {"victim": "a", "defense": "object_seeker", "condition": "certified", "metric": "recall", "region": place}
+        | value
+        for place in ("far", "close", "over")
+    ]
+    parts = SimpleNamespace(attack=attack, source=world)
+    study: Any = SimpleNamespace(parts=parts, victims={"a": victim}, command="patchattack defenses")
+    head, _, alone, seeker = [line for line in defenses.publish(study, rows, tmp_path).splitlines() if "|" in line]
+    assert head.endswith("| adaptive | certified, far | certified, close | certified, over |")
+    assert alone.endswith("| – | – | – |")
+    assert "–" not in seeker
+    assert "can hide, proved, by where it lies" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
