@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchattack import geometry, seeding
@@ -216,6 +217,18 @@ def test_greedy_cutout_hides_what_a_network_looks_at(train_victims: Any, monkeyp
     recipe = replace(train_victims.RECIPES["classifier_residual"], mix=train_victims.GREEDY_CUTOUT)
     scene = Scene(images.unsqueeze(1), torch.arange(8), label=torch.zeros(8, dtype=torch.long))
     assert recipe.loss(network, scene) > replace(recipe, mix=None).loss(network, scene)
+
+
+def test_a_training_can_begin_with_weights(train_victims: Any, tmp_path: Path) -> None:
+    recipe = replace(train_victims.RECIPES["classifier_residual"], steps=1, scenes=5, batch=2, rate=1e-9)
+    shipped = CompactClassifier().network.state_dict()
+    file = tmp_path / "start.safetensors"
+    save_file(shipped, file)
+    trained, _ = train_victims.train(recipe, 0, torch.device("cpu"), start=file)
+    for name, values in trained.named_parameters():
+        torch.testing.assert_close(values, shipped[name], rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="expected a file of weights"):
+        train_victims.train(recipe, 0, torch.device("cpu"), start=tmp_path / "none.safetensors")
 
 
 def test_average_precision(train_victims: Any) -> None:

@@ -61,12 +61,8 @@ class Defended(Victim):
 
     def certify_objects(self, frames: Tensor, objects: Tensor, confidence: float) -> Mapping[str, Tensor] | None:
         """Which objects no patch can hide, as :meth:`patchattack.defenses.defense.Defense.certify_objects` says it."""
-        if not self.defenses:
-            return None
-        found: Mapping[str, Tensor] | None = self.defenses[0].certify_objects(
-            frames, self._behind(1), objects, confidence
-        )
-        return found
+        certify = self.defenses[0].certify_objects if self.defenses else None
+        return certify(frames, self._behind(1), objects, confidence) if certify else None
 
     def _behind(self, first: int) -> Callable[[Tensor], Any]:
         """The victim behind the defences from number ``first`` on."""

@@ -11,7 +11,10 @@ With a defence that is trained in, for victim.weights=FILE:
 
 python scripts/maintain/train_victims.py classifier_residual --adversarial 0.09 --output hardened
 python scripts/maintain/train_victims.py classifier_residual --mix cutmix --output hardened
-python scripts/maintain/train_victims.py classifier_residual --mix greedy_cutout --output hardened
+
+or, where that would be too hard to begin with, from trained weights on:
+
+python scripts/maintain/train_victims.py classifier_residual --mix greedy_cutout --start FILE --output hardened
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ from patchattack.victims.compact.depth_networks import REACH
 from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.compact.flow import CompactFlow
 from patchattack.victims.victim import Victim
+from patchattack.victims.weights import load_weights
 
 WORLDS_OF_TRAINING = 1000  # seeds from here on; the default data use small ones
 WORLD_OF_VALIDATION = 999  # seeds from here down
@@ -542,13 +546,18 @@ def pool(recipe: Recipe, seed: int, device: torch.device) -> Scene:
     return scenes
 
 
-def train(recipe: Recipe, seed: int, device: torch.device, checkpoint: Path | None = None) -> tuple[nn.Module, float]:
+def train(
+    recipe: Recipe, seed: int, device: torch.device, checkpoint: Path | None = None, start: Path | None = None
+) -> tuple[nn.Module, float]:
     """A network trained with AdamW and a one-cycle schedule, and the minutes that it took.
 
-    With ``checkpoint`` the state is kept in this file, and a training that finds one there goes on from it.
+    With ``checkpoint`` the state is kept in this file, and a training that finds one there goes on from it. With
+    ``start`` the network begins with these weights.
     """
     torch.manual_seed(seed)
     network = recipe.networks[recipe.network]().to(device)
+    if start is not None:
+        load_weights(network, start)
     source = pool(recipe, seed, device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.rate, weight_decay=1e-4)
     generator = seeding.generator(seed, 1)
@@ -639,6 +648,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--adversarial", type=float, metavar="AREA", help="train against a patch of this share")
     parser.add_argument("--mix", choices=(*MIXES, GREEDY_CUTOUT), help="augmentation of a classifier")
+    parser.add_argument("--start", type=Path, metavar="FILE", help="weights of the same network to begin with")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--checkpoint", type=Path, help="file that keeps the state, to go on from if it exists")
@@ -654,7 +664,7 @@ def main() -> None:
     keys = ("steps", "batch", "scenes", "adversarial", "mix")
     chosen = {key: value for key in keys if (value := getattr(arguments, key))}
     recipe = replace(RECIPES[name], **chosen)
-    trained, minutes = train(recipe, seed, device, arguments.checkpoint)
+    trained, minutes = train(recipe, seed, device, arguments.checkpoint, arguments.start)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     file = arguments.output / f"{name}.safetensors"
@@ -666,6 +676,7 @@ def main() -> None:
         table = recipe.measured(victim, held_out(recipe, device))
     command = f"python scripts/maintain/train_victims.py {name} --steps {recipe.steps} --batch {recipe.batch}"
     command += "".join(f" --{key} {chosen[key]}" for key in ("adversarial", "mix") if key in chosen)
+    command += f" --start {arguments.start}" if arguments.start else ""
     kind = type(victim.network)
     card = CARD.format(
         name=name,
