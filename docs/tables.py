@@ -32,8 +32,8 @@ ALL = {"clean": "no patch", "grey": "grey card", "white": "white card", "black":
 # Files that certify.py wrote, with what the table calls their networks.
 CERTIFIED_CLASSES = {
     "certified_cutout": "`classifier_residual`, trained with `--mix cutout`",
-    "certified_greedy": "the same, trained with `--mix greedy_cutout`",
-    "certified_on_cutout": "the first, trained on with `--mix greedy_cutout`",
+    "certified_on_cutout": "the same, then with `--mix greedy_cutout`",
+    "certified_greedy": "`classifier_residual`, with `--mix greedy_cutout` from the start",
     "certified_photographs": "`mobilenet_v2` with published weights, photographs",
 }
 CERTIFIED_OBJECTS = {"certified_yolo": "`detector_yolo`", "certified_centre": "`detector_centre`"}
