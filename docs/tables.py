@@ -33,7 +33,6 @@ ALL = {"clean": "no patch", "grey": "grey card", "white": "white card", "black":
 CERTIFIED_CLASSES = {
     "certified_cutout": "`classifier_residual`, trained with `--mix cutout`",
     "certified_on_cutout": "the same, then with `--mix greedy_cutout`",
-    "certified_greedy": "`classifier_residual`, with `--mix greedy_cutout` from the start",
     "certified_photographs": "`mobilenet_v2` with published weights, photographs",
 }
 CERTIFIED_OBJECTS = {"certified_yolo": "`detector_yolo`", "certified_centre": "`detector_centre`"}
