@@ -185,6 +185,16 @@ class Evaluator:
         Arguments are as of :meth:`measure`, but ``progress`` is told the medium too; a condition gets the medium
         behind its own name.
         """
+        measured = []
+        for medium in MEDIA:
+            named = {f"{name}_{medium}": texture for name, texture in textures.items()}
+            here = self.in_medium(medium)
+            found = here.measure(named, indices, repetitions, progress=partial(progress, medium))
+            measured += [one for one in found if one.condition in named]
+        return measured
+
+    def in_medium(self, medium: str) -> Evaluator:
+        """One that measures in the same places, but in a medium of :data:`MEDIA` in the place of this EoT's own."""
         transforms: dict[str, tuple[Mapping[str, Transform], Mapping[str, Transform]]] = {
             "digital": ({}, {}),
             "photographed": (
@@ -192,15 +202,9 @@ class Evaluator:
                 {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
             ),
         }
-        measured = []
-        for medium in MEDIA:
-            of_this = self.renderer
-            renderer = Renderer(of_this.placement, *transforms[medium], of_this.whole_frame, of_this.bend)
-            named = {f"{name}_{medium}": texture for name, texture in textures.items()}
-            here = replace(self, renderer=renderer)
-            found = here.measure(named, indices, repetitions, progress=partial(progress, medium))
-            measured += [one for one in found if one.condition in named]
-        return measured
+        of_this = self.renderer
+        renderer = Renderer(of_this.placement, *transforms[medium], of_this.whole_frame, of_this.bend)
+        return replace(self, renderer=renderer)
 
     def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
         """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""

@@ -51,7 +51,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render one of this folder's templates as an HTML file that asks nothing of any server and runs no script.
+    """Render one of this folder's templates as an HTML file that asks nothing of any server and runs no script but the board's.
 
     Raises:
         InputError: the file cannot be written.

@@ -126,7 +126,7 @@ def points(
             level = levels[0] if len(levels) == 1 else CROSS.join(map(_text, levels))
             config, missing = copy.deepcopy(renderer), None
             for name, (_, sets) in zip(names, steps, strict=True):
-                missing = missing or _change(config, axes[name].adds, sets)
+                missing = missing or change(config, axes[name].adds, sets)
             made = result[0].renderer if missing else build(config)
             result.append(Point(CROSS.join(names), level, config, made, placed, missing))
     return result
@@ -151,7 +151,7 @@ def _fill(node: Any, values: Mapping[str, float]) -> Any:
     return values.get(node, node) if isinstance(node, str) else node
 
 
-def _change(config: Config, adds: Mapping[str, Mapping[str, Any]], sets: Config) -> str | None:
+def change(config: Config, adds: Mapping[str, Mapping[str, Any]], sets: Config) -> str | None:
     """Bring transforms and values into the config of a renderer; the first key that it does not have, if any."""
     for stack, transforms in adds.items():
         own = config.get(stack) or {}
