@@ -1,4 +1,4 @@
-"""The board: what rows of one or several people come to, as a page, as tables, and as files for the Hugging Face Hub."""
+"""The board: what rows of one or several people come to, as a page, as tables and as files for the Hugging Face."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def _write_hub(folder: Path, hub: str, victims: Sequence[Row]) -> None:
     """The files by which the Hugging Face Hub shows a leaderboard of its own.
 
     ``eval.yaml`` goes into the data set and ``MODEL/.eval_results/patchattack.yaml`` into each model's repository, as
-    https://huggingface.co/docs/hub/eval-results has it (huggingface/hub-docs at 064c754, called work in progress there).
+    https://huggingface.co/docs/hub/eval-results has it (huggingface/hub-docs at 064c754, which calls it unfinished).
     Each task has two scores for each size and medium, ``clean`` and ``patch``; only undefended victims are models.
     """
     tasks: dict[str, None] = {}

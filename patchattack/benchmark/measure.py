@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -375,7 +374,7 @@ def _digest(told: Any) -> str:
 
 
 def _by_shape(entry: Entry) -> dict[str, list[PatchFile]]:
-    """The patches of each mask and proportion, which have the same places; without any, those of the task's own patch."""
+    """The patches of each mask and proportion, which share their places; without any, the places of the task's own."""
     result: dict[str, list[PatchFile]] = {}
     for one in entry.patches:
         result.setdefault(_shape(one.patch), []).append(one)
