@@ -19,7 +19,7 @@ SIGNIFICANT = 0.05  # after the correction for many comparisons
 ENDS = {"clean": "no patch", "grey": "grey card", "random": "random patch", "patch": "patch"}  # names of curves
 EXCESS = "Excess over random"
 Row = dict[str, Any]
-Level = float | str | tuple[int, int]
+Level = float | str | tuple[int, int] | tuple[float, int]
 Pair = tuple[str, str]  # victim and patch
 
 
@@ -29,8 +29,9 @@ class PlottedAxis:
 
     Attributes:
         label: in words, with its unit.
-        levels: that were measured, in their order; of a grid (row, column), from the frame's top left.
-        kind: ``line``, ``grid`` (places in the frame) or ``category``.
+        levels: that were measured, in their order; of a grid (row, column), from the frame's top left; of a half-sphere
+            (polar angle, azimuth) in degrees.
+        kind: ``line``, ``grid`` (places in the frame), ``half_sphere`` or ``category``.
     """
 
     label: str
@@ -57,6 +58,10 @@ class Evidence:
             the patch beyond the random patch in the primary metric, paired; above zero it is the stronger attack.
         destruction: ``victim``, ``patch``, ``axis``, ``level``, ``rate``, ``low``, ``high``, ``n``: fraction of the
             baseline's successes that the level undoes (Kurakin et al. 2016).
+        breaks: ``victim``, ``patch``, ``axis``, ``level``, ``low``, ``high``, ``n``, ``rises``: where half of the
+            scenes are won; None lies beyond the levels.
+        worst: ``victim``, ``patch``, ``axis``, ``level``, ``condition``, ``mean``, ``low``, ``high``, ``n``: the
+            primary metric at the place where the patch is strongest, on scenes that did not choose it.
         primary_metric: metric and region that decide.
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
@@ -78,6 +83,8 @@ class Evidence:
     rows: list[Row]
     excess: list[Row]
     destruction: list[Row]
+    breaks: list[Row]
+    worst: list[Row]
     primary_metric: tuple[str, str]
     labels: dict[str, str]
     arrows: dict[str, str]
@@ -121,7 +128,22 @@ class Numbers:
 
     def level_names(self, axis: str) -> list[str]:
         """The levels in words."""
-        return [level_name(level) for level in self.levels(axis)]
+        kind = self.evidence.axes[axis].kind if axis in self.evidence.axes else "line"
+        return [level_name(level, kind) for level in self.levels(axis)]
+
+    def remarks(self, pair: Pair, axis: str) -> list[str]:
+        """What an axis says besides its means."""
+        here = {"victim": pair[0], "patch": pair[1], "axis": axis}
+        said = [_break(row) for row in self.evidence.breaks if here.items() <= row.items()]
+        worst = {row["condition"]: row for row in self.evidence.worst if here.items() <= row.items()}
+        if worst:
+            place = level_name(worst["patch"]["level"], self.evidence.axes[axis].kind)
+            patch, random = (" ".join(cell(worst[name])) for name in ("patch", "random"))
+            said.append(
+                f"The patch is strongest at {place}: {patch}, a random patch {random} (chosen on half of the scenes, "
+                f"measured on the other {worst['patch']['n']})."
+            )
+        return said
 
     def table(self, pair: Pair, axis: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """What stands behind a figure: the lines' names and, for each level, a number and its interval."""
@@ -169,10 +191,23 @@ def sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def level_name(level: Level) -> str:
+def _break(row: Row) -> str:
+    """Where half of the scenes are won, in words."""
+    if row["level"] is None:
+        return "Half of the scenes are won at none of these levels, or at all of them."
+    low, high = ("beyond" if row[end] is None else number(row[end]) for end in ("low", "high"))
+    return (
+        f"Half of the scenes are won at {number(row['level'])} [{low}, {high}], more of them "
+        f"{'above' if row['rises'] else 'below'} it."
+    )
+
+
+def level_name(level: Level, kind: str) -> str:
     """A level in words; places count from the top left."""
+    if isinstance(level, tuple) and kind == "half_sphere":
+        return f"{level[0]:g}° towards {level[1]}°"
     if isinstance(level, tuple):
-        return f"row {level[0] + 1}, column {level[1] + 1}"
+        return f"row {int(level[0]) + 1}, column {level[1] + 1}"
     return level if isinstance(level, str) else f"{level:g}".replace("-", "−")
 
 

@@ -27,6 +27,7 @@ VOID = {"img", "meta", "br", "path", "use", "rect"}
 AXES = {
     "yaw": PlottedAxis("yaw (°)", [30.0, -30.0, 0.0], "line"),  # not in their order
     "location": PlottedAxis("place of the centre", [(row, column) for row in range(2) for column in range(3)], "grid"),
+    "half_sphere": PlottedAxis("pose", [(0.0, 0), *((40.0, azimuth) for azimuth in range(0, 360, 45))], "half_sphere"),
     "print": PlottedAxis("print <model>", ["off", "on"], "category"),
 }
 MEANS = {"clean": 0.0, "grey": 0.02, "white": 0.03, "random": 0.05, "patch": 0.6}
@@ -34,7 +35,7 @@ MEANS = {"clean": 0.0, "grey": 0.02, "white": 0.03, "random": 0.05, "patch": 0.6
 
 def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) -> Evidence:
     """Values tell where they belong: every further level adds 0.01, every further pair 0.1."""
-    rows, excess, destruction = [], [], []
+    rows, excess, destruction, breaks, worst = [], [], [], [], []
     for add, (victim, patch) in enumerate(pairs or [("net", "stop")]):
         varied = [(axis, level, n) for axis in axes for n, level in enumerate(axes[axis].levels)]
         for axis, level, n in [("baseline", "", 0), *varied]:
@@ -49,6 +50,11 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) 
             excess.append(place | {"mean": value, "low": value - 0.1, "high": value + 0.1, "p": p / 5, "p_adjusted": p})
             if axis == "yaw":
                 destruction.append(place | {"rate": 0.123, "low": 0.1, "high": 0.2})
+        pair = {"victim": victim, "patch": patch}
+        breaks.append(pair | {"axis": "yaw", "level": 12.5, "low": None, "high": 20.0, "n": 40, "rises": False})
+        for condition in ("random", "patch"):
+            place = {"axis": "half_sphere", "level": (40.0, 90), "condition": condition, "n": 20}
+            worst.append(pair | place | {"mean": MEANS[condition], "low": 0.01, "high": 0.7})
     panel = Panel(torch.rand(3, 9, 16), torch.rand(3, 9, 16))
     return Evidence(
         title="sweep <1>",
@@ -62,6 +68,8 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) 
         rows=rows,
         excess=excess,
         destruction=destruction,
+        breaks=breaks,
+        worst=worst,
         primary_metric=("success", "all"),
         labels={"success": "attack success rate", "confidence": "probability in $x_1$"},
         arrows={"success": "higher", "confidence": "higher"},
@@ -152,7 +160,9 @@ def test_figures_turn_with_the_theme(shown: Page) -> None:
 def test_behind_every_picture_are_its_numbers(shown: Page) -> None:
     tables = shown.source.split("<details>")[1:]
     assert len(tables) == 1 + len(AXES)
-    yaw, location, printed = (re.sub(r"<[^>]*>", " ", table.split("</details>")[0]).split() for table in tables[1:])
+    yaw, location, pose, printed = (
+        re.sub(r"<[^>]*>", " ", table.split("</details>")[0]).split() for table in tables[1:]
+    )
     assert [yaw.index(level) for level in ("−30", "0", "30")] == sorted(
         yaw.index(level) for level in ("−30", "0", "30")
     )
@@ -161,7 +171,14 @@ def test_behind_every_picture_are_its_numbers(shown: Page) -> None:
     assert yaw.index("0.610") < yaw.index("0.620") < yaw.index("0.600")  # as the levels are ordered, not as given
     assert "Destruction" not in location
     assert " ".join(location).count("row 2, column 3") == 1
+    assert "40° towards 315°" in " ".join(pose)
     assert {"off", "on", "0.600", "0.610"} <= set(printed)
+
+
+def test_breaks_and_the_worst_place_are_said_below_their_figures(shown: Page) -> None:
+    said = re.sub(r"\s+", " ", shown.source)
+    assert "Half of the scenes are won at 12.5 [beyond, 20.0], more of them below it." in said
+    assert "The patch is strongest at 40° towards 90°: 0.600 [0.010, 0.700], a random patch 0.050 [" in said
 
 
 def test_figures_for_papers_are_as_wide_as_a_column(folder: Path) -> None:
@@ -233,7 +250,17 @@ def test_what_was_not_measured_is_a_dash_and_nothing_breaks(tmp_path: Path) -> N
     unknown = {"mean": math.nan, "low": math.nan, "high": math.nan}
     rows = [row | unknown if row["level"] == (0, 1) else row for row in whole.rows if row["level"] != 30.0]
     excess = [row | unknown | {"p_adjusted": math.nan} for row in whole.excess if row["axis"] == "location"]
-    bare = replace(whole, rows=rows, excess=excess, destruction=[], examples=[], legend=None, outcome=Outcome.FAILS)
+    bare = replace(
+        whole,
+        rows=rows,
+        excess=excess,
+        destruction=[],
+        breaks=[],
+        worst=[],
+        examples=[],
+        legend=None,
+        outcome=Outcome.FAILS,
+    )
     write_evidence(tmp_path, bare)
     shown = Page(tmp_path / "report.html")
     assert "Not shown to work" in shown.text
