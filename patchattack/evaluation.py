@@ -133,8 +133,14 @@ class Evaluator:
 
     def corners(self, indices: Sequence[int], repetitions: int = 1) -> Tensor:
         """``[n, 4, 2]`` pixels, float64: the patch in the first frame of every scene and draw of :meth:`measure`."""
-        draws = [self._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
+        bare = self._through({}, {})
+        draws = [bare._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
         return torch.cat([draw.corners[:, 0] for draw in draws])
+
+    def _through(self, appearance: Mapping[str, Transform], camera: Mapping[str, Transform]) -> Evaluator:
+        """The same places, with other transforms."""
+        own = self.renderer
+        return replace(self, renderer=Renderer(own.placement, appearance, camera, own.whole_frame, own.bend))
 
     def _draw(self, indices: Sequence[int], repetition: int) -> tuple[Scene, Draw]:
         """Scenes, on the host, and their draw of a repetition."""
@@ -194,10 +200,8 @@ class Evaluator:
         }
         measured = []
         for medium in MEDIA:
-            of_this = self.renderer
-            renderer = Renderer(of_this.placement, *transforms[medium], of_this.whole_frame, of_this.bend)
             named = {f"{name}_{medium}": texture for name, texture in textures.items()}
-            here = replace(self, renderer=renderer)
+            here = self._through(*transforms[medium])
             found = here.measure(named, indices, repetitions, progress=partial(progress, medium))
             measured += [one for one in found if one.condition in named]
         return measured

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchattack.controls import CONDITIONS
-from patchattack.reporting.page import DAY, axes_of, draw_intervals, dress, label_ends, number
+from patchattack.reporting.page import ARROWS, DAY, axes_of, draw_intervals, dress, label_ends, number
 from patchattack.reporting.report import Example
-from patchattack.reporting.sweep_numbers import ENDS, EXCESS, Level, Numbers, Pair, Row, level_name
+from patchattack.reporting.sweep_numbers import ENDS, EXCESS, REACH, Level, Numbers, Pair, Row, level_name, sentence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,8 @@ def figures_of(numbers: Numbers) -> dict[str, Callable[[], Figure]]:
         figures["excess"] = partial(_draw_excess, numbers)
     for pair in numbers.pairs:
         figures[numbers.figure("baseline", pair)] = partial(_draw_baseline, numbers, pair)
+        if numbers.levels(REACH):
+            figures[numbers.figure(REACH, pair)] = partial(_draw_reach, numbers, pair)
         for axis, varied in numbers.evidence.axes.items():
             draw = _draw_maps if varied.kind in ("grid", "half_sphere") else _draw_curves
             figures[numbers.figure(axis, pair)] = partial(draw, numbers, pair, axis)
@@ -62,6 +64,28 @@ def _draw_baseline(numbers: Numbers, pair: Pair) -> Figure:
     low, high = _unit(numbers.measured)
     axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     axes.set_xlabel(textwrap.fill(numbers.label, 50))
+    return figure
+
+
+def _draw_reach(numbers: Numbers, pair: Pair) -> Figure:
+    """The metric around the patch against the distance from its edge, each ring at its middle."""
+    assert numbers.evidence.reach is not None
+    metric, regions = numbers.evidence.reach
+    figure, (axes,) = _panels([2.0])
+    x = np.array([(low + high) / 2 for low, high in regions.values()])
+    ends = []
+    for name, colour in (BANDS | {"drawn": DAY["ink"]}).items():
+        values = _values(numbers.around, [(*pair, REACH, region, name) for region in regions])
+        if np.isfinite(values[0]).any():
+            _draw_band(axes, x, values, colour, joined=True)
+            ends.append((ENDS.get(name, CONDITIONS[name]), colour, _last(values[0])))
+    _scale(
+        axes,
+        f"{sentence(numbers.evidence.labels[metric])} {ARROWS[numbers.evidence.arrows[metric]]}",
+        _unit(numbers.around),
+    )
+    axes.set_xlabel("distance from the patch's edge (sides of the patch)")
+    label_ends(axes, ends)
     return figure
 
 

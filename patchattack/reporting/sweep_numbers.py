@@ -18,6 +18,7 @@ from patchattack.statistics import Outcome
 SIGNIFICANT = 0.05  # after the correction for many comparisons
 ENDS = {"clean": "no patch", "grey": "grey card", "random": "random patch", "patch": "patch"}  # names of curves
 EXCESS = "Excess over random"
+REACH = "reach"
 Row = dict[str, Any]
 Level = float | str | tuple[int, int] | tuple[float, int]
 Pair = tuple[str, str]  # victim and patch
@@ -62,6 +63,8 @@ class Evidence:
             scenes are won; None lies beyond the levels.
         worst: ``victim``, ``patch``, ``axis``, ``level``, ``condition``, ``mean``, ``low``, ``high``, ``n``: the
             primary metric at the place where the patch is strongest, on scenes that did not choose it.
+        reach: metric that was measured around the patch, and its regions by their distances from and to, in sides of
+            the patch; None where no metric has a value in every pixel.
         primary_metric: metric and region that decide.
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
@@ -85,6 +88,7 @@ class Evidence:
     destruction: list[Row]
     breaks: list[Row]
     worst: list[Row]
+    reach: tuple[str, dict[str, tuple[float, float]]] | None
     primary_metric: tuple[str, str]
     labels: dict[str, str]
     arrows: dict[str, str]
@@ -103,26 +107,36 @@ class Numbers:
         pairs: victim and patch, in the rows' order, to the words that tell the pair from the others.
         conditions: that the primary metric was measured under, in their order.
         measured: ``(victim, patch, axis, level, condition)`` to the primary metric's row.
+        around: the same of the axis :data:`REACH`, whose levels are the rings around the patch, of the metric that has
+            them.
         excess, destroyed: ``(victim, patch, axis, level)`` to their rows.
         label: the primary metric in words, with the way of a stronger attack.
     """
 
     def __init__(self, evidence: Evidence) -> None:
-        metric = evidence.primary_metric[0]
+        primary = evidence.primary_metric[0]
         rows = [row for row in evidence.rows if (row["metric"], row["region"]) == evidence.primary_metric]
         pairs = list(dict.fromkeys((row["victim"], row["patch"]) for row in rows))
         self.evidence = evidence
         self.pairs = {pair: _pair_name(pair, pairs) for pair in pairs}
         self.conditions = in_order({row["condition"] for row in rows})
         self.measured = {(*_point(row), row["condition"]): row for row in rows}
+        metric, rings = evidence.reach or ("", {})
+        self.around = {
+            (row["victim"], row["patch"], REACH, row["region"], row["condition"]): row
+            for row in evidence.rows
+            if row["metric"] == metric and row["axis"] == "baseline" and row["region"] in rings
+        }
         self.excess = {_point(row): row for row in evidence.excess}
         self.destroyed = {_point(row): row | {"mean": row["rate"]} for row in evidence.destruction}
-        self.label = f"{sentence(evidence.labels[metric])} {ARROWS[evidence.arrows[metric]]}"
+        self.label = f"{sentence(evidence.labels[primary])} {ARROWS[evidence.arrows[primary]]}"
 
     def levels(self, axis: str) -> list[Level]:
         """Those of an axis, in the order in which they are shown; the baseline has one, without a name."""
         if axis == "baseline":
             return [""]
+        if axis == REACH:
+            return list(self.evidence.reach[1]) if self.evidence.reach else []
         varied = self.evidence.axes[axis]
         return sorted(varied.levels, key=float) if varied.kind == "line" else varied.levels  # type: ignore[arg-type]
 
@@ -130,6 +144,10 @@ class Numbers:
         """The levels in words."""
         kind = self.evidence.axes[axis].kind if axis in self.evidence.axes else "line"
         return [level_name(level, kind) for level in self.levels(axis)]
+
+    def heading(self, axis: str) -> str:
+        """What the levels of an axis are."""
+        return "distance from the patch's edge" if axis == REACH else self.evidence.axes[axis].label
 
     def remarks(self, pair: Pair, axis: str) -> list[str]:
         """What an axis says besides its means."""
@@ -148,10 +166,13 @@ class Numbers:
     def table(self, pair: Pair, axis: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """What stands behind a figure: the lines' names and, for each level, a number and its interval."""
         points = [(*pair, axis, level) for level in self.levels(axis)]
+        measured = self.around if axis == REACH else self.measured
         lines = [
-            (CONDITIONS.get(name, name), [cell(self.measured.get((*point, name))) for point in points])
+            (CONDITIONS.get(name, name), [cell(measured.get((*point, name))) for point in points])
             for name in reversed(self.conditions)
         ]
+        if axis == REACH:
+            return lines
         found = [self.excess.get(point) for point in points]
         lines.append((EXCESS, [cell(row) for row in found]))
         lines.append(("p, corrected", [(probability(row["p_adjusted"]) if row else "–", "") for row in found]))
@@ -162,7 +183,9 @@ class Numbers:
 
     def metrics(self, pair: Pair) -> dict[tuple[str, str], dict[str, Row]]:
         """Every metric at the baseline, by metric and region, and condition."""
-        return by_metric(row for row in self.evidence.rows if _point(row) == (*pair, "baseline", ""))
+        around = self.evidence.reach[1] if self.evidence.reach else {}
+        rows = (row for row in self.evidence.rows if row["region"] not in around)
+        return by_metric(row for row in rows if _point(row) == (*pair, "baseline", ""))
 
     def certain(self, points: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Where the patch differs from the random one beyond chance."""

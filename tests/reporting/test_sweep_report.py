@@ -30,6 +30,7 @@ AXES = {
     "half_sphere": PlottedAxis("pose", [(0.0, 0), *((40.0, azimuth) for azimuth in range(0, 360, 45))], "half_sphere"),
     "print": PlottedAxis("print <model>", ["off", "on"], "category"),
 }
+RINGS = {"0 to 1 sides away": (0.0, 1.0), "1 to 2 sides away": (1.0, 2.0)}
 MEANS = {"clean": 0.0, "grey": 0.02, "white": 0.03, "random": 0.05, "patch": 0.6}
 
 
@@ -44,6 +45,8 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) 
                 value = mean + (0.1 * add + 0.01 * n if condition == "patch" else 0)
                 row = place | {"condition": condition, "mean": value, "low": value * 0.9, "high": value * 1.1 + 0.01}
                 rows += [row | {"metric": metric, "region": "all"} for metric in ("success", "confidence")]
+                if axis == "baseline":
+                    rows += [row | {"metric": "confidence", "region": ring} for ring in RINGS]
             value = 0.55 + 0.1 * add + 0.01 * n
             # Of each axis the first level is chance's.
             p = 0.25 if axis != "baseline" and n == 0 else 0.0001
@@ -70,6 +73,7 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) 
         destruction=destruction,
         breaks=breaks,
         worst=worst,
+        reach=("confidence", RINGS),
         primary_metric=("success", "all"),
         labels={"success": "attack success rate", "confidence": "probability in $x_1$"},
         arrows={"success": "higher", "confidence": "higher"},
@@ -136,7 +140,7 @@ def shown(folder: Path) -> Page:
 def test_the_page_is_whole_and_asks_nothing_of_anybody(shown: Page) -> None:
     check_asks_nothing(shown)
     assert sum(tag == "img" for tag, _ in shown.tags) == 1 + 1 + 3 * 2  # patch, legend, conditions × (frame, output)
-    assert sum(tag == "svg" for tag, _ in shown.tags) == 1 + len(AXES)
+    assert sum(tag == "svg" for tag, _ in shown.tags) == 2 + len(AXES)  # the baseline and the reach, too
 
 
 def test_the_page_shows_everything_and_escapes_it(shown: Page) -> None:
@@ -159,8 +163,8 @@ def test_figures_turn_with_the_theme(shown: Page) -> None:
 
 def test_behind_every_picture_are_its_numbers(shown: Page) -> None:
     tables = shown.source.split("<details>")[1:]
-    assert len(tables) == 1 + len(AXES)
-    yaw, location, pose, printed = (
+    assert len(tables) == 2 + len(AXES)
+    around, yaw, location, pose, printed = (
         re.sub(r"<[^>]*>", " ", table.split("</details>")[0]).split() for table in tables[1:]
     )
     assert [yaw.index(level) for level in ("−30", "0", "30")] == sorted(
@@ -171,6 +175,8 @@ def test_behind_every_picture_are_its_numbers(shown: Page) -> None:
     assert yaw.index("0.610") < yaw.index("0.620") < yaw.index("0.600")  # as the levels are ordered, not as given
     assert "Destruction" not in location
     assert " ".join(location).count("row 2, column 3") == 1
+    assert "0 to 1 sides away" in " ".join(around)
+    assert "Excess" not in around
     assert "40° towards 315°" in " ".join(pose)
     assert {"off", "on", "0.600", "0.610"} <= set(printed)
 
@@ -182,7 +188,7 @@ def test_breaks_and_the_worst_place_are_said_below_their_figures(shown: Page) ->
 
 
 def test_figures_for_papers_are_as_wide_as_a_column(folder: Path) -> None:
-    names = {"baseline", *AXES}
+    names = {"baseline", "reach", *AXES}
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
     assert {path.name for path in (folder / "figures").iterdir()} == expected | {"primary_metric.tex", "conditions.tex"}
     for name in names:
@@ -228,7 +234,7 @@ def test_the_same_evidence_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_evidence(tmp_path / name, evidence)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 1 + 2 * 3 + 2
+    assert len(files) == 1 + 3 * 3 + 2
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -238,7 +244,7 @@ def test_several_patches_and_victims_have_figures_of_their_own(tmp_path: Path) -
     write_evidence(tmp_path, some_evidence(*pairs, axes={"print": AXES["print"]}))
     names = {path.stem for path in (tmp_path / "figures").glob("*.pdf")}
     told = ("1-a-1-on-net", "2-b-on-net", "3-b-on-other")
-    assert names == {"excess", *(f"baseline-{name}" for name in told), *(f"print-{name}" for name in told)}
+    assert names == {"excess", *(f"{figure}-{name}" for figure in ("baseline", "reach", "print") for name in told)}
     shown = Page(tmp_path / "report.html")
     check_asks_nothing(shown)
     assert {"A/1 on net", "B on net", "B on other"} <= set(shown.text)

@@ -25,6 +25,7 @@ from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
 from patchattack.studies.sweep.bench import Bench
 from patchattack.studies.sweep.extremes import at_place, break_level, worst_place
 from patchattack.studies.sweep.measure import KEYS, ViewTable
+from patchattack.studies.sweep.rings import RINGS
 
 MAPS = ("grid", "half_sphere")  # kinds of axes whose levels are places
 SHOWN_WORST = ("random", "patch")
@@ -434,6 +435,7 @@ def evidence(
         destruction=summary.destruction,
         breaks=summary.breaks,
         worst=summary.worst,
+        reach=(bench.attack.reach, RINGS) if bench.attack.reach else None,
         primary_metric=bench.attack.primary_metric,
         labels={name: metric.label for name, metric in metrics.items()} | {"loss": "attack loss"},
         arrows={name: metric.stronger for name, metric in metrics.items()} | {"loss": "lower"},
