@@ -85,6 +85,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         "beaten": tables.beaten,
         "details": tables.details,
         "gallery": tables.gallery,
+        "speed": tables.speed,
+        "pass_bys": tables.pass_bys,
     }
     markdown = re.sub(r"^<!-- small: .*? -->\n", "", markdown, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"^\{\{ (\w+) \}\}$", lambda found: made[found.group(1)](), markdown, flags=re.MULTILINE)

@@ -1,8 +1,9 @@
-"""The tables of the default runs, from docs/results/default_runs.json: for the site, the README and its test."""
+"""The tables of the results, from the files in docs/results: for the site, the README and its test."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ ALL = {"clean": "no patch", "grey": "grey card", "white": "white card", "black":
 
 def load() -> list[dict[str, Any]]:
     """The runs, by task and seed."""
-    runs: list[dict[str, Any]] = json.loads(RUNS.read_text(encoding="utf-8"))
+    runs: list[dict[str, Any]] = _read(RUNS.name)
     return sorted(runs, key=lambda run: ([*MEASURED].index(run["task"]), run["seed"]))
 
 
@@ -113,6 +114,41 @@ def gallery() -> str:
             + "\n".join(f"- {cell}" for cell in cells)
         )
     return "\n\n".join(parts)
+
+
+def speed() -> str:
+    """The rows of the benchmark's suites ``step`` and ``peer``."""
+    lines = _head("", "median ratio", "quartiles", "medians")
+    for suite in ("step", "peer"):
+        for row in _read(f"speed_{suite}.json")["rows"]:
+            low, median, high = (f"{row[key]:.3f}" for key in ("low", "median", "high"))
+            took = re.sub(r"[\d.]+e\+\d+", lambda number: f"{float(number[0]):.0f}", row["note"])
+            lines.append(_line(row["name"], median, f"{low} to {high}", took))
+    return "\n".join(lines)
+
+
+def pass_bys() -> str:
+    """What whole approaches of the rehearsal's camera came to, from the drive-by's ``summary.json``."""
+    summary = _read("pass_bys.json")
+    (victim,) = summary["victims"].values()
+    rows = {row["condition"]: row for row in victim["pass_bys"]}
+    textures = {"grey": "grey card", "control": "random patch, printed", "patch": "**optimised patch**"}
+    latch, window = summary["pass_by"]["latch"]
+    shown = {
+        "won": "frames won",
+        "whole": "won throughout",
+        "latched": f"latched: {latch} of {window} frames in a row",
+        "missed": f"would not stop at {summary['pass_by']['speed']} km/h",
+    }
+    lines = _head("", *textures.values())
+    for key, words in shown.items():
+        cells = [[rows[name][key][end] for end in ("mean", "low", "high")] for name in textures]
+        lines.append(_line(words, *("{:.2f} [{:.2f}, {:.2f}]".format(*cell) for cell in cells)))
+    return "\n".join(lines)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RUNS.parent / name).read_text(encoding="utf-8"))
 
 
 def _by_run(shown: dict[str, str]) -> str:

@@ -133,8 +133,14 @@ class Evaluator:
 
     def corners(self, indices: Sequence[int], repetitions: int = 1) -> Tensor:
         """``[n, 4, 2]`` pixels, float64: the patch in the first frame of every scene and draw of :meth:`measure`."""
-        draws = [self._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
+        bare = self._through({}, {})
+        draws = [bare._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
         return torch.cat([draw.corners[:, 0] for draw in draws])
+
+    def _through(self, appearance: Mapping[str, Transform], camera: Mapping[str, Transform]) -> Evaluator:
+        """The same places, with other transforms."""
+        own = self.renderer
+        return replace(self, renderer=Renderer(own.placement, appearance, camera, own.whole_frame, own.bend))
 
     def _draw(self, indices: Sequence[int], repetition: int) -> tuple[Scene, Draw]:
         """Scenes, on the host, and their draw of a repetition."""
@@ -202,9 +208,7 @@ class Evaluator:
                 {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
             ),
         }
-        of_this = self.renderer
-        renderer = Renderer(of_this.placement, *transforms[medium], of_this.whole_frame, of_this.bend)
-        return replace(self, renderer=renderer)
+        return self._through(*transforms[medium])
 
     def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
         """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""

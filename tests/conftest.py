@@ -26,7 +26,7 @@ TINY_WORLD = ("data.scenes=8", "data.size=[32,64]", "data.supersampling=1")
 TINY_TRAINING = (
     *("trainer.steps=4", "trainer.batch=2", "trainer.draws=1", "trainer.split=[0.5,0.25,0.25]"),
     "trainer.starts=4",
-    *("trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2", "trainer.test_draws=2"),
+    *("trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2", "trainer.test_draws=1"),
 )
 TINY = (
     *("victim.weights=random", "patch.resolution=16", "patch.size_mm=60", "tracker=none", "trainer.accelerator=cpu"),
@@ -39,9 +39,10 @@ TINY = (
 def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes a good part of a tiny run and is none of most tests' business.
 
-    Figures are drawn empty but where a test is marked with ``figures``. Hydra composes each config twice, the first
-    time only to see whether it makes itself a sweep, which no test's does.
+    Figures are drawn empty but where a test is marked with ``figures``. Hand-drawn textures come in one period. Hydra
+    composes each config twice, the first time only to see whether it makes itself a sweep, which no test's does.
     """
+    monkeypatch.setattr("patchattack.hand_drawn.PERIODS", (4.0,))
     monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
     if "figures" not in request.keywords:
         monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
