@@ -135,6 +135,7 @@ def _entry(suite: Suite, name: str, compose: Callable[[Sequence[str]], Config], 
         test_scenes=suite.scenes,
         test_draws=suite.draws,
     )
+    patches = _of_task(name, task.patches)
     paths = [str(path) for given in task.patches for path in _paths(given)]
     return Entry(
         config=config,
@@ -142,7 +143,7 @@ def _entry(suite: Suite, name: str, compose: Callable[[Sequence[str]], Config], 
         source=CachedSource(source, settings.memory_gb * 1e9),
         settings=settings,
         held_out=HeldOut(paths, config["data"], source, make),
-        patches=_of_task(name, task.patches),
+        patches=patches,
         renderers=renderers,
         fabric=processes.start(settings),
     )

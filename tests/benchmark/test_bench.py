@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_who_made_a_patch_knew_the_victim_or_did_not(measured: Path) -> None:
         ("for_classes", "none"): ("white box", True),
         ("for_classes", "bit_depth"): ("transfer", False),
     }
+
+
+def test_the_board_is_the_same_however_the_suite_was_cut(
+    measured: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    parts = tmp_path / "parts"
+    for number, cell in enumerate(sorted((measured / "cells").iterdir())):
+        shutil.copytree(cell, parts / str(number) / "cells" / cell.name)
+    for name, runs in (("one", str(measured)), ("many", ",".join(map(str, sorted(parts.iterdir(), reverse=True))))):
+        outcome = command("board", f"runs=[{runs}]", f"output={tmp_path / name}", entry="bench")
+        assert outcome.status == 0, outcome.err
+    assert "board.html" in outcome.out
+    one, many = ((tmp_path / name / "board.csv").read_bytes() for name in ("one", "many"))
+    assert one == many
+    page = (tmp_path / "one" / "board.html").read_text()
+    assert page.count('href="') == 2 * (4 + 6 + 2 * 7 + 2 * 6) + 2 * (0)
+    assert "no adaptive patch: none was trained on it through bit_depth" in page
 
 
 def test_several_processes_are_the_same_bytes(measured: Path, tmp_path: Path, bench: Callable[..., Any]) -> None:
@@ -152,8 +170,8 @@ def test_patches_can_stand_in_the_place_of_the_suites(
         (("+suite.sizes=[1]",), "suite: expected one of name, tasks, "),
         (("suite.tasks.flow.victims.own=depth_unet",), "expected victims for flow, got own for depth"),
         (("suite.tasks.flow.victims.own=flow_mtching",), "did you mean flow_matching?"),
-        (("suite.tasks.flow.sizes={odd:{placement.size:1}}",), "expected keys of the renderer, as placement.area"),
-        (("suite.tasks.flow.sizes={odd:{placement.area:2}}",), "placement.area: expected"),
+        (("+suite.tasks.flow.sizes={odd:{placement.size:1}}",), "expected keys of the renderer, as placement.area"),
+        (("+suite.tasks.flow.sizes={odd:{placement.area:2}}",), "placement.area: expected"),
         (("suite.tasks.flow.patches=[nowhere]",), "nowhere"),
         (("workers=0",), "workers: expected an integer >= 1, got 0"),
         (("suite=tny",), "suite: expected one of compact, "),
