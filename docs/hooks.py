@@ -148,7 +148,7 @@ def _group(group: str) -> str:
         if not lead and target is not None and target.docstring:
             lead = target.docstring.value.split("\n\n")[0].replace("\n", " ")
         rows = _table(path)
-        if group == "experiment" or not rows:
+        if group in ("experiment", "suite") or not rows:
             rows = f"It sets:\n\n```yaml\n{_settings(text)}\n```"
         sections.append(f"## {path.stem}\n\n{lead}\n\n{rows}")
     return f"# {group}\n\nChosen by {how}.\n\n" + "\n\n".join(sections)
