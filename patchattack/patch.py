@@ -244,7 +244,12 @@ def read_facts(image: Path) -> dict[str, Any]:
 
 
 def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> None:
-    """Write ``texture [3, h, w]`` and ``mask [1, h, w]`` as a PNG with alpha whose dpi gives ``size_mm`` on paper."""
+    """Write what :func:`encode_png` gives."""
+    files.write(path, encode_png(texture, mask, size_mm))
+
+
+def encode_png(texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> bytes:
+    """``texture [3, h, w]`` and ``mask [1, h, w]`` as a PNG with alpha whose dpi gives ``size_mm`` on paper."""
     from PIL import Image
 
     pixels = torch.cat([texture, mask]).cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -252,7 +257,7 @@ def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, f
     stream = io.BytesIO()
     dpi = (width / size_mm[0] * MILLIMETRES_PER_INCH, height / size_mm[1] * MILLIMETRES_PER_INCH)
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG", dpi=dpi)
-    files.write(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def random_texture(height: int, width: int, number: int) -> Tensor:
