@@ -392,8 +392,8 @@ def _about(spot: Spot, victim: Victim, patch: PatchFile | None) -> Row:
     """Which patch it is, and what who made it knew of this victim behind this defence."""
     if patch is None:
         return {"name": "", "sha256": "", "knowledge": rows.NONE, "adaptive": False}
-    names = victim.network.names if spot.defense != UNDEFENDED else victim.names
-    knows = spot.victim in patch.victims or {*names} <= {*patch.victims}
+    names = {name.partition(" behind ")[0] for name in victim.names}
+    knows = spot.victim in patch.victims or names <= {*patch.victims}
     adaptive = knows and spot.defense in (UNDEFENDED, *patch.defenses) and patch.knowledge != rows.NONE
     knowledge = patch.knowledge if adaptive or patch.knowledge == rows.NONE else rows.TRANSFER
     told = {"condition": "patch", "name": patch.name, "sha256": patch.sha256}

@@ -40,7 +40,7 @@ def write_patch(folder: Path, name: str, task: str, victims: tuple[str, ...]) ->
     seed = int(hashlib.sha256(name.encode()).hexdigest()[:6], 16)
     patch = Patch.create(resolution=8, size_mm=60, seed=seed)
     told: dict[str, Any] = {"name": name, "task": task, "victims": victims, "defenses": (), "knowledge": "white box"}
-    return patch_file.write(folder, patch_file.PatchFile(patch=patch, source="noise", licence="MIT", sha256="", **told))
+    return patch_file.write(folder, patch_file.PatchFile(patch=patch, source="noise", licence="MIT", **told))
 
 
 @pytest.fixture(scope="session")
