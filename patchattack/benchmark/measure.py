@@ -268,14 +268,11 @@ class Bench(Dataset[str]):
         """Measure it, unless somebody has done so by now, and leave the rows, or the reason why there are none."""
         cell = self.cells[index]
         cell.folder.mkdir(parents=True, exist_ok=True)
-        folders.claim(cell.folder, waits=True)
-        try:
+        with folders.claimed(cell.folder, waits=True):
             before = Cell.read(cell.folder)
             if before is None or before.status != FINISHED:
                 replace(cell, status=RUNNING).write()
                 self._measured(self.spots[index], cell).write()
-        finally:
-            folders.release()
         return cell.name
 
     def _measured(self, spot: Spot, cell: Cell) -> Cell:

@@ -11,14 +11,13 @@ With ``output=FOLDER`` of an earlier run, what it holds is not measured again.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchattack import cli, folders
-from patchattack.errors import InputError, quote
+from patchattack.errors import InputError, assignment, quote
 
 if TYPE_CHECKING:
     from patchattack.benchmark.patch_file import PatchFile
@@ -55,9 +54,9 @@ def run(given: dict[str, Any]) -> None:
     from patchattack.cells import FINISHED
 
     read = suite.read(given["suite"])
-    if patches := [str(one) for one in given["patches"]]:
+    if patches := _listed(given["patches"]):
         read = measure.with_patches(read, patches)
-    spots = suite.spots(read, [str(one) for one in given["only"]], given["part"])
+    spots = suite.spots(read, _listed(given["only"]), given["part"])
     workers = given["workers"]
     if not (workers is None or (type(workers) is int and workers > 0)):
         raise InputError(f"workers: expected an integer >= 1, got {workers}")
@@ -66,13 +65,13 @@ def run(given: dict[str, Any]) -> None:
         on_gpu = any(entry.fabric.device.type != "cpu" for entry in entries.values())
         workers = 1 if on_gpu or not hasattr(os, "fork") else os.cpu_count() or 1
     folder = _folder(given["output"])
-    bench = measure.Bench(read, spots, entries, cli.make, folder, given["by"] or "")
+    bench = measure.Bench(read, spots, entries, cli.make, folder, "" if given["by"] is None else str(given["by"]))
     again = cli.command_into(folder)
     with cli.resumable(again):
         found = measure.measure(bench, workers)
     failed = [cell for cell in found if cell.status != FINISHED]
     print(f"{len(found) - len(failed)} of {len(found)} measured, in {folder}")
-    print(f"A board: patchattack bench board {shlex.quote(f'runs=[{quote(str(folder))}]')}")
+    print(f"A board: patchattack bench board {assignment('runs', folder)}")
     if failed:
         raise InputError(
             f"{len(failed)} of {len(found)} could not be measured, the first: {failed[0].name}: {failed[0].reason}; "
@@ -84,7 +83,7 @@ def add(given: dict[str, Any]) -> None:
     """Write patches of runs, and patch files, into a folder of patch files."""
     from patchattack.benchmark import measure
 
-    paths = [str(one) for one in given["patches"]]
+    paths = _listed(given["patches"])
     if not paths:
         raise InputError("patches: expected runs or patch files, got none; patchattack bench add RUN output=FOLDER")
     _write([one for path in paths for one in measure.load(path)], given["output"])
@@ -98,7 +97,7 @@ def board(given: dict[str, Any]) -> None:
     """Write the board, and print the table of the victims."""
     from patchattack.benchmark import board
 
-    runs = [Path(str(one)).expanduser() for one in given["runs"]]
+    runs = [Path(one).expanduser() for one in _listed(given["runs"])]
     folder = _folder(given["output"])
     print(board.publish(runs, folder, cli.command_line(), given["hub"]))
     cli.print_files(folder, board="board.html", rows="board.csv", more="board.json", text="board.md", hub="hub")
@@ -110,6 +109,11 @@ def _write(patches: Iterable[PatchFile], output: str | None) -> None:
     folder = _folder(output)
     for one in patches:
         print(f"  {patch_file.write(folder, one)}  {one.name} for {one.task}, {one.knowledge}")
+
+
+def _listed(given: Any) -> list[str]:
+    """One, or a list of them."""
+    return [str(one) for one in (given if isinstance(given, list) else [given])]
 
 
 def _folder(output: str | None) -> Path:
