@@ -170,8 +170,8 @@ def _repeated(shown: Sequence[Row], older: Sequence[Row]) -> list[tuple[str, str
 def _flat(row: Row) -> Row:
     """A row for a table of one value in each cell."""
     told = {key: "" if value != value else value for key, value in row.items() if key not in _OWN}
-    told["versions"] = ", ".join(f"{name} {version}" for name, version in sorted((row.get("versions") or {}).items()))
-    return told | {"unbeaten": "" if row.get("unbeaten") is None else ", ".join(row["unbeaten"]) or "none"}
+    told["versions"] = ", ".join(f"{name} {version}" for name, version in sorted(row["versions"].items()))
+    return told | {"unbeaten": "" if row["unbeaten"] is None else ", ".join(row["unbeaten"]) or "none"}
 
 
 def _score(row: Row | None) -> str:
@@ -199,7 +199,7 @@ def _patch_table(patches: Sequence[Row]) -> str:
             *(row[key] for key in ("task", "victim", "defense", "size", "medium")),
             row["name"] or name_of(row["condition"]),
             *(row[key] for key in ("knowledge", "metric")),
-            ", ".join(map(name_of, row.get("unbeaten") or [])) or "–",
+            ", ".join(map(name_of, row["unbeaten"] or [])) or "–",
             _score(row),
             *(_difference(row, control) for control in rows.OVER),
         ]

@@ -110,20 +110,26 @@ def assemble(
     Raises:
         InputError: a part refuses its arguments, a victim is for another task, or a patch cannot be read.
     """
-    return {name: _entry(suite, name, compose, make) for name in dict.fromkeys(spot.task for spot in spots)}
+    entries = {}
+    for name in dict.fromkeys(spot.task for spot in spots):
+        try:
+            entries[name] = _entry(suite, name, compose, make)
+        except InputError as error:
+            raise InputError(f"suite.tasks.{name}: {error}") from error
+    return entries
 
 
 def _entry(suite: Suite, name: str, compose: Callable[[Sequence[str]], Config], make: Make) -> Entry:
-    task, key = suite.tasks[name], f"suite.tasks.{name}"
+    task = suite.tasks[name]
     config = compose(training(name, task))
     attack, source = make(config["attack"]), make(config["data"])
     if attack.task != name:
-        raise InputError(f"{key}: expected the name of its attack's task, got {name} for {attack.task}")
+        raise InputError(f"expected the name of its attack's task, got {name} for {attack.task}")
     for victim, node in config["victims"].items():
         if (other := _task_of(node)) not in (None, name):
-            raise InputError(f"{key}.victims: expected victims for {name}, got {victim} for {other}")
+            raise InputError(f"victims: expected victims for {name}, got {victim} for {other}")
     renderers = {
-        (size, pose): _renderer(config, {**sets, **more}, f"{key}.sizes.{size}")
+        (size, pose): _renderer(config, {**sets, **more}, size)
         for size, sets in task.sizes.items()
         for pose, more in task.poses.items()
     }
@@ -155,7 +161,7 @@ def _task_of(node: Config) -> str | None:
     return getattr(made, "task", node.get("task"))
 
 
-def _renderer(config: Config, sets: Mapping[str, Any], key: str) -> Config:
+def _renderer(config: Config, sets: Mapping[str, Any], size: str) -> Config:
     """The renderer's config with some of its keys set.
 
     Raises:
@@ -163,7 +169,7 @@ def _renderer(config: Config, sets: Mapping[str, Any], key: str) -> Config:
     """
     renderer: Config = copy.deepcopy(config["renderer"])
     if missing := change(renderer, {}, dict(sets)):
-        raise InputError(f"{key}: expected keys of the renderer, as placement.area, got {missing}")
+        raise InputError(f"sizes.{size}: expected keys of the renderer, as placement.area, got {missing}")
     return renderer
 
 
@@ -323,6 +329,7 @@ class Bench(Dataset[str]):
         key = spot.words[:3]
         if self._bound is not None and self._bound[0] == key:
             return self._bound[1]
+        self._bound = None  # the next may need its room
         entry = self.entries[spot.task]
         victim = self.make(entry.config["victims"][spot.victim])
         check_tasks(entry.attack, {spot.victim: victim})

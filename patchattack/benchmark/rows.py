@@ -63,8 +63,10 @@ def read(path: Path) -> list[Row]:
                 raise ValueError(f"stronger = {row['stronger']!r} and knowledge = {row['knowledge']!r}")
             if not all(isinstance(row.get(key), bool) for key in ("primary", "adaptive")):
                 raise ValueError(f"expected primary and adaptive as truth values, got {row}")
-            if not (row.get("unbeaten") is None or _are_names(row["unbeaten"])):
+            if not (row["unbeaten"] is None or _are_names(row["unbeaten"])):
                 raise ValueError(f"expected the names of controls, got {row['unbeaten']!r}")
+            if not (isinstance(row.get("versions"), dict) and _are_names([*row["versions"].values()])):
+                raise ValueError(f"expected versions of packages, got {row.get('versions')!r}")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: expected rows of the benchmark, version {VERSION}, got {error!r}; leave the folder out"

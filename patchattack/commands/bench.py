@@ -2,7 +2,7 @@
 
 patchattack bench run [suite=compact] [only=[flow]] [part=1/8] output=FOLDER
 patchattack bench add RUN [PATCH ...] output=FOLDER
-patchattack bench import KIND PATH output=FOLDER
+patchattack bench import KIND PATH size_mm=150 output=FOLDER
 patchattack bench board runs=[FOLDER,FOLDER] output=FOLDER
 
 With ``output=FOLDER`` of an earlier run, what it holds is not measured again.
@@ -45,7 +45,7 @@ def _named(word: str, given: list[str]) -> list[str]:
     rest = [one for one in given if one not in words]
     if word == "add":
         return [*rest, *([f"patches=[{','.join(map(quote, words))}]"] if words else [])]
-    return [*rest, *(f"{key}={quote(one)}" for key, one in zip(("kind", "source"), words, strict=False))]
+    return [*rest, *(f"{key}={quote(one)}" for key, one in zip(("kind", "path"), words, strict=False))]
 
 
 def run(given: dict[str, Any]) -> None:
@@ -91,6 +91,29 @@ def add(given: dict[str, Any]) -> None:
 
 def import_(given: dict[str, Any]) -> None:
     """Write what somebody has published as patch files, or as a scene pack."""
+    from patchattack.benchmark.importers import KINDS
+    from patchattack.benchmark.importers.importer import Details
+
+    kind, path, size, frames = (given[key] for key in ("kind", "path", "size_mm", "frames"))
+    if kind not in KINDS or path is None:
+        raise InputError(
+            f"expected patchattack bench import KIND PATH, KIND one of {', '.join(KINDS)}, got {kind} and {path}"
+        )
+    if not (size is None or (isinstance(size, int | float) and not isinstance(size, bool))):
+        raise InputError(f"size_mm: expected millimetres, got {size}")
+    texts = {key: given[key] for key in ("task", "goal", "target", "licence", "source")}
+    details = Details(
+        size_mm=size,
+        victims=_listed(given["trained_on"]),
+        defenses=_listed(given["trained_through"]),
+        frames=None if frames is None else Path(str(frames)).expanduser(),
+        **{key: None if text is None else str(text) for key, text in texts.items()},
+    )
+    importer = KINDS[kind]
+    written = importer.write(Path(str(path)).expanduser(), _folder(given["output"]), details)
+    print(f"Source: {importer.source}\nLicence: {importer.licence}")
+    for one in written:
+        print(f"  {one}")
 
 
 def board(given: dict[str, Any]) -> None:

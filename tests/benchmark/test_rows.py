@@ -61,6 +61,8 @@ def test_rows_come_back_with_who_measured_them(tmp_path: Path) -> None:
         {"primary": 1},
         {"unbeaten": [7]},
         {"unbeaten": "random"},
+        {"versions": "2"},
+        {"versions": {"torch": 2}},
     ],
 )
 def test_what_are_no_rows_is_refused(tmp_path: Path, damage: dict[str, Any]) -> None:
