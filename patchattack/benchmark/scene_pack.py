@@ -38,9 +38,7 @@ def write(folder: Path, frames: Sequence[Frame], originals: Mapping[str, Path], 
         raise InputError(f"{folder}: expected a folder without a scene pack, got one with {HEAD}; name another output")
     for name, original in originals.items():
         if not is_inside(name):
-            raise InputError(
-                f"{folder}: expected files of the pack in its folder, got {name[:200]!r}; correct the table"
-            )
+            raise InputError(f"{folder}: expected files in its folder, got {name[:200]!r}; correct the table")
         try:
             data = original.read_bytes()
         except OSError as error:
