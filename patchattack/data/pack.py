@@ -224,7 +224,7 @@ def _parse(row: Sequence[str], classes: Sequence[str]) -> Frame:
         if not is_inside(told[key]) and (told[key] or key == "filename"):
             raise ValueError(f"expected {key} as a path in the pack's folder, got {told[key]!r:.200}")
     told["corners"] = tuple(_number(key, told.pop(key), FARTHEST) for key in CORNERS)
-    if not _is_convex(told["corners"]):
+    if not is_convex(told["corners"]):
         raise ValueError(
             "expected corners of a square as a camera before it sees it, clockwise from its top-left, got "
             f"{list(told['corners'])}"
@@ -249,8 +249,8 @@ def is_inside(name: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not {"\\", ":"} & {*name}
 
 
-def _is_convex(corners: Sequence[float]) -> bool:
-    """Whether four points turn the same way at each, clockwise on the screen."""
+def is_convex(corners: Sequence[float]) -> bool:
+    """Whether four corners, x and y in turn, turn the same way at each: clockwise on the screen."""
     points = torch.tensor(corners, dtype=torch.float64).view(4, 2)
     along = points.roll(-1, 0) - points
     onward = along.roll(-1, 0)
