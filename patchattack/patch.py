@@ -163,7 +163,7 @@ class Patch(nn.Module):
         if image is not None:
             mask = resize(image[3:] if image[3].min() < 1 else image[:3].mean(dim=0, keepdim=True), height, width)
         elif shape == "circle":
-            mask = _ellipse(height, width)
+            mask = ellipse(height, width)
         elif shape == "bars":
             rows = (torch.arange(height) + 0.5) / height
             bars = ((rows - 0.25).abs() < 0.1) | ((rows - 0.75).abs() < 0.1)
@@ -277,7 +277,7 @@ def noise(height: int, width: int, cells: int, generator: torch.Generator) -> Te
     return nn.functional.interpolate(colours[None], size=(height, width), mode="nearest-exact")[0]
 
 
-def _ellipse(height: int, width: int, samples: int = 8) -> Tensor:
+def ellipse(height: int, width: int, samples: int = 8) -> Tensor:
     """``[1, h, w]``: the fraction of each texel inside the largest ellipse."""
     y, x = ((torch.arange(n * samples) + 0.5) / (n * samples) * 2 - 1 for n in (height, width))
     inside = (y[:, None] ** 2 + x[None] ** 2 <= 1).float()

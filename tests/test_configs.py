@@ -25,7 +25,7 @@ OPTIONS = sorted(
 )
 STACKED = ("appearance", "axes", "camera", "defense", "regularizers")
 REQUIRED = {
-    **{f"data/{name}": ("data.root=x",) for name in ("depth", "frames", "images", "kitti", "yolo")},
+    **{f"data/{name}": ("data.root=x",) for name in ("depth", "frames", "images", "kitti", "pack", "yolo")},
     "data/coco": ("data.root=x", "data.annotations=y"),
     "regularizers/content": ("regularizers.content.image=x",),
     **{f"victim/{name}": ("victim.name=x",) for name in ("ptlflow", "timm", "torchvision", "transformers")},
