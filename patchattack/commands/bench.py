@@ -91,8 +91,7 @@ def add(given: dict[str, Any]) -> None:
 
 def import_(given: dict[str, Any]) -> None:
     """Write what somebody has published as patch files, or as a scene pack."""
-    from patchattack.benchmark.importers import KINDS
-    from patchattack.benchmark.importers.importer import Details
+    from patchattack.benchmark.importers import KINDS, Details
 
     kind, path, size, frames = (given[key] for key in ("kind", "path", "size_mm", "frames"))
     if kind not in KINDS or path is None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from patchattack import files
-from patchattack.benchmark import rows
+from patchattack.benchmark import patch_file, rows
 from patchattack.benchmark.measure import Bench
 
 NewPatch = Callable[[Path, str, str, tuple[str, ...]], Path]
@@ -217,9 +217,24 @@ def test_a_run_becomes_a_patch_file(tmp_path: Path, command: Callable[..., Any],
     assert "flow" in again.out
 
 
+def test_what_others_have_published_becomes_a_patch_file(
+    tmp_path: Path, command: Callable[..., Any], configs: Path
+) -> None:
+    picture = shutil.copy(configs.parent / "patches" / "for_flow.png", tmp_path / "some picture.png")
+    details = ("size_mm=90", "task=flow", "trained_on=[raft]", "licence=CC0", "source='https://example.org'")
+    outcome = command("import", "picture", str(picture), *details, f"output={tmp_path / 'out'}", entry="bench")
+    assert outcome.status == 0, outcome.err
+    assert "Licence: " in outcome.out
+    one = patch_file.read(tmp_path / "out" / "some picture.png")
+    assert (one.patch.size_mm, one.task, one.victims, one.licence) == ((90, 90), "flow", ["raft"], "CC0")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (("import",), "expected patchattack bench import KIND PATH, KIND one of detection_defenses, "),
+        (("import", "nobody", "x"), "got nobody and x"),
+        (("import", "picture", "x", "size_mm=wide"), "size_mm: expected millimetres, got wide"),
         (("add",), "patches: expected runs or patch files, got none"),
         (("add", "nowhere"), "nowhere"),
         (("board",), "runs: expected the folders of patchattack bench run, got none"),
