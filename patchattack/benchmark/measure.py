@@ -174,10 +174,10 @@ def _renderer(config: Config, sets: Mapping[str, Any], size: str) -> Config:
 
 
 def _paths(given: str) -> list[Path]:
-    """Patch files and folders of runs: of a folder of patch files these, in the order of their names."""
+    """Patch files and folders of runs: of a folder that holds some these, in the order of their names."""
     path = files.package_folder("assets") / "benchmark" if given == SHIPPED else Path(given).expanduser()
     if path.is_dir() and not (path / "config.yaml").is_file():
-        return sorted(path.rglob("*.png"))
+        return [*sorted(path.glob("*.png")), *sorted(one.parent for one in path.glob("*/config.yaml"))]
     return [] if given == SHIPPED else [path]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def test_what_was_killed_and_then_measured_in_parts_has_the_same_bytes(
     measured: Path, tmp_path: Path, bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for written in (6, 9):  # files, of which the last is written half
-        child = os.fork()
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of threads that others have left
+            child = os.fork()
         if child == 0:
             _die_after(written)
             try:
@@ -211,6 +213,10 @@ def test_a_run_becomes_a_patch_file(tmp_path: Path, command: Callable[..., Any],
     outcome = command("add", str(finished), f"output={tmp_path}", entry="bench")
     assert outcome.status == 0, outcome.err
     (path,) = tmp_path.glob("*.png")
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(finished, tmp_path / "runs" / "one")
+    several = command("add", str(tmp_path / "runs"), f"output={tmp_path / 'several'}", entry="bench")
+    assert "one for flow, white box" in several.out
     again = command("add", str(path), f"output={tmp_path / 'again'}", entry="bench")
     assert again.status == 0, again.err
     assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
