@@ -53,6 +53,7 @@ def test_any_picture_with_what_it_does_not_say(tmp_path: Path) -> None:
     assert (one.goal, one.target, one.licence, one.source) == ("reverse", "zero", "CC0", "me")
     assert one.patch.size_mm == (120, 80)
     bgra = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert bgra is not None
     expected = torch.from_numpy(bgra[..., [2, 1, 0, 3]]).permute(2, 0, 1) / 255
     assert torch.equal(torch.cat([one.patch(), one.patch.mask]), expected)
 
@@ -141,7 +142,7 @@ class NestedEvil:
     """A tensor whose storage would run something once torch unpickles it."""
 
     def __reduce__(self) -> Any:
-        return (torch.storage._load_from_bytes, (pickle.dumps(Evil(), protocol=2),))  # type: ignore[no-untyped-call]
+        return (torch.storage._load_from_bytes, (pickle.dumps(Evil(), protocol=2),))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,9 @@ def test_a_sign_seen_from_the_side_keeps_its_perspective(tmp_path: Path) -> None
     path = table(tmp_path / "reap.csv", ("a.png", "circle", edges))
     (pack,) = KINDS["reap"].write(path, tmp_path / "pack", Details(frames=tmp_path))
     corners = torch.tensor(read(pack)[1][0].corners).view(4, 2).numpy()
-    to_sign = cv2.getPerspectiveTransform(np.float32(edges), np.float32([[0, 0], [1, 0], [1, 1], [0, 1]]))
+    to_sign = cv2.getPerspectiveTransform(
+        np.array(edges, np.float32), np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
+    )
     low, high = 0.5 - math.sqrt(0.125), 0.5 + math.sqrt(0.125)
     on_sign = cv2.perspectiveTransform(corners[None].astype(np.float32), to_sign)[0]
     assert on_sign == pytest.approx(np.array([[low, low], [high, low], [high, high], [low, high]]), abs=1e-5)

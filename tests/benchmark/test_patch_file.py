@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 
 from patchattack.benchmark import patch_file
+from patchattack.benchmark.importers import KINDS
 from patchattack.benchmark.patch_file import PatchFile
+from patchattack.data import pack
 from patchattack.errors import InputError
 from patchattack.patch import Patch
 
@@ -152,3 +155,16 @@ def test_facts_of_another_kind_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a name of letters"):
         patch_file.write(tmp_path, replace(one(), name="a/b"))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_the_formats(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/pages/reference/benchmark_files.md").read_text(encoding="utf-8")
+    patch, head = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    path = patch_file.write(tmp_path, one())
+    facts = json.loads(patch)
+    path.with_suffix(".json").write_text(json.dumps(facts | {"sha256": patch_file.read(path).sha256}))
+    assert patch_file.read(path).victims == facts["victims"]
+    (tmp_path / "scenes.json").write_text(head)
+    (tmp_path / "scenes.csv").write_text(re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0])
+    assert len(pack.read(tmp_path)[1]) == 1
+    assert all(f"| `{kind}` |" in page for kind in KINDS)

@@ -102,6 +102,7 @@ def _read_tensors(data: bytes) -> tuple[Tensor, Tensor]:
     marks: list[int] = []
     memo: dict[int, Any] = {}
     try:
+        argument: Any
         for opcode, argument, _ in pickletools.genops(data):
             match opcode.name:
                 case "PROTO" | "FRAME" | "STOP":

@@ -7,7 +7,8 @@ Licence: CC BY-NC-SA 4.0 of the table; Mapillary's own of the pictures.
 
 The table has a line for each sign: ``filename``, ``object_id``, ``final_shape``, the pixels ``tgt_points`` at which
 three or four points of the shape lie, and relighting. ``percentile_coeffs`` are alpha and beta; tables of earlier
-versions have columns ``alpha`` and ``beta``, and millimetres behind the shape. Signs of the shape ``other`` are left out.
+versions have columns ``alpha`` and ``beta``, and millimetres behind the shape. Signs of the shape ``other`` are left
+out.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Reap(Importer):
         """As :class:`Importer` says."""
         if details.frames is None:
             raise InputError("frames: expected the folder of Mapillary's pictures, got none; give frames=FOLDER")
-        lines, originals, lacking = [], {}, set()
+        lines: list[Frame] = []
+        originals: dict[str, Path] = {}
+        lacking: set[str] = set()
         for number, row in enumerate(_read(path), 2):
             shape = _EARLIER.get(row["final_shape"], row["final_shape"])
             if shape == "other":
