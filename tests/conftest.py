@@ -39,10 +39,9 @@ TINY = (
 def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what takes a good part of a tiny run and is none of most tests' business.
 
-    Figures are drawn empty but where a test is marked with ``figures``. Hand-drawn textures come in one period. Hydra
-    composes each config twice, the first time only to see whether it makes itself a sweep, which no test's does.
+    Figures are drawn empty but where a test is marked with ``figures``. Hydra composes each config twice, the first
+    time only to see whether it makes itself a sweep, which no test's does.
     """
-    monkeypatch.setattr("patchattack.hand_drawn.PERIODS", (4.0,))
     monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
     if "figures" not in request.keywords:
         monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
