@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
 from torch import Tensor
 
 from patchattack.errors import InputError, one_line
@@ -43,6 +42,8 @@ def proof(texture: Tensor, mask: Tensor, path: Path) -> Proof:
     Raises:
         InputError: it is missing or damaged, or no profile of a printer or display.
     """
+    from PIL import Image, ImageCms
+
     pixels = (texture.permute(1, 2, 0) * 255).round().byte().numpy()
     srgb = ImageCms.createProfile("sRGB")
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC

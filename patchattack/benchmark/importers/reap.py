@@ -33,7 +33,7 @@ from patchattack.errors import InputError
 
 _log = logging.getLogger(__name__)
 
-# Height and width in millimetres of REAP's classes.
+# Height and width in millimetres of REAP's classes, as its code takes them: of a diamond, from corner to corner.
 _SIZES = {
     "circle": (750, 750),
     "triangle": (789, 900),
@@ -63,12 +63,9 @@ _EARLIER = {  # names of the classes in earlier versions
 }
 _EDGE = 1 - math.sqrt(0.5)  # of an octagon, from the corner of its square to its own
 
-# Where the table's points lie on a sign of width 1 and height h (a factor on y), and left, top and side of the largest
-# upright square in it that has the sign's axis.
-_Plan = tuple[tuple[tuple[float, float], ...], tuple[float, float, float]]
 
-
-def _plan(shape: str) -> _Plan:
+def _plan(shape: str) -> tuple[tuple[tuple[float, float], ...], tuple[float, float, float]]:
+    """Where the table's points lie on a sign of width 1, and left, top and side of the largest upright square on it."""
     height = _SIZES[shape][0] / _SIZES[shape][1]
     box = ((0.0, 0.0), (1.0, 0.0), (1.0, height), (0.0, height))
     round_side = math.sqrt(0.5)

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from patchattack import statistics
 from patchattack.evaluation import Row
@@ -39,7 +38,7 @@ def break_level(levels: Sequence[float], won: np.ndarray, seed: int = 0, resampl
     if n == 0:
         return {"level": None, "low": None, "high": None, "n": 0, "rises": True}
     means = shares.mean(axis=1)
-    fits = {rises: isotonic_regression(means, increasing=rises).x for rises in (True, False)}
+    fits = {rises: _monotone(means, rises) for rises in (True, False)}
     rises = bool(np.square(fits[True] - means).sum() <= np.square(fits[False] - means).sum())
     picks = np.random.default_rng(seed).integers(n, size=(resamples, n))
     found = [_crossing(x, shares[:, pick].mean(axis=1), rises) for pick in picks]
@@ -48,9 +47,15 @@ def break_level(levels: Sequence[float], won: np.ndarray, seed: int = 0, resampl
     return {key: value if math.isfinite(value) else None for key, value in values.items()} | {"n": n, "rises": rises}
 
 
+def _monotone(means: np.ndarray, rises: bool) -> np.ndarray:
+    from scipy.optimize import isotonic_regression
+
+    return np.asarray(isotonic_regression(means, increasing=rises).x)
+
+
 def _crossing(levels: np.ndarray, means: np.ndarray, rises: bool) -> float:
     """Where the monotone fit passes one half; infinite beyond the levels, on the side where it would."""
-    fit = isotonic_regression(means if rises else means[::-1]).x  # rising in either case
+    fit = _monotone(means if rises else means[::-1], rises=True)
     x = levels if rises else levels[::-1]
     beyond = math.inf if rises else -math.inf
     if fit[-1] < HALF:
