@@ -182,10 +182,10 @@ def spots(suite: Suite, only: Sequence[str] = (), part: str | None = None) -> li
     Args:
         suite: with the names.
         only: names of tasks, victims, defences and sizes; of a kind of which none is named, all.
-        part: ``2/8``: of eight parts that take turns, the second.
+        part: ``2/8``: of eight parts that take turns, the second, which may be empty.
 
     Raises:
-        InputError: a name that the suite has not, no such part, or nothing is left.
+        InputError: a name that the suite has not, names that leave nothing, or no such part.
     """
     every = [
         Spot(name, victim, defense, size)
@@ -202,11 +202,10 @@ def spots(suite: Suite, only: Sequence[str] = (), part: str | None = None) -> li
     for kind, names in enumerate(kinds):
         if wanted := {*only} & {*names}:
             chosen = [spot for spot in chosen if spot.words[kind] in wanted]
-    first, of = _part(part)
-    chosen = chosen[first::of]
     if not chosen:
-        raise InputError(f"suite: expected something to measure, got nothing of only={list(only)} and part={part}")
-    return chosen
+        raise InputError(f"only: expected names that occur together, got {', '.join(only)}, which leave nothing")
+    first, of = _part(part)
+    return chosen[first::of]
 
 
 def _part(part: str | None) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Benchmark: measure patches, victims and defences by one suite, and make a board of the rows.
 
 patchattack bench run [suite=compact] [only=[flow]] [part=1/8] output=FOLDER
-patchattack bench add RUN [PATCH ...] output=FOLDER
+patchattack bench add RUN [PATCH ...] [licence=MIT] output=FOLDER
 patchattack bench import KIND PATH size_mm=150 output=FOLDER
 patchattack bench board runs=[FOLDER,FOLDER] output=FOLDER
 
@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from patchattack import cli, folders
 from patchattack.errors import InputError, assignment, quote
-
-if TYPE_CHECKING:
-    from patchattack.benchmark.patch_file import PatchFile
 
 
 def main() -> None:
@@ -81,12 +78,15 @@ def run(given: dict[str, Any]) -> None:
 
 def add(given: dict[str, Any]) -> None:
     """Write patches of runs, and patch files, into a folder of patch files."""
-    from patchattack.benchmark import measure
+    from patchattack.benchmark import measure, patch_file
 
     paths = _listed(given["patches"])
     if not paths:
         raise InputError("patches: expected runs or patch files, got none; patchattack bench add RUN output=FOLDER")
-    _write([one for path in paths for one in measure.load(path)], given["output"])
+    told: dict[str, Any] = {key: str(given[key]) for key in ("licence", "source") if given[key] is not None}
+    folder = _folder(given["output"])
+    for one in (one for path in paths for one in measure.load(path)):
+        print(f"  {patch_file.write(folder, replace(one, **told))}  {one.name} for {one.task}, {one.knowledge}")
 
 
 def import_(given: dict[str, Any]) -> None:
@@ -123,14 +123,6 @@ def board(given: dict[str, Any]) -> None:
     folder = _folder(given["output"])
     print(board.publish(runs, folder, cli.command_line(), given["hub"]))
     cli.print_files(folder, board="board.html", rows="board.csv", more="board.json", text="board.md", hub="hub")
-
-
-def _write(patches: Iterable[PatchFile], output: str | None) -> None:
-    from patchattack.benchmark import patch_file
-
-    folder = _folder(output)
-    for one in patches:
-        print(f"  {patch_file.write(folder, one)}  {one.name} for {one.task}, {one.knowledge}")
 
 
 def _listed(given: Any) -> list[str]:

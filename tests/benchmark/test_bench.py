@@ -115,7 +115,7 @@ def test_what_was_killed_and_then_measured_in_parts_has_the_same_bytes(
                 os._exit(1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert 0 < len(bytes_of(tmp_path)) < 4
-    for part in ("3/3", "1/3", "2/3"):
+    for part in ("3/3", "1/3", "2/3", "8/8"):
         assert bench(f"output={tmp_path}", f"part={part}").status == 0
     assert bytes_of(tmp_path) == bytes_of(measured)
 
@@ -210,9 +210,10 @@ def test_a_patch_that_was_changed_is_refused(tmp_path: Path, bench: Callable[...
 
 
 def test_a_run_becomes_a_patch_file(tmp_path: Path, command: Callable[..., Any], finished: Path) -> None:
-    outcome = command("add", str(finished), f"output={tmp_path}", entry="bench")
+    outcome = command("add", str(finished), "licence=CC0", f"output={tmp_path}", entry="bench")
     assert outcome.status == 0, outcome.err
     (path,) = tmp_path.glob("*.png")
+    assert patch_file.read(path).licence == "CC0"
     (tmp_path / "runs").mkdir()
     shutil.copytree(finished, tmp_path / "runs" / "one")
     several = command("add", str(tmp_path / "runs"), f"output={tmp_path / 'several'}", entry="bench")
