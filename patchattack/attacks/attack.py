@@ -69,7 +69,7 @@ class Attack(ABC):
         clean_metric: the metric and the region that say how good an output is, where the data know: what a defence may
             cost.
         size: how a verdict names the effect in plain words; None leaves it at a comparison with a random patch.
-        reach: the metric that has a value in every pixel, as :meth:`pixels` gives it: how far a patch reaches.
+        reach: the metric that has a value in every pixel, as :meth:`per_pixel` gives it: how far a patch reaches.
         nothing_to_win: why metrics that count what a patch wins can be unknown in every scene.
     """
 
@@ -157,7 +157,7 @@ class Attack(ABC):
     def metrics(self, output: Any, clean: Any, scene: Scene, view: View) -> dict[tuple[str, str], Tensor]:
         """``(metric, region) -> [B]``; NaN where a scene has nothing to measure."""
 
-    def pixels(self, output: Any, clean: Any) -> Tensor:
+    def per_pixel(self, output: Any, clean: Any) -> Tensor:
         """``[B, H, W]``: the metric :attr:`reach`, of attacks that have one, in every pixel; NaN where unknown."""
         raise NotImplementedError
 

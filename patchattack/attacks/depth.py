@@ -209,7 +209,7 @@ class DepthAttack(Attack):
         }
 
     @torch.no_grad()
-    def pixels(self, output: Tensor, clean: Tensor) -> Tensor:
+    def per_pixel(self, output: Tensor, clean: Tensor) -> Tensor:
         """The metric ``error`` of each pixel."""
         return ((output - clean).abs() / self._scale(clean)[1])[:, 0]
 

@@ -134,7 +134,7 @@ class FlowAttack(Attack):
         }
 
     @torch.no_grad()
-    def pixels(self, output: Tensor, clean: Tensor) -> Tensor:
+    def per_pixel(self, output: Tensor, clean: Tensor) -> Tensor:
         """1 where the flow turned by more than 90°, 0 where it did not, NaN where nothing moved."""
         turned = (cosine(output, clean) < 0).float()
         return torch.where(length(clean) > self.still, turned, torch.nan)

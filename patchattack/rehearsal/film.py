@@ -176,9 +176,9 @@ def _lay_around(image: np.ndarray, paper: Paper, street: Street, take: Take, vie
     to_small = np.linalg.inv(_scaling(columns / small.shape[1], rows / small.shape[0])) @ paper.matrix
     known = np.isfinite(seen).all(axis=-1)
     texels = np.where(known[..., None], seen, 0) @ to_small[:2, :2].T + to_small[:2, 2]
-    maps = [texels[..., side].astype(np.float32) for side in range(2)]
-    colour = cv2.remap(small, *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    cover = cv2.remap(np.ones(small.shape[:2], np.float32), *maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    x, y = (np.ascontiguousarray(texels[..., side], dtype=np.float32) for side in range(2))
+    colour = cv2.remap(small, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    cover = cv2.remap(np.ones(small.shape[:2], np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     _blend(image, first, size, colour, cover * known.astype(np.float32))
 
 

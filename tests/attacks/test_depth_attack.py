@@ -526,4 +526,4 @@ def test_pixels_average_to_the_error_over_the_frame(is_metric: bool) -> None:
     output = on_patch(clean, 10)
     metrics = attack.metrics(output, clean, scene(), view())
     assert attack.reach == "error"
-    torch.testing.assert_close(attack.pixels(output, clean).mean(), metrics["error", "all"][0])
+    torch.testing.assert_close(attack.per_pixel(output, clean).mean(), metrics["error", "all"][0])

@@ -48,4 +48,4 @@ def test_pixels_average_to_the_metric_over_the_frame() -> None:
     clean, output = torch.randn(2, 1, 2, 12, 20, generator=generator)
     attack, shown = FlowAttack(), view((5, 0))
     metrics = attack.metrics(output, clean, Scene(shown.frames, torch.zeros(1)), shown)
-    assert attack.pixels(output, clean).nanmean() == metrics[attack.reach, "all"][0]
+    assert attack.per_pixel(output, clean).nanmean() == metrics[attack.reach, "all"][0]

@@ -137,7 +137,7 @@ class Bench:
         for parts in ((clean, clean, scene, nothing), (look.output, look.clean, look.scene, look.view)):
             found = self.attack.metrics(*parts) | {("loss", "all"): self.attack.loss(*parts)}
             if self.attack.reach is not None:
-                means = averages(self.attack.pixels(*parts[:2]), around)
+                means = averages(self.attack.per_pixel(*parts[:2]), around)
                 found |= {(self.attack.reach, ring): values for ring, values in means.items()}
             values = torch.stack([value.float() for value in found.values()]).tolist()
             for (metric, region), value in zip(found, values, strict=True):
