@@ -69,7 +69,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {f"reference/api/{_slug(title)}.md": _api(title) for title in PUBLIC}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    for picture in [*ROOT.glob("assets/readme/*.webp"), *ROOT.glob("docs/results/*.webp")]:
+    shown = (("assets/readme", "*.webp"), ("docs/results", "*.webp"), ("assets/benchmark", "*.png"))
+    for picture in (path for folder, names in shown for path in (ROOT / folder).glob(names)):
         files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
     return files
 
@@ -85,6 +86,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         "beaten": tables.beaten,
         "details": tables.details,
         "gallery": tables.gallery,
+        "benchmark": tables.benchmark,
+        "benchmark_patches": tables.benchmark_patches,
         "speed": tables.speed,
         "pass_bys": tables.pass_bys,
     }
