@@ -72,7 +72,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {f"reference/api/{_slug(title)}.md": _api(title) for title in PUBLIC}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    for picture in [*ROOT.glob("assets/readme/*.webp"), *ROOT.glob("docs/results/*.webp")]:
+    shown = (("assets/readme", "*.webp"), ("docs/results", "*.webp"), ("assets/benchmark", "*.png"))
+    for picture in (path for folder, names in shown for path in (ROOT / folder).glob(names)):
         files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
     return files
 
@@ -88,6 +89,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         "beaten": tables.beaten,
         "details": tables.details,
         "gallery": tables.gallery,
+        "benchmark": tables.benchmark,
+        "benchmark_patches": tables.benchmark_patches,
         "speed": tables.speed,
         "pass_bys": tables.pass_bys,
         "certified_classes": tables.certified_classes,
@@ -153,7 +156,7 @@ def _group(group: str) -> str:
         if not lead and target is not None and target.docstring:
             lead = target.docstring.value.split("\n\n")[0].replace("\n", " ")
         rows = _table(path)
-        if group == "experiment" or not rows:
+        if group in ("experiment", "suite") or not rows:
             rows = f"It sets:\n\n```yaml\n{_settings(text)}\n```"
         sections.append(f"## {path.stem}\n\n{lead}\n\n{rows}")
     return f"# {group}\n\nChosen by {how}.\n\n" + "\n\n".join(sections)

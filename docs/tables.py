@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RUNS = Path(__file__).parent / "results" / "default_runs.json"
+PATCHES = Path(__file__).parents[1] / "assets" / "benchmark"
 # What each task's primary metric says, in a few words.
 MEASURED = {
     "flow": "optical flow: cosine to the clean flow, outside the patch",
@@ -183,6 +184,54 @@ def _certified(networks: dict[str, str], shown: dict[tuple[str, str, str], str])
             area = f"{100 * found['area']:.2g} % of the frame"
             lines.append(_line(words, area, *cells, rows[next(reversed(shown))]["n"]))
     return "\n".join(lines)
+
+
+def benchmark() -> str:
+    """What ``bench board`` says of the victims, at the size that patches are trained at and at the others."""
+    verdict, lines = _board("victims")
+    kept = ("task", "victim", "defence", "size", "medium", "metric", "strongest patch", "clean", "patch", "random")
+    default = [line for line in lines if line["size"] == "default"]
+    smaller = [line for line in lines if line["size"] != "default" and line["defence"] == "none"]
+    parts = [verdict, _of(default, [name for name in kept if name != "size"]), "### Other sizes, without a defence"]
+    return "\n\n".join([*parts, _of(smaller, [name for name in kept if name != "defence"])])
+
+
+def benchmark_patches() -> str:
+    """The shipped patches with what they do to the victim that they were trained for, photographed by the model."""
+    _, lines = _board("patches")
+    parts = []
+    for path in sorted(PATCHES.glob("*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        defense = facts["defenses"][0] if facts["defenses"] else "none"
+        wanted = {"victim": facts["victims"][0], "defence": defense, "size": "default", "medium": "photographed"}
+        here = {line["patch"]: line for line in lines if wanted.items() <= line.items()}
+        shown = {name: here[name] for name in (facts["name"], "random patch", "best hand-drawn texture")}
+        effects = "; ".join(f"{name} {line['mean']}" for name, line in shown.items())
+        matched = shown[facts["name"]]["matched by"]
+        width, height = facts["size_mm"]
+        behind = f", through `{defense}`" if facts["defenses"] else ""
+        parts.append(
+            f"### {facts['name']}\n\n"
+            f"![{facts['name']}](../pictures/{path.stem}.png)"
+            '{: style="width: 10rem; image-rendering: pixelated" }\n\n'
+            f"{facts['task'].capitalize()}, trained on `{facts['victims'][0]}`{behind} by `{facts['source']}`, "
+            f"{width:g} × {height:g} mm. {shown[facts['name']]['metric'].capitalize()}, photographed: {effects}; "
+            + ("beats every control." if matched == "–" else f"not shown to beat: {matched}.")
+        )
+    return "\n\n".join(parts)
+
+
+def _board(which: str) -> tuple[str, list[dict[str, str]]]:
+    """The verdict of a board, and the lines of its table of ``victims`` or of ``patches``."""
+    victims, patches = (RUNS.parent / "benchmark.md").read_text(encoding="utf-8").split("\n## Patches\n")
+    verdict = victims.split("\n\n")[1]
+    table = [line.strip("| ").split(" | ") for line in {"victims": victims, "patches": patches}[which].splitlines()]
+    rows = [line for line in table if len(line) > 1]
+    return verdict, [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def _of(lines: list[dict[str, str]], columns: list[str]) -> str:
+    return "\n".join([*_head(*columns), *(_line(*(line[name] for name in columns)) for line in lines)])
 
 
 def _read(name: str) -> Any:

@@ -10,10 +10,14 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+from tqdm import tqdm
 
 from patchattack import files
 from patchattack.errors import InputError, one_line
@@ -24,9 +28,29 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # protocols that
 _OLD = 3600  # seconds after which what a killed process has begun to write is swept up
 
 
+_SERIES = re.compile(r"\{(\d+)\.\.(\d+)\}")  # as shells and WebDataset name shards
+
+
 def is_address(root: str) -> bool:
     """Whether it is no path of this machine: an address, or an archive, whose files are reached like those of one."""
-    return "://" in root or (_archive(root) is not None and Path(root).expanduser().is_file())
+    first = shards(root)[0]
+    return "://" in root or first != root or (_archive(root) is not None and Path(root).expanduser().is_file())
+
+
+def shards(root: str) -> list[str]:
+    """The addresses that one with a series in it names, as ``shard-{000..099}.tar``; else itself.
+
+    Raises:
+        InputError: the series ends before it begins.
+    """
+    series = _SERIES.search(root)
+    if series is None:
+        return [root]
+    first, last = series.groups()
+    if int(last) < int(first):
+        raise InputError(f"{redact(root)}: expected a series that rises, as {{000..099}}, got {series[0]}")
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [root[: series.start()] + number + root[series.end() :] for number in numbers]
 
 
 def _archive(root: str) -> str | None:
@@ -200,6 +224,49 @@ class Place:
         if self.cache is not None:
             self.cache.put(key, data)
         return data
+
+
+class Shards(Place):
+    """Several archives, as if all of them were unpacked into one folder: the shards of a WebDataset, or others.
+
+    Args:
+        roots: of the archives.
+        shown: what they are called together.
+        cache_gb: as of :class:`Place`.
+
+    Raises:
+        InputError: one of them cannot be reached or ends early, or two hold a file of the same name.
+    """
+
+    def __init__(self, roots: Sequence[str], shown: str, cache_gb: float) -> None:
+        self.shown = redact(shown)
+        self.parts: dict[str, Place] = {}
+        for part in (Place(root, cache_gb) for root in tqdm(roots, "Listing shards", delay=2, disable=None)):
+            if twice := self.parts.keys() & part.listed.keys():
+                name = min(twice)
+                raise InputError(
+                    f"{self.shown}: expected files of different names, got {name} in {self.parts[name]} and in {part}; "
+                    "rename one"
+                )
+            self.parts |= dict.fromkeys(part.listed, part)
+        self.listed = {name: part.listed[name] for name, part in self.parts.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def file(self, name: str) -> File:
+        """As of :class:`Place`."""
+        return self.parts[name].file(name)
+
+
+def open_place(root: str, cache_gb: float) -> Place:
+    """What lies at an address, or at all that a series such as ``shard-{000..099}.tar`` names.
+
+    Raises:
+        InputError: as of :class:`Place` and :class:`Shards`.
+    """
+    roots = shards(root)
+    return Place(root, cache_gb) if roots == [root] else Shards(roots, root, cache_gb)
 
 
 def _has_end(system: Any) -> bool:

@@ -133,8 +133,14 @@ class Evaluator:
 
     def corners(self, indices: Sequence[int], repetitions: int = 1) -> Tensor:
         """``[n, 4, 2]`` pixels, float64: the patch in the first frame of every scene and draw of :meth:`measure`."""
-        draws = [self._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
+        bare = self._through({}, {})
+        draws = [bare._draw([index], repetition)[1] for index in indices for repetition in range(repetitions)]
         return torch.cat([draw.corners[:, 0] for draw in draws])
+
+    def _through(self, appearance: Mapping[str, Transform], camera: Mapping[str, Transform]) -> Evaluator:
+        """The same places, with other transforms."""
+        own = self.renderer
+        return replace(self, renderer=Renderer(own.placement, appearance, camera, own.whole_frame, own.bend))
 
     def _draw(self, indices: Sequence[int], repetition: int) -> tuple[Scene, Draw]:
         """Scenes, on the host, and their draw of a repetition."""
@@ -185,6 +191,16 @@ class Evaluator:
         Arguments are as of :meth:`measure`, but ``progress`` is told the medium too; a condition gets the medium
         behind its own name.
         """
+        measured = []
+        for medium in MEDIA:
+            named = {f"{name}_{medium}": texture for name, texture in textures.items()}
+            here = self.in_medium(medium)
+            found = here.measure(named, indices, repetitions, progress=partial(progress, medium))
+            measured += [one for one in found if one.condition in named]
+        return measured
+
+    def in_medium(self, medium: str) -> Evaluator:
+        """One that measures in the same places, but in a medium of :data:`MEDIA` in the place of this EoT's own."""
         transforms: dict[str, tuple[Mapping[str, Transform], Mapping[str, Transform]]] = {
             "digital": ({}, {}),
             "photographed": (
@@ -192,15 +208,7 @@ class Evaluator:
                 {"defocus": Defocus(), "sensor_noise": SensorNoise(), "jpeg": Jpeg()},
             ),
         }
-        measured = []
-        for medium in MEDIA:
-            of_this = self.renderer
-            renderer = Renderer(of_this.placement, *transforms[medium], of_this.whole_frame, of_this.bend)
-            named = {f"{name}_{medium}": texture for name, texture in textures.items()}
-            here = replace(self, renderer=renderer)
-            found = here.measure(named, indices, repetitions, progress=partial(progress, medium))
-            measured += [one for one in found if one.condition in named]
-        return measured
+        return self._through(*transforms[medium])
 
     def best_drawn(self, indices: Sequence[int], more: Sequence[HandDrawn] = ()) -> HandDrawn:
         """The strongest hand-drawn texture on scenes ``indices``: of those that every run tries, and of ``more``."""

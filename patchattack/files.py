@@ -100,7 +100,15 @@ def read_rows(path: Path, text: Sequence[str] = (), numbers: Sequence[str] = ())
         ValueError: it is none, or has no such columns.
         OSError: it cannot be read.
     """
-    rows = read_json(path)
+    return check_rows(read_json(path), text, numbers)
+
+
+def check_rows(rows: Any, text: Sequence[str] = (), numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """What a file holds, as :func:`read_rows` reads it.
+
+    Raises:
+        ValueError: it is no table, or has no such columns.
+    """
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("expected a list of objects")
     for row in rows:

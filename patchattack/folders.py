@@ -34,15 +34,19 @@ def claim(folder: Path, waits: bool = False) -> None:
     """
     if folder.resolve() in _claimed:
         return
+    _claims.enter_context(claimed(folder, waits))
+    _claimed.add(folder.resolve())
+
+
+def claimed(folder: Path, waits: bool = False) -> contextlib.AbstractContextManager[None]:
+    """The same for a part of the work; arguments and errors as of :func:`claim`, but who has it may not ask again."""
     while True:
         try:
-            _claims.enter_context(files.claim(folder))
-            break
+            return files.claim(folder)
         except InputError as error:
             if not (waits and isinstance(error.__cause__, BlockingIOError)):
                 raise
             time.sleep(1)
-    _claimed.add(folder.resolve())
 
 
 def release() -> None:

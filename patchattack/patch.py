@@ -163,7 +163,7 @@ class Patch(nn.Module):
         if image is not None:
             mask = resize(image[3:] if image[3].min() < 1 else image[:3].mean(dim=0, keepdim=True), height, width)
         elif shape == "circle":
-            mask = _ellipse(height, width)
+            mask = ellipse(height, width)
         elif shape == "bars":
             rows = (torch.arange(height) + 0.5) / height
             bars = ((rows - 0.25).abs() < 0.1) | ((rows - 0.75).abs() < 0.1)
@@ -244,7 +244,12 @@ def read_facts(image: Path) -> dict[str, Any]:
 
 
 def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> None:
-    """Write ``texture [3, h, w]`` and ``mask [1, h, w]`` as a PNG with alpha whose dpi gives ``size_mm`` on paper."""
+    """Write what :func:`encode_png` gives."""
+    files.write(path, encode_png(texture, mask, size_mm))
+
+
+def encode_png(texture: Tensor, mask: Tensor, size_mm: tuple[float, float]) -> bytes:
+    """``texture [3, h, w]`` and ``mask [1, h, w]`` as a PNG with alpha whose dpi gives ``size_mm`` on paper."""
     from PIL import Image
 
     pixels = torch.cat([texture, mask]).cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -252,7 +257,7 @@ def write_png(path: Path, texture: Tensor, mask: Tensor, size_mm: tuple[float, f
     stream = io.BytesIO()
     dpi = (width / size_mm[0] * MILLIMETRES_PER_INCH, height / size_mm[1] * MILLIMETRES_PER_INCH)
     Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(stream, "PNG", dpi=dpi)
-    files.write(path, stream.getvalue())
+    return stream.getvalue()
 
 
 def random_texture(height: int, width: int, number: int) -> Tensor:
@@ -272,7 +277,7 @@ def noise(height: int, width: int, cells: int, generator: torch.Generator) -> Te
     return nn.functional.interpolate(colours[None], size=(height, width), mode="nearest-exact")[0]
 
 
-def _ellipse(height: int, width: int, samples: int = 8) -> Tensor:
+def ellipse(height: int, width: int, samples: int = 8) -> Tensor:
     """``[1, h, w]``: the fraction of each texel inside the largest ellipse."""
     y, x = ((torch.arange(n * samples) + 0.5) / (n * samples) * 2 - 1 for n in (height, width))
     inside = (y[:, None] ** 2 + x[None] ** 2 <= 1).float()

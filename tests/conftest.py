@@ -26,7 +26,7 @@ TINY_WORLD = ("data.scenes=8", "data.size=[32,64]", "data.supersampling=1")
 TINY_TRAINING = (
     *("trainer.steps=4", "trainer.batch=2", "trainer.draws=1", "trainer.split=[0.5,0.25,0.25]"),
     "trainer.starts=4",
-    *("trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2", "trainer.test_draws=2"),
+    *("trainer.log_every=1", "trainer.validate_every=2", "trainer.checkpoint_every=2", "trainer.test_draws=1"),
 )
 TINY = (
     *("victim.weights=random", "patch.resolution=16", "patch.size_mm=60", "tracker=none", "trainer.accelerator=cpu"),

@@ -35,6 +35,7 @@ LAYERS = (
     ("rehearsal",),
     ("studies",),
     ("folders",),
+    ("benchmark",),
     ("cli",),
     ("commands",),
 )

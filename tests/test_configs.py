@@ -19,10 +19,13 @@ from patchattack import cli, files
 from patchattack.cli.checks import check_types
 
 CONF = files.package_folder("conf").resolve()
-OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
+# Suites compose no training: tests/benchmark has their tests.
+OPTIONS = sorted(
+    str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml") if path.parent.name != "suite"
+)
 STACKED = ("appearance", "axes", "camera", "defense", "regularizers")
 REQUIRED = {
-    **{f"data/{name}": ("data.root=x",) for name in ("depth", "frames", "images", "kitti", "yolo")},
+    **{f"data/{name}": ("data.root=x",) for name in ("depth", "frames", "images", "kitti", "pack", "yolo")},
     "data/coco": ("data.root=x", "data.annotations=y"),
     "regularizers/content": ("regularizers.content.image=x",),
     **{f"victim/{name}": ("victim.name=x",) for name in ("ptlflow", "timm", "torchvision", "transformers")},

@@ -123,6 +123,15 @@ def test_what_is_certified_is_shown_from_the_largest_patch_on(tables: ModuleType
             assert mine == sorted(mine, reverse=True)
 
 
+def test_the_benchmarks_page_shows_every_victim_and_every_shipped_patch(tables: ModuleType) -> None:
+    networks = {path.stem.partition("_")[2] for path in (PROJECT / "assets" / "victims").glob("*.md")}
+    victims = {line["victim"] for line in tables._board("victims")[1]}
+    assert len(victims) == len(networks) == 9
+    patches = {path.stem for path in (PROJECT / "assets" / "benchmark").glob("*.png")}
+    assert {title[4:] for title in tables.benchmark_patches().splitlines() if title.startswith("### ")} == patches
+    assert victims <= patches  # each has met one that was trained for it
+
+
 def test_results_are_collected_from_runs(tables: ModuleType, finished: Path, tmp_path: Path) -> None:
     tables.RUNS = tmp_path / "runs.json"
     script = loaded("scripts/maintain/collect_results.py")

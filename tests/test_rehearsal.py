@@ -21,6 +21,7 @@ from patchattack.rehearsal.film import Paper, Truth, film, lay, photograph, trut
 from patchattack.rehearsal.poses import by_take, compare
 from patchattack.rehearsal.street import DriveBy, Lab, Street
 from patchattack.rehearsal.unknown import Unknown
+from patchattack.rehearsal.wrap import Wrap, wrapped
 from patchattack.webcam.capture import open_source
 from patchattack.webcam.pose import Lens, pose
 
@@ -360,3 +361,61 @@ def test_bad_input_is_one_line_before_any_work(start: Callable[..., Any], tmp_pa
 
 def smaller_markers() -> Layout:
     return layout((150.0, 150.0), 3, 20.0)
+
+
+def test_a_cylinder_keeps_lengths_along_its_arc_and_of_no_curvature_is_the_plane() -> None:
+    points = np.array([(75.0, 10.0), (20.0, 0.0), (150.0, 90.0)])
+    around = Wrap(radius=60.0, middle=75.0).places(points)
+    assert around[0].tolist() == [75, 10, 0]
+    centre = np.array([75.0, 60.0])
+    assert np.linalg.norm(around[:, ::2] - centre, axis=1) == pytest.approx([60] * 3)
+    angles = np.arctan2(around[:, 0] - 75, 60 - around[:, 2])
+    assert 60 * angles == pytest.approx(points[:, 0] - 75)
+    assert around[:, 1].tolist() == points[:, 1].tolist()
+    flat = Wrap(radius=1e9, middle=75.0).places(points)
+    np.testing.assert_allclose(flat, [(*point, 0) for point in points], atol=1e-4)
+
+
+def test_a_ray_sees_what_lies_where_it_meets_the_cylinder_first() -> None:
+    wrap, eye = Wrap(radius=60.0, middle=75.0), np.array([100.0, 30.0, -500.0])
+    points = np.array([(75.0, 10.0), (40.0, 0.0), (110.0, 90.0)])
+    seen = wrap.seen(2.5 * (wrap.places(points) - eye), eye)
+    np.testing.assert_allclose(seen, points, atol=1e-9)
+    hidden = wrap.places(np.array([(75.0 + 60 * np.pi, 10.0)])) - eye  # on the back
+    assert abs(wrap.seen(hidden, eye)[0, 0] - 75) < 60 * np.pi / 2
+    beside = np.array([(200.0, 0.0, 500.0), (0.0, 0.0, -1.0)])  # past it, and away from it
+    assert np.isinf(wrap.seen(beside, eye)).all()
+
+
+def test_a_sheet_around_a_wide_cylinder_is_filmed_as_the_flat_one(paper: Paper) -> None:
+    place, perfect = street(), replace(Unknown.draw(0), noise=0.0)
+    take = DriveBy(passes=1, frames=2).takes(place)[0]
+    view = take.views[-1]
+    flat, nearly = (photograph(place, take, view, paper, perfect, 0, wrap) for wrap in (None, Wrap(1e6, 75.0)))
+    assert np.abs(flat.astype(int) - nearly).max() <= 6
+    assert np.abs(flat.astype(int) - nearly).mean() < 0.1
+    bent = photograph(place, take, view, paper, perfect, 0, Wrap(100.0, 75.0))
+    assert np.abs(flat.astype(int) - bent).mean() > 0.5
+    same, around = (truth(place, take, view, 0, wrap) for wrap in (Wrap(1e7, 75.0), Wrap(100.0, 75.0)))
+    np.testing.assert_allclose(same.corners, truth(place, take, view, 0).corners, atol=1e-2)
+    widths = [np.linalg.norm(one.corners[1] - one.corners[0]) for one in (same, around)]
+    assert widths[1] < 0.95 * widths[0]
+
+
+def test_markers_of_a_sheet_around_a_cylinder_are_where_the_truth_says(paper: Paper) -> None:
+    place, wrap = street(), Wrap(150.0, 75.0)
+    take = Lab(angles=[0], frames=2).takes(place)[0]
+    image = photograph(place, take, take.views[0], paper, replace(Unknown.draw(0), noise=0.0), 0, wrap)
+    (sighting,) = find(image, [SHEET])
+    true = truth(place, take, take.views[0], 0, wrap)
+    assert np.linalg.norm(sighting.corners - true.corners, axis=1).max() < 0.05 * true.size_px
+
+
+def test_a_sheet_that_would_wrap_around_more_than_once_is_refused() -> None:
+    left, _, right, _ = SHEET.bounds_mm
+    once = (right - left) / (2 * np.pi)
+    assert wrapped(SHEET, None) is None
+    assert wrapped(SHEET, once + 1) == Wrap(once + 1, 75.0)
+    for radius in (once - 1, -1, float("nan")):
+        with pytest.raises(InputError, match=r"radius_mm: expected .* or more, around which the sheet"):
+            wrapped(SHEET, radius)

@@ -69,6 +69,7 @@ class Attack(ABC):
         clean_metric: the metric and the region that say how good an output is, where the data know: what a defence may
             cost.
         size: how a verdict names the effect in plain words; None leaves it at a comparison with a random patch.
+        reach: the metric that has a value in every pixel, as :meth:`per_pixel` gives it: how far a patch reaches.
         nothing_to_win: why metrics that count what a patch wins can be unknown in every scene.
     """
 
@@ -78,6 +79,7 @@ class Attack(ABC):
     primary_metric: tuple[str, str]
     clean_metric: tuple[str, str]
     size: Size | None = None
+    reach: str | None = None
 
     def bound(self, victim: Any, source: Source) -> Self:
         """A copy that knows the victim and the scenes, to work with; arguments and errors as of :meth:`bind`."""
@@ -165,6 +167,10 @@ class Attack(ABC):
             scene: without a patch, on the victim's device.
         """
         return None
+
+    def per_pixel(self, output: Any, clean: Any) -> Tensor:
+        """``[B, H, W]``: the metric :attr:`reach`, of attacks that have one, in every pixel; NaN where unknown."""
+        raise NotImplementedError
 
     @abstractmethod
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:

@@ -68,6 +68,7 @@ class DepthAttack(Attack):
     """
 
     task = "depth"
+    reach = "error"
     clean_metric = ("error_truth", "all")
 
     def __init__(
@@ -206,6 +207,11 @@ class DepthAttack(Attack):
             for name, (values, counts) in maps.items()
             for region, part in parts.items()
         }
+
+    @torch.no_grad()
+    def per_pixel(self, output: Tensor, clean: Tensor) -> Tensor:
+        """The metric ``error`` of each pixel."""
+        return ((output - clean).abs() / self._scale(clean)[1])[:, 0]
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
         """Depth ``[1, 1, H, W]`` in matplotlib's magma, the logarithm of metres or inverse depth: near is bright.

@@ -48,6 +48,7 @@ class FlowAttack(Attack):
     """
 
     task = "flow"
+    reach = "turned"
     clean_metric = ("epe_truth", "all")
     metric_info: Mapping[str, Metric] = {
         "cosine": Metric("cosine similarity to the clean flow", "lower"),
@@ -131,6 +132,12 @@ class FlowAttack(Attack):
             for name, (values, counts) in maps.items()
             for region, part in regions(view).items()
         }
+
+    @torch.no_grad()
+    def per_pixel(self, output: Tensor, clean: Tensor) -> Tensor:
+        """1 where the flow turned by more than 90°, 0 where it did not, NaN where nothing moved."""
+        turned = (cosine(output, clean) < 0).float()
+        return torch.where(length(clean) > self.still, turned, torch.nan)
 
     def pictures(self, outputs: list[Any], frames: list[Tensor]) -> list[Tensor]:
         """Flows ``[1, 2, H, W]`` in the colours of Baker et al. 2011 under arrows.

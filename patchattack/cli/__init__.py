@@ -266,6 +266,17 @@ def build(plain: dict[str, Any]) -> dict[str, Any]:
     return built
 
 
+def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of another command with these overrides, resolved; nothing of it is made.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+    config = hydra.compose(root, _with_several_victims([*overrides]))
+    check_types(OmegaConf.to_container(config))
+    return _resolve(config)
+
+
 def build_parts(plain: dict[str, Any], resumed: Path | None = None) -> Any:
     """Instantiate every part of a resolved config.
 

@@ -64,7 +64,7 @@ def run(parts: dict[str, Any]) -> None:
         first = measure.begin(folder, table)
         with cli.resumable(cli.command_into(folder)):
             measure.measure(folder, table, first, parts["batch"], workers)
-        found = summary.summarise(folder / "views.csv", table, parts["margin"])
+        found = summary.summarise(folder / "views.csv", table, parts["axes"], parts["margin"])
         answer = summary.headline(found, benches[0].attack)
         summary.write(folder, found, answer, left_out)
         origin = summary.SweepOrigin(type(source).__name__, command, pipeline.versions())

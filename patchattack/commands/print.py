@@ -1,6 +1,7 @@
 """Print sheets of a patch: PDF in true millimetres, with the markers by which a camera finds it.
 
 patchattack print run=outputs/flow/TIME print=a4 control=true
+patchattack print run=outputs/flow/TIME proof=printer.icc
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ def run(parts: dict[str, Any]) -> None:
         sheets.append(("control_", control, sheet.number + 1, f"Control: random patch for {name}"))
     if parts["blank"]:
         sheets.append(("blank_", None, sheet.number, "Blank sheet: the patch is drawn onto it on the screen"))
+    if parts["proof"] is not None:
+        from patchattack.printing.proof import proof
+
+        proofed = proof(patch().detach(), patch.mask, Path(parts["proof"]))
+        Patch(proofed.texture, patch.mask, patch.size_mm).save(folder / "proof.png", facts)
+        print(
+            f"  {folder / 'proof.png'}   mean ΔE2000 {proofed.mean:.1f}, 95 % of the texels within {proofed.most:.1f}"
+        )
     for prefix, texture, number, title in sheets:
         path = folder / f"{prefix}{sheet.page}.pdf"
         sheet.write(path, texture, patch.mask, patch.size_mm, title, note, number)

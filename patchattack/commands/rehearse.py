@@ -41,7 +41,7 @@ def run(parts: dict[str, Any]) -> None:
     trials = camera_victims(select_victims(parts["victims"], parts["victim"]), parts["attack"], fabric, parts["margin"])
     plan = rehearse.make_plan(
         *(trials[0], patch, sheets, parts["print"], parts["data"], Unknown.draw(parts["printer"]), parts["seed"]),
-        **{key: parts[key] for key in ("size", "fps", "keep", "independent", "pass_by", "control")},
+        **{key: parts[key] for key in ("size", "fps", "keep", "independent", "pass_by", "control", "radius_mm")},
     )
     output = folders.new_folder(parts["output"], "rehearse")
     origin = SessionOrigin(
@@ -50,6 +50,7 @@ def run(parts: dict[str, Any]) -> None:
             ("Patch", f"{folder}, {patch.size_mm[0]:g} × {patch.size_mm[1]:g} mm"),
             ("Printer and camera", f"simulated, unknown to the patch, number {parts['printer']}"),
             ("Victim", trials[0].name),
+            ("Sheet", "flat" if plan.radius_mm is None else f"around an upright cylinder of {plan.radius_mm:g} mm"),
         ],
         command=cli.command_line(),
         versions=pipeline.versions(),

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from patchattack import pictures
-from patchattack.addresses import Place, is_address
+from patchattack.addresses import Place, is_address, open_place
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 from patchattack.videos import decode
@@ -70,7 +70,7 @@ class Frames(Source):
                 f"got stride={stride}, frames={frames} and size={size if size is None else list(size)}"
             )
         self.size = size
-        path = Place(root, cache_gb) if is_address(root) else Path(root).expanduser()
+        path = open_place(root, cache_gb) if is_address(root) else Path(root).expanduser()
         if isinstance(path, Place) or path.is_dir():
             listed = _images(path, pairs if frames == 2 else False)
             if stream or (stream is None and isinstance(path, Place)):

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchattack import pictures, seeding
-from patchattack.addresses import Place, is_address
+from patchattack.addresses import Place, is_address, open_place
 from patchattack.errors import InputError
 from patchattack.scene import Scene, Source
 
@@ -77,7 +77,7 @@ class Photographs(Source):
                 f"data=images: expected size [h, w] of positive numbers and crop in (0, 1], "
                 f"got size={list(size)} and crop={crop}"
             )
-        folder = Place(root, cache_gb) if is_address(root) else Path(root).expanduser()
+        folder = open_place(root, cache_gb) if is_address(root) else Path(root).expanduser()
         listed = _images_below(folder)
         files = [*listed.values()]
         self.size, self.crop = (size[0], size[1]), crop

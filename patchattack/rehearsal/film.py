@@ -18,6 +18,7 @@ from patchattack.pictures import c_path
 from patchattack.printing import chart
 from patchattack.rehearsal.street import Street, StreetView, Take, patch_to_camera
 from patchattack.rehearsal.unknown import Unknown
+from patchattack.rehearsal.wrap import Wrap
 
 _SAMPLES = 3  # along each side of a pixel
 _MIRROR = np.array([1.0, -1.0, -1.0])  # from right, down and away to right, up and towards the camera
@@ -60,6 +61,7 @@ def film(
     papers: Sequence[Paper],
     unknown: Unknown,
     fps: float,
+    wrap: Wrap | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> list[Truth | None]:
     """Write the video of all takes.
@@ -73,7 +75,8 @@ def film(
         papers: what is printed, in the frame of the patch: all takes are filmed with each.
         unknown: printer and camera.
         fps: frames a second.
-        progress: wraps the frames.
+        wrap: what the sheet is wrapped around; None for a flat one.
+        progress: goes around the frames.
 
     Returns:
         What is true of each frame, None of a black one.
@@ -96,20 +99,31 @@ def film(
                 truths.append(None)
                 continue
             paper, take, view = shot
-            image = photograph(street, take, view, paper, unknown, number)
+            image = photograph(street, take, view, paper, unknown, number, wrap)
             writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-            truths.append(truth(street, take, view, number))
+            truths.append(truth(street, take, view, number, wrap))
     finally:
         writer.release()
     return truths
 
 
-def photograph(street: Street, take: Take, view: StreetView, paper: Paper, unknown: Unknown, number: int) -> np.ndarray:
+def photograph(
+    street: Street,
+    take: Take,
+    view: StreetView,
+    paper: Paper,
+    unknown: Unknown,
+    number: int,
+    wrap: Wrap | None = None,
+) -> np.ndarray:
     """``[H, W, 3]`` uint8 RGB: the world with the sheet in it."""
     height, width = street.frame
     world = street.background(take, view).astype(np.float32) / 255
     world = cv2.resize(world, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    lay(world, paper.image, street.homography(take, view) @ np.linalg.inv(paper.matrix))
+    if wrap is None:
+        lay(world, paper.image, street.homography(take, view) @ np.linalg.inv(paper.matrix))
+    else:
+        _lay_around(world, paper, street, take, view, wrap)
     return unknown.photograph(world, view.light, number)
 
 
@@ -124,36 +138,106 @@ def lay(image: np.ndarray, paper: np.ndarray, matrix: np.ndarray) -> None:
     rows, columns = paper.shape[:2]
     ends = np.array([(-0.5, -0.5), (columns - 0.5, -0.5), (columns - 0.5, rows - 0.5), (-0.5, rows - 0.5)])
     outline = _project(matrix, ends)
-    limit = np.array(image.shape[1::-1])
-    first = np.clip(np.floor(outline.min(axis=0)).astype(int) - 1, 0, limit)
-    width, height = np.clip(np.ceil(outline.max(axis=0)).astype(int) + 2, 0, limit) - first
-    if width <= 0 or height <= 0:
+    window = _window(image, outline)
+    if window is None:
         return
-    # Two texels a pixel where the paper is nearest: then bilinear samples, three a pixel, leave nothing out.
+    first, size = window
     sides = np.linalg.norm(outline - np.roll(outline, -1, axis=0), axis=1) / [columns, rows, columns, rows]
-    shrink = min(1.0, 2 * sides.max())
-    shape = max(1, round(columns * shrink)), max(1, round(rows * shrink))
-    small = cv2.resize(paper, shape, interpolation=cv2.INTER_AREA) if shrink < 1 else paper
+    small = _shrunk(paper, sides.max())
     to_paper = _scaling(columns / small.shape[1], rows / small.shape[0])
     away = np.array([(1, 0, -first[0]), (0, 1, -first[1]), (0, 0, 1.0)])
     to_part = _scaling(_SAMPLES, _SAMPLES) @ away @ matrix @ to_paper
-    fine = int(width) * _SAMPLES, int(height) * _SAMPLES
+    fine = int(size[0]) * _SAMPLES, int(size[1]) * _SAMPLES
     colour = cv2.warpPerspective(small, to_part, fine, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     cover = cv2.warpPerspective(np.ones(small.shape[:2], np.float32), to_part, fine, flags=cv2.INTER_LINEAR)
+    _blend(image, first, size, colour, cover)
+
+
+def _lay_around(image: np.ndarray, paper: Paper, street: Street, take: Take, view: StreetView, wrap: Wrap) -> None:
+    """The same of a sheet around a cylinder: each sample of a pixel is followed back to it."""
+    rows, columns = paper.image.shape[:2]
+    to_sheet = np.linalg.inv(paper.matrix)
+    left, right = to_sheet[0] @ [-0.5, 0, 1], to_sheet[0] @ [columns - 0.5, 0, 1]
+    top, bottom = to_sheet[1] @ [0, -0.5, 1], to_sheet[1] @ [0, rows - 0.5, 1]
+    arc = np.linspace(left, right, 65)
+    edges = np.concatenate([np.stack([arc, np.full(65, y)], axis=1) for y in (top, bottom)])
+    outline = _on_wrap(street, take, view, wrap, edges)
+    window = _window(image, outline)
+    if window is None:
+        return
+    first, size = window
+    sides = np.linalg.norm(np.diff(outline.reshape(2, 65, 2), axis=1), axis=2) * 64 / columns
+    height = np.linalg.norm(outline[:65] - outline[65:], axis=1) / rows
+    small = _shrunk(paper.image, max(sides.max(), height.max()))
+    eye, axes = _before(street, take, view)
+    fine = [((np.arange(count * _SAMPLES) + 0.5) / _SAMPLES - 0.5 + at) for count, at in zip(size, first, strict=True)]
+    pixels = np.stack([*np.meshgrid(*fine), np.ones((len(fine[1]), len(fine[0])))], axis=-1)
+    seen = wrap.seen(pixels @ np.linalg.inv(street.matrix).T @ axes, eye)
+    to_small = np.linalg.inv(_scaling(columns / small.shape[1], rows / small.shape[0])) @ paper.matrix
+    known = np.isfinite(seen).all(axis=-1)
+    texels = np.where(known[..., None], seen, 0) @ to_small[:2, :2].T + to_small[:2, 2]
+    x, y = (np.ascontiguousarray(texels[..., side], dtype=np.float32) for side in range(2))
+    colour = cv2.remap(small, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    cover = cv2.remap(np.ones(small.shape[:2], np.float32), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    _blend(image, first, size, colour, cover * known.astype(np.float32))
+
+
+def _before(street: Street, take: Take, view: StreetView) -> tuple[np.ndarray, np.ndarray]:
+    """The camera in the sheet's millimetres: its place ``[3]``, and ``[3, 3]`` by which its rays are multiplied."""
+    before = patch_to_camera(take, view) / street.metres  # millimetres
+    axes = np.column_stack([before[:, :2], np.cross(before[:, 0], before[:, 1])])
+    return -before[:, 2] @ axes, axes
+
+
+def _on_wrap(street: Street, take: Take, view: StreetView, wrap: Wrap, points: np.ndarray) -> np.ndarray:
+    """``[n, 2]`` pixels of the sheet's points ``[n, 2]``, those that the cylinder hides too."""
+    eye, axes = _before(street, take, view)
+    before = (wrap.places(points) - eye) @ axes.T
+    pixels = before @ street.matrix.T
+    return np.asarray(pixels[:, :2] / pixels[:, 2:])
+
+
+def _window(image: np.ndarray, outline: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Left upper pixel, and width and height, of the part of an image that an outline may touch; None where none."""
+    limit = np.array(image.shape[1::-1])
+    first = np.clip(np.floor(outline.min(axis=0)).astype(int) - 1, 0, limit)
+    size = np.clip(np.ceil(outline.max(axis=0)).astype(int) + 2, 0, limit) - first
+    return (first, size) if size.min() > 0 else None
+
+
+def _shrunk(paper: np.ndarray, pixels: float) -> np.ndarray:
+    """Two texels a pixel where the paper is nearest: then bilinear samples, three a pixel, leave nothing out.
+
+    Args:
+        paper: ``[h, w, 3]``.
+        pixels: of the image, that a texel spans there.
+    """
+    shrink = min(1.0, 2 * pixels)
+    shape = max(1, round(paper.shape[1] * shrink)), max(1, round(paper.shape[0] * shrink))
+    return cv2.resize(paper, shape, interpolation=cv2.INTER_AREA) if shrink < 1 else paper
+
+
+def _blend(image: np.ndarray, first: np.ndarray, size: np.ndarray, colour: np.ndarray, cover: np.ndarray) -> None:
+    """Put the samples of a window into the image."""
     both = np.dstack([colour * cover[..., None], cover])
-    both = cv2.resize(both, (int(width), int(height)), interpolation=cv2.INTER_AREA)
-    part = image[first[1] : first[1] + height, first[0] : first[0] + width]
+    both = cv2.resize(both, (int(size[0]), int(size[1])), interpolation=cv2.INTER_AREA)
+    part = image[first[1] : first[1] + size[1], first[0] : first[0] + size[0]]
     part *= 1 - both[..., 3:]
     part += both[..., :3]
 
 
-def truth(street: Street, take: Take, view: StreetView, number: int) -> Truth:
-    """Where the patch is in a frame, by the camera that draws it."""
+def truth(street: Street, take: Take, view: StreetView, number: int, wrap: Wrap | None = None) -> Truth:
+    """Where the patch is in a frame, by the camera that draws it; around a cylinder, its angles are its middle's."""
     sheet = street.sheet
     width, height = sheet.size_mm
-    to_pixels = street.homography(take, view)
-    corners = _project(to_pixels, np.array([(0, 0), (width, 0), (width, height), (0, height)]))
-    marks = _project(to_pixels, np.concatenate(list(sheet.markers.values())))
+
+    def project(points: np.ndarray) -> np.ndarray:
+        if wrap is not None:
+            return _on_wrap(street, take, view, wrap, points)
+        return _project(street.homography(take, view), points)
+
+    corners = project(np.array([(0.0, 0.0), (width, 0), (width, height), (0, height)]))
+    marks = project(np.concatenate(list(sheet.markers.values())))
     before = patch_to_camera(take, view) / street.metres  # millimetres before the camera
     turned = np.column_stack([before[:, :2], np.cross(before[:, 0], before[:, 1])])
     place = before @ [width / 2, height / 2, 1]

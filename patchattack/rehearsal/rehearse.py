@@ -19,6 +19,7 @@ from patchattack.rehearsal.film import Paper, film, photograph_chart, write_trut
 from patchattack.rehearsal.poses import BARS, SMALLEST, STEEPEST, by_take, compare
 from patchattack.rehearsal.street import DriveBy, Lab, Street
 from patchattack.rehearsal.unknown import Unknown
+from patchattack.rehearsal.wrap import wrapped
 from patchattack.webcam.camera_victim import CameraVictim
 from patchattack.webcam.capture import open_source
 from patchattack.webcam.evaluator import evaluate
@@ -43,6 +44,7 @@ class RehearsalPlan:
         unknown: printer and camera.
         fps: frames a second of the videos.
         control: the camera's ways are also filmed with the second of the sheets, which carries a random patch.
+        radius_mm: of the upright cylinder that the sheet is wrapped around; None for a flat sheet.
 
     Raises:
         InputError: no markers, a sheet that was laid out with other settings, or a number that cannot be.
@@ -54,6 +56,7 @@ class RehearsalPlan:
     unknown: Unknown
     fps: float
     control: bool = False
+    radius_mm: float | None = None
 
     def __post_init__(self) -> None:
         sheet = self.setup.sheets[0]
@@ -68,6 +71,7 @@ class RehearsalPlan:
             raise InputError("control: expected a run whose layout.json has a control sheet, got none; print it anew")
         if not 0 < self.fps <= 240:
             raise InputError(f"fps: expected frames a second above 0, up to 240, got {self.fps}")
+        wrapped(sheet, self.radius_mm)
 
 
 def make_plan(
@@ -85,6 +89,7 @@ def make_plan(
     independent: float,
     pass_by: PassByRule = STANDARD,
     control: bool = False,
+    radius_mm: float | None = None,
 ) -> RehearsalPlan:
     """A plan in which the victim sees the world as it saw its data: frames, field of view and height of the camera.
 
@@ -99,7 +104,7 @@ def make_plan(
         size: ``(h, w)`` within which the videos are as large as the proportions of the victim's frames allow.
         fps: frames a second of the videos.
         keep, independent, pass_by: as of :class:`Setup`; the scale of the pass-bys is the street's.
-        control: as of :class:`RehearsalPlan`.
+        control, radius_mm: as of :class:`RehearsalPlan`.
 
     Raises:
         InputError: as of :class:`Plan`, :class:`Setup` and :func:`frame_size`.
@@ -123,7 +128,7 @@ def make_plan(
         seed,
     )
     setup = replace(setup, pass_by=replace(pass_by, scale=street.model))
-    return RehearsalPlan(setup, printer, street, unknown, fps, control)
+    return RehearsalPlan(setup, printer, street, unknown, fps, control, radius_mm)
 
 
 def frame_size(most: Sequence[int], victim: Sequence[int] | None) -> tuple[int, int]:
@@ -183,12 +188,13 @@ def rehearse(
         height, width = patch.mask.shape[1:]
         other = Patch(random_texture(height, width, 0), patch.mask.cpu(), patch.size_mm)
         papers.append(print_sheet(folder / "control.png", plan.printer, sheets[1], other, plan.unknown))
+    wrap = wrapped(sheets[0], plan.radius_mm)
     found: dict[str, Any] = {}
     for name, part in parts.items():
         own = folder / name
         own.mkdir(exist_ok=True)
         video = own / "video.mp4"
-        truths = film(video, plan.street, part.takes(plan.street), papers, plan.unknown, plan.fps, progress)
+        truths = film(video, plan.street, part.takes(plan.street), papers, plan.unknown, plan.fps, wrap, progress)
         write_truth(own / "truth.csv", truths)
         frames = plan.setup.trials[0].frames
         capture = open_source(str(video), frames)

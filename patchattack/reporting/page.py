@@ -51,7 +51,9 @@ _STYLE: dict[Any, Any] = {
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render one of this folder's templates as an HTML file that asks nothing of any server and runs no script.
+    """Render one of this folder's templates as an HTML file that asks nothing of any server.
+
+    It runs no script, but for the board's own.
 
     Raises:
         InputError: the file cannot be written.

@@ -76,7 +76,7 @@ def _conditions_table(numbers: Numbers) -> str:
             for level in numbers.levels(axis):
                 point = (*pair, axis, level)
                 means = (cell(numbers.measured.get((*point, one)))[0] for one in ("random", "patch"))
-                block.append([*names, level_name(level), *means, *_excess_cells(numbers, point)])
+                block.append([*names, level_name(level, varied.kind), *means, *_excess_cells(numbers, point)])
                 names = [""] * len(names)
             blocks.append(block)
     words = [*(["Patch"] if several else []), "Condition", "Level"]

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchattack.controls import CONDITIONS
-from patchattack.reporting.page import DAY, axes_of, draw_intervals, dress, label_ends, number
+from patchattack.reporting.page import ARROWS, DAY, axes_of, draw_intervals, dress, label_ends, number
 from patchattack.reporting.report import Example
-from patchattack.reporting.sweep_numbers import ENDS, EXCESS, Level, Numbers, Pair, Row, level_name
+from patchattack.reporting.sweep_numbers import ENDS, EXCESS, REACH, Level, Numbers, Pair, Row, level_name, sentence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 BANDS = {"grey": DAY["muted"], "random": DAY["random"], "patch": DAY["patch"]}  # drawn with intervals, the last on top
 
@@ -29,8 +30,10 @@ def figures_of(numbers: Numbers) -> dict[str, Callable[[], Figure]]:
         figures["excess"] = partial(_draw_excess, numbers)
     for pair in numbers.pairs:
         figures[numbers.figure("baseline", pair)] = partial(_draw_baseline, numbers, pair)
+        if numbers.levels(REACH):
+            figures[numbers.figure(REACH, pair)] = partial(_draw_reach, numbers, pair)
         for axis, varied in numbers.evidence.axes.items():
-            draw = _draw_maps if varied.kind == "grid" else _draw_curves
+            draw = _draw_maps if varied.kind in ("grid", "half_sphere") else _draw_curves
             figures[numbers.figure(axis, pair)] = partial(draw, numbers, pair, axis)
     return figures
 
@@ -61,6 +64,28 @@ def _draw_baseline(numbers: Numbers, pair: Pair) -> Figure:
     low, high = _unit(numbers.measured)
     axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
     axes.set_xlabel(textwrap.fill(numbers.label, 50))
+    return figure
+
+
+def _draw_reach(numbers: Numbers, pair: Pair) -> Figure:
+    """The metric around the patch against the distance from its edge, each ring at its middle."""
+    assert numbers.evidence.reach is not None
+    metric, regions = numbers.evidence.reach
+    figure, (axes,) = _panels([2.0])
+    x = np.array([(low + high) / 2 for low, high in regions.values()])
+    ends = []
+    for name, colour in (BANDS | {"drawn": DAY["ink"]}).items():
+        values = _values(numbers.around, [(*pair, REACH, region, name) for region in regions])
+        if np.isfinite(values[0]).any():
+            _draw_band(axes, x, values, colour, joined=True)
+            ends.append((ENDS.get(name, CONDITIONS[name]), colour, _last(values[0])))
+    _scale(
+        axes,
+        f"{sentence(numbers.evidence.labels[metric])} {ARROWS[numbers.evidence.arrows[metric]]}",
+        _unit(numbers.around),
+    )
+    axes.set_xlabel("distance from the patch's edge (sides of the patch)")
+    label_ends(axes, ends)
     return figure
 
 
@@ -98,7 +123,7 @@ def _draw_curves(numbers: Numbers, pair: Pair, axis: str) -> Figure:
         panels[-1].margins(x=0.03)
     else:
         panels[-1].set_xlim(-0.5, len(x) - 0.5)
-        panels[-1].set_xticks(x, [textwrap.fill(level_name(level), 12) for level in levels])
+        panels[-1].set_xticks(x, [textwrap.fill(level_name(level, varied.kind), 12) for level in levels])
     panels[-1].set_xlabel(textwrap.fill(varied.label, 50))
     ends = [(ENDS[name], BANDS.get(name, DAY["ink"]), _last(curves[name][0])) for name in ENDS if name in curves]
     if others:
@@ -170,13 +195,15 @@ def _scale(axes: Axes, name: str, limits: tuple[float, float]) -> None:
 
 
 def _draw_maps(numbers: Numbers, pair: Pair, axis: str) -> Figure:
-    """Over the frame, seen as the camera does: the patch's success and its excess over random."""
+    """Over the frame, seen as the camera does, or over the poses of a half-sphere, seen from the patch: the patch's
+    success and its excess over random.
+    """
     from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    levels = numbers.levels(axis)
+    levels, sphere = numbers.levels(axis), numbers.evidence.axes[axis].kind == "half_sphere"
     points = [(*pair, axis, level) for level in levels]
-    width, aspect = rcParams["figure.figsize"][0], _aspect(numbers.evidence.examples)
+    width, aspect = rcParams["figure.figsize"][0], 1.0 if sphere else _aspect(numbers.evidence.examples)
     figure = Figure(figsize=(width, 0.45 + 0.48 * width * aspect), layout="constrained")
     left, right = figure.subplots(1, 2)
     success = _values(numbers.measured, [(*point, "patch") for point in points])[0]
@@ -194,7 +221,7 @@ def _draw_maps(numbers: Numbers, pair: Pair, axis: str) -> Figure:
         dress(axes)
         axes.set_title(textwrap.fill(name, 26), loc="left", color=DAY["muted"], size=8)
         axes.set_box_aspect(aspect)
-        _draw_map(axes, levels, means, colours, bold, 0.45 * width)
+        (_draw_sphere if sphere else _draw_map)(axes, levels, means, colours, bold, 0.45 * width)
     return figure
 
 
@@ -209,27 +236,67 @@ def _aspect(examples: Sequence[Example]) -> float:
 def _draw_map(
     axes: Axes, levels: Sequence[Level], means: np.ndarray, strength: np.ndarray, bold: Sequence[bool], width: float
 ) -> None:
+    """Numbers on the fields of a grid."""
+    from matplotlib.patches import Rectangle
+
+    cells = [(int(level[0]), level[1]) for level in levels if isinstance(level, tuple)]
+    rows, columns = (1 + max(cell[part] for cell in cells) for part in range(2))
+    fields = [Rectangle((column, row), 1, 1) for row, column in cells]
+    middles = [(column + 0.5, row + 0.5) for row, column in cells]
+    _fill_fields(axes, fields, middles, means, strength, bold, width / columns)
+    axes.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
+
+
+def _draw_sphere(
+    axes: Axes, levels: Sequence[Level], means: np.ndarray, strength: np.ndarray, bold: Sequence[bool], width: float
+) -> None:
+    """Numbers on rings: the camera's polar angle grows outwards, and each field lies on the camera's side."""
+    from matplotlib.patches import Wedge
+
+    poses = [level for level in levels if isinstance(level, tuple)]
+    polar = sorted({pose[0] for pose in poses})
+    rings = {angle: (place, place + 1) for place, angle in enumerate(polar, start=0 if polar[0] == 0 else 1)}
+    fields, middles = [], []
+    for angle, azimuth in poses:
+        inner, outer = rings[angle]
+        half = 360 / (2 * sum(pose[0] == angle for pose in poses))
+        fields.append(Wedge((0, 0), outer, azimuth - half, azimuth + half, width=outer - inner))
+        far, way = (inner + outer) / 2 if angle else 0.0, math.radians(azimuth)
+        middles.append((far * math.cos(way), far * math.sin(way)))
+    end = max(outer for _, outer in rings.values())
+    _fill_fields(axes, fields, middles, means, strength, bold, width / (2.4 * end))
+    for angle, (inner, outer) in rings.items():
+        axes.text(0, -(inner + outer) / 2 - 0.32, f"{angle:g}°", ha="center", size=6, color=DAY["muted"])
+    axes.set(xlim=(-end, end), ylim=(-end, end), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _fill_fields(
+    axes: Axes,
+    fields: Sequence[Patch],
+    middles: Sequence[tuple[float, float]],
+    means: np.ndarray,
+    strength: np.ndarray,
+    bold: Sequence[bool],
+    width: float,
+) -> None:
     """Numbers on fields that are the more orange the stronger the attack, blue where random is stronger.
 
     Fields are so faint that the page's ink is legible on them by day and by night.
     """
-    from matplotlib.patches import Rectangle
-
-    cells: list[tuple[int, int]] = [level for level in levels if isinstance(level, tuple)]
-    rows, columns = (1 + max(cell[part] for cell in cells) for part in range(2))
     texts = [number(float(mean)) for mean in means]
-    size = min(8.0, 72 * width / columns / (0.75 * max(map(len, texts))))
-    for (row, column), text, value, strong in zip(cells, texts, strength, bold, strict=True):
+    size = min(8.0, 72 * width / (0.75 * max(map(len, texts))))
+    for field, middle, text, value, strong in zip(fields, middles, texts, strength, bold, strict=True):
         share = float(np.nan_to_num(value))
         colour = DAY["patch"] if share > 0 else DAY["random"]
-        axes.add_patch(Rectangle((column, row), 1, 1, facecolor=colour, alpha=min(0.6 * abs(share), 0.6), linewidth=0))
+        field.set(facecolor=colour, alpha=min(0.6 * abs(share), 0.6), linewidth=0)
+        axes.add_patch(field)
         axes.text(
-            *(column + 0.5, row + 0.5, text),
+            *(*middle, text),
             ha="center",
             va="center",
             size=size,
             color=DAY["ink"] if strong else DAY["muted"],
             weight="bold" if strong else "normal",
         )
-    axes.set(xlim=(0, columns), ylim=(rows, 0), xticks=[], yticks=[])
-    axes.spines[:].set_visible(True)

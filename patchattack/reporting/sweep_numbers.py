@@ -18,8 +18,9 @@ from patchattack.statistics import Outcome
 SIGNIFICANT = 0.05  # after the correction for many comparisons
 ENDS = {"clean": "no patch", "grey": "grey card", "random": "random patch", "patch": "patch"}  # names of curves
 EXCESS = "Excess over random"
+REACH = "reach"
 Row = dict[str, Any]
-Level = float | str | tuple[int, int]
+Level = float | str | tuple[int, int] | tuple[float, int]
 Pair = tuple[str, str]  # victim and patch
 
 
@@ -29,8 +30,9 @@ class PlottedAxis:
 
     Attributes:
         label: in words, with its unit.
-        levels: that were measured, in their order; of a grid (row, column), from the frame's top left.
-        kind: ``line``, ``grid`` (places in the frame) or ``category``.
+        levels: that were measured, in their order; of a grid (row, column), from the frame's top left; of a half-sphere
+            (polar angle, azimuth) in degrees.
+        kind: ``line``, ``grid`` (places in the frame), ``half_sphere`` or ``category``.
     """
 
     label: str
@@ -57,6 +59,12 @@ class Evidence:
             the patch beyond the random patch in the primary metric, paired; above zero it is the stronger attack.
         destruction: ``victim``, ``patch``, ``axis``, ``level``, ``rate``, ``low``, ``high``, ``n``: fraction of the
             baseline's successes that the level undoes (Kurakin et al. 2016).
+        breaks: ``victim``, ``patch``, ``axis``, ``level``, ``low``, ``high``, ``n``, ``rises``: where half of the
+            scenes are won; None lies beyond the levels.
+        worst: ``victim``, ``patch``, ``axis``, ``level``, ``condition``, ``mean``, ``low``, ``high``, ``n``: the
+            primary metric at the place where the patch is strongest, on scenes that did not choose it.
+        reach: metric that was measured around the patch, and its regions by their distances from and to, in sides of
+            the patch; None where no metric has a value in every pixel.
         primary_metric: metric and region that decide.
         labels: metric to words, with the unit.
         arrows: metric to "lower" or "higher": the way of a stronger attack.
@@ -78,6 +86,9 @@ class Evidence:
     rows: list[Row]
     excess: list[Row]
     destruction: list[Row]
+    breaks: list[Row]
+    worst: list[Row]
+    reach: tuple[str, dict[str, tuple[float, float]]] | None
     primary_metric: tuple[str, str]
     labels: dict[str, str]
     arrows: dict[str, str]
@@ -96,40 +107,72 @@ class Numbers:
         pairs: victim and patch, in the rows' order, to the words that tell the pair from the others.
         conditions: that the primary metric was measured under, in their order.
         measured: ``(victim, patch, axis, level, condition)`` to the primary metric's row.
+        around: the same of the axis :data:`REACH`, whose levels are the rings around the patch, of the metric that has
+            them.
         excess, destroyed: ``(victim, patch, axis, level)`` to their rows.
         label: the primary metric in words, with the way of a stronger attack.
     """
 
     def __init__(self, evidence: Evidence) -> None:
-        metric = evidence.primary_metric[0]
+        primary = evidence.primary_metric[0]
         rows = [row for row in evidence.rows if (row["metric"], row["region"]) == evidence.primary_metric]
         pairs = list(dict.fromkeys((row["victim"], row["patch"]) for row in rows))
         self.evidence = evidence
         self.pairs = {pair: _pair_name(pair, pairs) for pair in pairs}
         self.conditions = in_order({row["condition"] for row in rows})
         self.measured = {(*_point(row), row["condition"]): row for row in rows}
+        metric, rings = evidence.reach or ("", {})
+        self.around = {
+            (row["victim"], row["patch"], REACH, row["region"], row["condition"]): row
+            for row in evidence.rows
+            if row["metric"] == metric and row["axis"] == "baseline" and row["region"] in rings
+        }
         self.excess = {_point(row): row for row in evidence.excess}
         self.destroyed = {_point(row): row | {"mean": row["rate"]} for row in evidence.destruction}
-        self.label = f"{sentence(evidence.labels[metric])} {ARROWS[evidence.arrows[metric]]}"
+        self.label = f"{sentence(evidence.labels[primary])} {ARROWS[evidence.arrows[primary]]}"
 
     def levels(self, axis: str) -> list[Level]:
         """Those of an axis, in the order in which they are shown; the baseline has one, without a name."""
         if axis == "baseline":
             return [""]
+        if axis == REACH:
+            return list(self.evidence.reach[1]) if self.evidence.reach else []
         varied = self.evidence.axes[axis]
         return sorted(varied.levels, key=float) if varied.kind == "line" else varied.levels  # type: ignore[arg-type]
 
     def level_names(self, axis: str) -> list[str]:
         """The levels in words."""
-        return [level_name(level) for level in self.levels(axis)]
+        kind = self.evidence.axes[axis].kind if axis in self.evidence.axes else "line"
+        return [level_name(level, kind) for level in self.levels(axis)]
+
+    def heading(self, axis: str) -> str:
+        """What the levels of an axis are."""
+        return "distance from the patch's edge" if axis == REACH else self.evidence.axes[axis].label
+
+    def remarks(self, pair: Pair, axis: str) -> list[str]:
+        """What an axis says besides its means."""
+        here = {"victim": pair[0], "patch": pair[1], "axis": axis}
+        said = [_break(row) for row in self.evidence.breaks if here.items() <= row.items()]
+        worst = {row["condition"]: row for row in self.evidence.worst if here.items() <= row.items()}
+        if worst:
+            place = level_name(worst["patch"]["level"], self.evidence.axes[axis].kind)
+            patch, random = (" ".join(cell(worst[name])) for name in ("patch", "random"))
+            said.append(
+                f"The patch is strongest at {place}: {patch}, a random patch {random} (chosen on half of the scenes, "
+                f"measured on the other {worst['patch']['n']})."
+            )
+        return said
 
     def table(self, pair: Pair, axis: str) -> list[tuple[str, list[tuple[str, str]]]]:
         """What stands behind a figure: the lines' names and, for each level, a number and its interval."""
         points = [(*pair, axis, level) for level in self.levels(axis)]
+        measured = self.around if axis == REACH else self.measured
         lines = [
-            (CONDITIONS.get(name, name), [cell(self.measured.get((*point, name))) for point in points])
+            (CONDITIONS.get(name, name), [cell(measured.get((*point, name))) for point in points])
             for name in reversed(self.conditions)
         ]
+        if axis == REACH:
+            return lines
         found = [self.excess.get(point) for point in points]
         lines.append((EXCESS, [cell(row) for row in found]))
         lines.append(("p, corrected", [(probability(row["p_adjusted"]) if row else "–", "") for row in found]))
@@ -140,7 +183,9 @@ class Numbers:
 
     def metrics(self, pair: Pair) -> dict[tuple[str, str], dict[str, Row]]:
         """Every metric at the baseline, by metric and region, and condition."""
-        return by_metric(row for row in self.evidence.rows if _point(row) == (*pair, "baseline", ""))
+        around = self.evidence.reach[1] if self.evidence.reach else {}
+        rows = (row for row in self.evidence.rows if row["region"] not in around)
+        return by_metric(row for row in rows if _point(row) == (*pair, "baseline", ""))
 
     def certain(self, points: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Where the patch differs from the random one beyond chance."""
@@ -169,10 +214,23 @@ def sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def level_name(level: Level) -> str:
+def _break(row: Row) -> str:
+    """Where half of the scenes are won, in words."""
+    if row["level"] is None:
+        return "Half of the scenes are won at none of these levels, or at all of them."
+    low, high = ("beyond" if row[end] is None else number(row[end]) for end in ("low", "high"))
+    return (
+        f"Half of the scenes are won at {number(row['level'])} [{low}, {high}], more of them "
+        f"{'above' if row['rises'] else 'below'} it."
+    )
+
+
+def level_name(level: Level, kind: str) -> str:
     """A level in words; places count from the top left."""
+    if isinstance(level, tuple) and kind == "half_sphere":
+        return f"{level[0]:g}° towards {level[1]}°"
     if isinstance(level, tuple):
-        return f"row {level[0] + 1}, column {level[1] + 1}"
+        return f"row {int(level[0]) + 1}, column {level[1] + 1}"
     return level if isinstance(level, str) else f"{level:g}".replace("-", "−")
 
 

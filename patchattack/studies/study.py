@@ -110,6 +110,11 @@ def publish_table(
         InputError: the file cannot be written.
     """
     files.write(folder / "table.tex", latex.table(heads, [lines], words, [verdict, note]))
+    return "\n".join([verdict, "", markdown(heads, lines, words), "", note])
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]], words: int) -> str:
+    """A table in Markdown; arguments as of :func:`publish_table`."""
     rule = "| " + " | ".join(["---"] * words) + " |" + " ---: |" * (len(heads) - words)
-    rows = ["| " + " | ".join(cells) + " |" for cells in (heads, *lines)]
-    return "\n".join([verdict, "", rows[0], rule, *rows[1:], "", note])
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in (heads, *lines)]
+    return "\n".join([rows[0], rule, *rows[1:]])

@@ -518,3 +518,12 @@ def test_changes_are_red_where_it_is_nearer_and_blue_where_it_is_farther(is_metr
     farther, nearer = pictures[0], pictures[-1]
     assert (farther[2] > farther[0]).all()
     assert (nearer[0] > nearer[2]).all()
+
+
+@pytest.mark.parametrize("is_metric", [True, False])
+def test_pixels_average_to_the_error_over_the_frame(is_metric: bool) -> None:
+    attack, clean = bound(is_metric), ramp() + 1
+    output = on_patch(clean, 10)
+    metrics = attack.metrics(output, clean, scene(), view())
+    assert attack.reach == "error"
+    torch.testing.assert_close(attack.per_pixel(output, clean).mean(), metrics["error", "all"][0])

@@ -27,7 +27,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, command: Callable[..., Any], tiny: tuple[str, ...]) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert command("attack=flow", "victim=flow_matching", *tiny, f"output={folder}").status == 0
+    assert command("attack=flow", "victim=flow_matching", *tiny, "trainer.test_draws=2", f"output={folder}").status == 0
     return folder
 
 

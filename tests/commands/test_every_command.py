@@ -14,8 +14,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from patchattack import commands
 
 NAMES = [module.name for module in pkgutil.iter_modules(commands.__path__)]
-WITHOUT_ATTACK = ("calibrate", "check_victim", "compare", "one_pixel", "print")
+WITHOUT_ATTACK = ("bench", "calibrate", "check_victim", "compare", "one_pixel", "print")
 WORK = {"calibrate": "write_chart"}
+WORDS = {"bench": "run", "calibrate": "chart"}
 
 
 COMPOSED: dict[str, Any] = {}
@@ -37,7 +38,7 @@ def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def arguments(name: str) -> list[str]:
     """As few as it takes to reach the command's own work."""
-    words = ["chart"] if name == "calibrate" else []
+    words = [WORDS[name]] if name in WORDS else []
     return words if name in WITHOUT_ATTACK else [*words, "attack=classification"]
 
 

@@ -41,7 +41,15 @@ def test_sheets_of_a_run(folder: Path, command: Callable[..., Any]) -> None:
 
 
 def run(**parts: Any) -> None:
-    nothing = {"run": None, "patch": None, "control": False, "blank": False, "png": False, "output": None}
+    nothing = {
+        "run": None,
+        "patch": None,
+        "control": False,
+        "blank": False,
+        "png": False,
+        "proof": None,
+        "output": None,
+    }
     print_command.run(nothing | {"print": Sheet()} | parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 import tarfile
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from patchattack.addresses import Cache, Place
+from patchattack.addresses import Cache, Place, open_place, shards
 from patchattack.data.frames import Frames
 from patchattack.data.photographs import Photographs
 from patchattack.errors import InputError
@@ -187,3 +188,47 @@ def test_a_service_that_speaks_s3_gives_the_same_scenes(folder: Path, monkeypatc
         assert torch.equal(whole.__getitems__([0, 3, 2]).frames, far.__getitems__([0, 3, 2]).frames)
     finally:
         service.stop()
+
+
+@pytest.fixture(scope="module")
+def series(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder in three archives, a file here and one there; one that does not belong to it is beside them."""
+    there = tmp_path_factory.mktemp("shards")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for number in range(3):
+        with tarfile.open(there / f"shard-{number + 8:02}.tar", "w") as archive:
+            for path in files[number::3]:
+                archive.add(path, path.relative_to(folder))
+    shutil.copy(there / "shard-08.tar", there / "shard-11.tar")
+    return str(there / "shard-{08..10}.tar")
+
+
+@pytest.mark.parametrize("kind", [Frames, Photographs])
+def test_shards_hold_what_the_folder_holds(kind: Callable[..., Source], series: str, folder: Path) -> None:
+    whole, sharded = kind(root=str(folder), size=(16, 24)), kind(root=series, size=(16, 24))
+    assert (len(sharded), sharded.classes) == (len(whole), whole.classes)
+    indices = [*range(len(whole))]
+    again = pickle.loads(pickle.dumps(sharded))  # as for processes that load
+    for one in (sharded, again):
+        assert torch.equal(one.__getitems__(indices).frames, whole.__getitems__(indices).frames)
+
+
+def test_a_series_names_its_numbers() -> None:
+    assert shards("s3://a/b-{098..101}.tar") == [f"s3://a/b-{number}.tar" for number in ("098", "099", "100", "101")]
+    assert shards("a/b.tar") == ["a/b.tar"]
+    with pytest.raises(InputError, match=r"expected a series that rises, as \{000..099\}, got \{3..2\}"):
+        shards("b-{3..2}.tar")
+
+
+def test_shards_that_are_missing_cut_off_or_hold_the_same_are_refused(series: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"shard-11.tar; rename one"):
+        open_place(series.replace("10", "11"), 0)
+    with pytest.raises(InputError, match=r"shard-07.tar: expected an address that can be read"):
+        open_place(series.replace("08", "07"), 0)
+    for number in (8, 9):
+        whole = Path(series.replace("{08..10}", f"{number:02}")).read_bytes()
+        (tmp_path / f"shard-{number}.tar").write_bytes(
+            whole if number == 8 else whole[: len(whole) // 1024 * 512 - 512]
+        )
+    with pytest.raises(InputError, match=r"shard-9.tar: expected"):
+        open_place(str(tmp_path / "shard-{8..9}.tar"), 0)

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from test_board import some_rows, write_rows
 from test_compare import write_run
 from test_report import some_report
 from test_sweep_report import some_evidence
 from test_webcam_report import some_field
 
+from patchattack.benchmark import board
 from patchattack.reporting.compare import load_runs, write_comparison
 from patchattack.reporting.report import write_report
 from patchattack.reporting.sweep import write_evidence
@@ -23,7 +25,7 @@ from patchattack.reporting.transfer import Matrix, write_matrix
 from patchattack.reporting.webcam import write_field
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-PAGES = ("report", "report_of_close_values", "evidence", "evidence_of_several", "compare", "matrix", "field")
+PAGES = ("report", "report_of_close_values", "evidence", "evidence_of_several", "compare", "matrix", "field", "board")
 WIDTHS = (390, 1440)
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome in the PATH")
@@ -37,7 +39,7 @@ FAULTY = """<!DOCTYPE html><html><head>
 
 # A frame for each page and width; what is seen in them is written into the outer page, which the browser prints.
 FRAME = '<iframe name="{page}" src="{page}.html" style="width: {width}px; height: 900px; border: 0"></iframe>'
-LOOK = """
+LOOK = r"""
 addEventListener("load", () => {
   const seen = [...document.querySelectorAll("iframe")].map(({name, contentWindow: view, contentDocument: page}) => ({
     page: name,
@@ -52,6 +54,15 @@ addEventListener("load", () => {
         .filter(([, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
           && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.4 * Math.min(a.height, b.height))
         .map(([other]) => `${one} | ${other}`));
+    }),
+    lines: [...page.querySelectorAll("table.board")].map(table => {
+      const button = table.tHead.querySelectorAll("button")[Number(table.dataset.count === "patches")];
+      button.click();
+      button.click();
+      const choice = page.querySelector("select[name=knowledge]");
+      choice.value = "transfer";
+      choice.dispatchEvent(new Event("change"));
+      return [...table.tBodies[0].rows].filter(line => !line.hidden).map(line => line.innerText.replace(/\s+/g, " "));
     }),
   }));
   document.getElementById("seen").textContent = JSON.stringify(seen);
@@ -87,6 +98,8 @@ def look(tmp_path_factory: pytest.TempPathFactory) -> Look:
     several = some_evidence(("flow_encoder_decoder", "a"), ("a_network_with_a_long_name", "a"), axes=axes)
     write_evidence(folder / "several", several)
     shutil.move(folder / "several" / "report.html", folder / "evidence_of_several.html")
+    of_two = some_rows() + some_rows(victim="other")
+    board.publish([write_rows(folder / "rows", of_two)], folder, "patchattack bench board")
     (folder / "faulty.html").write_text(FAULTY)
 
     frames = "".join(FRAME.format(page=page, width=width) for page in (*PAGES, "faulty") for width in WIDTHS)
@@ -130,8 +143,16 @@ def test_the_page_is_as_it_should_be(look: Look, page: str, width: int) -> None:
     seen = look.seen[page, width]
     assert seen["needed"] <= width
     assert seen["requests"] == []
-    assert page == "matrix" or seen["pictures"]
+    assert page in ("matrix", "board") or seen["pictures"]
     assert all(width > 0 for width in seen["pictures"])
-    assert seen["figures"]
-    assert min(seen["figures"]) > 50
+    assert page == "board" or seen["figures"]
+    assert min(seen["figures"], default=51) > 50
     assert seen["colliding"] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_board_sorts_and_filters(look: Look, width: int) -> None:
+    victims, patches = look.seen["board", width]["lines"]
+    assert [line.split()[0] for line in victims] == ["other", "net"]  # downwards; the strongest patch is transferred
+    assert [line.split()[0] for line in patches] == ["strong", "strong"]
+    assert ["other" in line for line in patches] == [True, False]

@@ -27,14 +27,16 @@ VOID = {"img", "meta", "br", "path", "use", "rect"}
 AXES = {
     "yaw": PlottedAxis("yaw (°)", [30.0, -30.0, 0.0], "line"),  # not in their order
     "location": PlottedAxis("place of the centre", [(row, column) for row in range(2) for column in range(3)], "grid"),
+    "half_sphere": PlottedAxis("pose", [(0.0, 0), *((40.0, azimuth) for azimuth in range(0, 360, 45))], "half_sphere"),
     "print": PlottedAxis("print <model>", ["off", "on"], "category"),
 }
+RINGS = {"0 to 1 sides away": (0.0, 1.0), "1 to 2 sides away": (1.0, 2.0)}
 MEANS = {"clean": 0.0, "grey": 0.02, "white": 0.03, "random": 0.05, "patch": 0.6}
 
 
 def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) -> Evidence:
     """Values tell where they belong: every further level adds 0.01, every further pair 0.1."""
-    rows, excess, destruction = [], [], []
+    rows, excess, destruction, breaks, worst = [], [], [], [], []
     for add, (victim, patch) in enumerate(pairs or [("net", "stop")]):
         varied = [(axis, level, n) for axis in axes for n, level in enumerate(axes[axis].levels)]
         for axis, level, n in [("baseline", "", 0), *varied]:
@@ -43,12 +45,19 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) 
                 value = mean + (0.1 * add + 0.01 * n if condition == "patch" else 0)
                 row = place | {"condition": condition, "mean": value, "low": value * 0.9, "high": value * 1.1 + 0.01}
                 rows += [row | {"metric": metric, "region": "all"} for metric in ("success", "confidence")]
+                if axis == "baseline":
+                    rows += [row | {"metric": "confidence", "region": ring} for ring in RINGS]
             value = 0.55 + 0.1 * add + 0.01 * n
             # Of each axis the first level is chance's.
             p = 0.25 if axis != "baseline" and n == 0 else 0.0001
             excess.append(place | {"mean": value, "low": value - 0.1, "high": value + 0.1, "p": p / 5, "p_adjusted": p})
             if axis == "yaw":
                 destruction.append(place | {"rate": 0.123, "low": 0.1, "high": 0.2})
+        pair = {"victim": victim, "patch": patch}
+        breaks.append(pair | {"axis": "yaw", "level": 12.5, "low": None, "high": 20.0, "n": 40, "rises": False})
+        for condition in ("random", "patch"):
+            place = {"axis": "half_sphere", "level": (40.0, 90), "condition": condition, "n": 20}
+            worst.append(pair | place | {"mean": MEANS[condition], "low": 0.01, "high": 0.7})
     panel = Panel(torch.rand(3, 9, 16), torch.rand(3, 9, 16))
     return Evidence(
         title="sweep <1>",
@@ -62,6 +71,9 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) 
         rows=rows,
         excess=excess,
         destruction=destruction,
+        breaks=breaks,
+        worst=worst,
+        reach=("confidence", RINGS),
         primary_metric=("success", "all"),
         labels={"success": "attack success rate", "confidence": "probability in $x_1$"},
         arrows={"success": "higher", "confidence": "higher"},
@@ -128,7 +140,7 @@ def shown(folder: Path) -> Page:
 def test_the_page_is_whole_and_asks_nothing_of_anybody(shown: Page) -> None:
     check_asks_nothing(shown)
     assert sum(tag == "img" for tag, _ in shown.tags) == 1 + 1 + 3 * 2  # patch, legend, conditions × (frame, output)
-    assert sum(tag == "svg" for tag, _ in shown.tags) == 1 + len(AXES)
+    assert sum(tag == "svg" for tag, _ in shown.tags) == 2 + len(AXES)  # the baseline and the reach, too
 
 
 def test_the_page_shows_everything_and_escapes_it(shown: Page) -> None:
@@ -151,8 +163,10 @@ def test_figures_turn_with_the_theme(shown: Page) -> None:
 
 def test_behind_every_picture_are_its_numbers(shown: Page) -> None:
     tables = shown.source.split("<details>")[1:]
-    assert len(tables) == 1 + len(AXES)
-    yaw, location, printed = (re.sub(r"<[^>]*>", " ", table.split("</details>")[0]).split() for table in tables[1:])
+    assert len(tables) == 2 + len(AXES)
+    around, yaw, location, pose, printed = (
+        re.sub(r"<[^>]*>", " ", table.split("</details>")[0]).split() for table in tables[1:]
+    )
     assert [yaw.index(level) for level in ("−30", "0", "30")] == sorted(
         yaw.index(level) for level in ("−30", "0", "30")
     )
@@ -161,11 +175,20 @@ def test_behind_every_picture_are_its_numbers(shown: Page) -> None:
     assert yaw.index("0.610") < yaw.index("0.620") < yaw.index("0.600")  # as the levels are ordered, not as given
     assert "Destruction" not in location
     assert " ".join(location).count("row 2, column 3") == 1
+    assert "0 to 1 sides away" in " ".join(around)
+    assert "Excess" not in around
+    assert "40° towards 315°" in " ".join(pose)
     assert {"off", "on", "0.600", "0.610"} <= set(printed)
 
 
+def test_breaks_and_the_worst_place_are_said_below_their_figures(shown: Page) -> None:
+    said = re.sub(r"\s+", " ", shown.source)
+    assert "Half of the scenes are won at 12.5 [beyond, 20.0], more of them below it." in said
+    assert "The patch is strongest at 40° towards 90°: 0.600 [0.010, 0.700], a random patch 0.050 [" in said
+
+
 def test_figures_for_papers_are_as_wide_as_a_column(folder: Path) -> None:
-    names = {"baseline", *AXES}
+    names = {"baseline", "reach", *AXES}
     expected = {f"{name}.{kind}" for name in names for kind in ("png", "svg", "pdf")}
     assert {path.name for path in (folder / "figures").iterdir()} == expected | {"primary_metric.tex", "conditions.tex"}
     for name in names:
@@ -211,7 +234,7 @@ def test_the_same_evidence_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_evidence(tmp_path / name, evidence)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
-    assert len(files) == 1 + 2 * 3 + 2
+    assert len(files) == 1 + 3 * 3 + 2
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
@@ -221,7 +244,7 @@ def test_several_patches_and_victims_have_figures_of_their_own(tmp_path: Path) -
     write_evidence(tmp_path, some_evidence(*pairs, axes={"print": AXES["print"]}))
     names = {path.stem for path in (tmp_path / "figures").glob("*.pdf")}
     told = ("1-a-1-on-net", "2-b-on-net", "3-b-on-other")
-    assert names == {"excess", *(f"baseline-{name}" for name in told), *(f"print-{name}" for name in told)}
+    assert names == {"excess", *(f"{figure}-{name}" for figure in ("baseline", "reach", "print") for name in told)}
     shown = Page(tmp_path / "report.html")
     check_asks_nothing(shown)
     assert {"A/1 on net", "B on net", "B on other"} <= set(shown.text)
@@ -233,7 +256,17 @@ def test_what_was_not_measured_is_a_dash_and_nothing_breaks(tmp_path: Path) -> N
     unknown = {"mean": math.nan, "low": math.nan, "high": math.nan}
     rows = [row | unknown if row["level"] == (0, 1) else row for row in whole.rows if row["level"] != 30.0]
     excess = [row | unknown | {"p_adjusted": math.nan} for row in whole.excess if row["axis"] == "location"]
-    bare = replace(whole, rows=rows, excess=excess, destruction=[], examples=[], legend=None, outcome=Outcome.FAILS)
+    bare = replace(
+        whole,
+        rows=rows,
+        excess=excess,
+        destruction=[],
+        breaks=[],
+        worst=[],
+        examples=[],
+        legend=None,
+        outcome=Outcome.FAILS,
+    )
     write_evidence(tmp_path, bare)
     shown = Page(tmp_path / "report.html")
     assert "Not shown to work" in shown.text

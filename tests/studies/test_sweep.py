@@ -3,8 +3,10 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from patchattack import geometry
 from patchattack.attacks.attack import Metric
 from patchattack.attacks.flow import FlowAttack
 from patchattack.eot.appearance import Brightness, Hue
@@ -28,7 +31,7 @@ from patchattack.runs import load_image
 from patchattack.scene import Scene, Source
 from patchattack.statistics import sign_flip
 from patchattack.studies.study import check_settings
-from patchattack.studies.sweep import bench, measure, summary
+from patchattack.studies.sweep import bench, extremes, measure, summary
 from patchattack.studies.sweep.axis import Axis, points
 from patchattack.victims.victim import FlowVictim
 
@@ -72,7 +75,7 @@ def build(node: Any) -> Any:
 
 def axis(kind: str = "line", **options: Any) -> Axis:
     known: dict[str, Any] = {"label": "what is varied", "levels": [0.25, 1], "sets": {}, "adds": {}, "placed": None}
-    return Axis(kind=kind, **(known | options))
+    return Axis(kind=kind, **(known | {"breaks": False} | options))
 
 
 SIDE = axis(levels=[0.25, 0.75], sets={"placement.side": "level"})
@@ -102,6 +105,26 @@ def test_a_grid_goes_from_edge_to_edge() -> None:
     assert sets[5] == {"placement.y": [1.0, 1.0], "placement.x": [1.0, 1.0]}
 
 
+def test_a_half_sphere_has_every_azimuth_of_each_polar_angle_and_the_front_once() -> None:
+    one = axis("half_sphere", levels=[0, 40], sets={"placement.pitch": ["pitch", "pitch"], "placement.yaw": ["yaw"]})
+    steps = dict(one.steps())
+    assert [*steps] == [(0.0, 0), *((40.0, azimuth) for azimuth in range(0, 360, 45))]
+    assert steps[40.0, 0] == {"placement.pitch": [0.0, 0.0], "placement.yaw": [40.0]}  # a camera on the right
+    assert steps[40.0, 90] == {"placement.pitch": [40.0, 40.0], "placement.yaw": [0.0]}  # one above
+    assert steps[40.0, 225]["placement.yaw"][0] == pytest.approx(-40 / math.sqrt(2))
+
+
+def test_the_patchs_normal_leans_by_the_polar_angle_towards_the_camera() -> None:
+    """Of a camera on the right and above, the right and the upper edge are nearer."""
+    one = axis("half_sphere", levels=[50], sets={"pitch": "pitch", "yaw": "yaw"})
+    for (polar, azimuth), sets in one.steps():
+        turn = geometry.rotation(torch.tensor([sets["pitch"], sets["yaw"], 0.0], dtype=torch.float64))
+        assert math.degrees(math.acos(turn[2, 2])) == pytest.approx(polar)
+        way = math.radians(azimuth)
+        side = turn @ torch.tensor([math.cos(way), -math.sin(way), 0.0], dtype=torch.float64)  # y points down
+        assert side[2] == pytest.approx(-math.sin(math.radians(polar)))  # z points away from the camera
+
+
 def test_a_category_sets_what_each_name_says() -> None:
     one = axis("category", levels={"off": {"camera.noise": None}, "on": {}}, sets={"placement.side": 0.3})
     assert one.steps() == [
@@ -113,13 +136,14 @@ def test_a_category_sets_what_each_name_says() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "circle"}, "expected kind of line, grid, category"),
+        ({"kind": "circle"}, "expected kind of line, grid, half_sphere, category"),
         ({"placed": "wall"}, "placed of frame, surface or null, got line and wall"),
         ({"levels": []}, "expected at least one level"),
         ({"levels": {"a": {}}}, "expected numbers as levels"),
         ({"kind": "category"}, "expected names with what they set"),
         ({"kind": "grid", "levels": [3]}, "expected the rows and columns of its grid"),
         ({"kind": "grid", "levels": [0, 2]}, "expected the rows and columns of its grid"),
+        ({"kind": "half_sphere", "levels": [20], "breaks": True}, "expected kind=line where breaks=true"),
     ],
 )
 def test_axes_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
@@ -259,7 +283,7 @@ def test_the_table_has_a_row_for_every_condition_of_every_view_with_all_that_was
     levels = [("baseline", ""), ("side", "0.25"), ("side", "0.75"), ("blur", "1"), ("blur", "2")]
     assert first == [(*level, number, draw) for level in levels for number in numbers for draw in range(2)]
     # Everything that was drawn is the same for all conditions of a view.
-    drawn = [name for name in table.columns if name in measure.CORNERS or "." in name]
+    drawn = [name for name in table.columns if name in measure.CORNERS or ("." in name and "/" not in name)]
     hue, bend = (["appearance.hue.0", "appearance.hue.1"], ["bend.0", "bend.1"])
     assert drawn[8:] == [*hue, "camera.noise", *bend, "camera.defocus"]
     assert all(rows[0][name] == rows[9][name] for name in drawn)
@@ -466,7 +490,7 @@ def test_means_excess_and_destruction_are_those_of_the_table(tmp_path: Path) -> 
             return 0 if level == "0.25" and (place == 5 or (draw == 0 and place > 0)) else 1
         return 1 if (condition, place, draw) == ("random", 0, 0) else 0
 
-    found = summary.summarise(*written(tmp_path, value), margin=0.1)
+    found = summary.summarise(*written(tmp_path, value), {}, margin=0.1)
     (row,) = (
         one for one in found.rows if (one["axis"], one["condition"], one["metric"]) == ("baseline", "random", "success")
     )
@@ -485,6 +509,47 @@ def test_means_excess_and_destruction_are_those_of_the_table(tmp_path: Path) -> 
     assert json.loads(json.dumps(found.excess))[1]["level"] == 0.25
 
 
+def test_half_of_the_scenes_are_won_between_the_levels_where_the_fraction_passes_one_half() -> None:
+    """Of 40 scenes 8, 16, 32 and 32 are won: one half is a quarter of the way from the second to the third level."""
+    won = np.array([[float(scene < count) for scene in range(40)] for count in (8, 16, 32, 32)])
+    found = extremes.break_level([0.1, 0.2, 0.3, 0.4], won)
+    assert found["level"] == pytest.approx(0.225)
+    assert found["rises"]
+    assert 0.1 <= found["low"] < 0.225 < found["high"] <= 0.3
+    falling = extremes.break_level([4, 3, 2, 1], won)  # neither the order of the levels matters nor the direction
+    assert (falling["level"], falling["rises"]) == (pytest.approx(2.75), False)
+    unknown = np.concatenate([won, np.full((4, 3), np.nan)], axis=1)
+    assert extremes.break_level([0.1, 0.2, 0.3, 0.4], unknown) == found
+
+
+def test_a_break_beyond_the_levels_is_none() -> None:
+    never = np.zeros((2, 8))
+    assert extremes.break_level([1, 2], never)["level"] is None
+    assert extremes.break_level([1, 2], never + 1)["level"] is None
+    assert extremes.break_level([1, 2], np.full((2, 8), np.nan))["n"] == 0
+    rare = np.array([[0.0] * 8, [1.0] * 5 + [0.0] * 3])  # in some resamples less than half are won at both
+    assert extremes.break_level([1, 2], rare)["high"] is None
+
+
+def test_the_worst_place_is_chosen_on_other_scenes_than_it_is_measured_on() -> None:
+    effects = np.array([[1.0, 0.0] * 4, [0.5, 0.9] * 4])
+    assert extremes.worst_place([(0, 0), (0, 1)], effects) == (0, 0)
+    assert extremes.at_place(effects[0], rate=True)["mean"] == 0.0
+    assert extremes.worst_place([(0, 0)], np.full((1, 4), np.nan)) is None
+
+
+def test_breaks_and_the_worst_place_are_those_of_the_table(tmp_path: Path) -> None:
+    path, table = written(tmp_path, lambda level, condition, *_: float(condition == "patch" and level == "0.75"))
+    found = summary.summarise(path, table, {"side": replace(SIDE, breaks=True)}, 0.1)
+    (row,) = found.breaks
+    assert (row["axis"], row["level"], row["n"]) == ("side", pytest.approx(0.5), 6)
+    found = summary.summarise(path, table, {"side": replace(SIDE, kind="half_sphere")}, 0.1)
+    assert [(one["level"], one["condition"], one["mean"], one["n"]) for one in found.worst] == [
+        (0.75, "random", 0.0, 3),
+        (0.75, "patch", 1.0, 3),
+    ]
+
+
 def test_what_is_unknown_counts_nowhere(tmp_path: Path) -> None:
     """The first scene has nothing to win, and the second in its first draw."""
 
@@ -492,7 +557,7 @@ def test_what_is_unknown_counts_nowhere(tmp_path: Path) -> None:
         unknown = place == 0 or (place == 1 and draw == 0)
         return "" if unknown else float(condition == "patch" and level != "0.75")
 
-    found = summary.summarise(*written(tmp_path, value), margin=0.1)
+    found = summary.summarise(*written(tmp_path, value), {}, margin=0.1)
     assert found.excess[0]["n"] == 5
     assert found.excess[0]["mean"] == 1.0
     assert [(one["rate"], one["n"]) for one in found.destruction] == [(0.0, 5), (1.0, 5)]
@@ -508,7 +573,7 @@ def test_a_primary_metric_that_is_no_rate_succeeds_by_the_margin(tmp_path: Path)
     baseline = next(iter(summary.read(path, table)))
     np.testing.assert_array_equal(summary.successes(baseline, 0.1), [[1, 0]] * 6)
     np.testing.assert_array_equal(summary.successes(baseline, 0.05), [[1, 1]] * 6)
-    excess = summary.summarise(path, table, 0.1).excess
+    excess = summary.summarise(path, table, {}, 0.1).excess
     assert excess[0]["mean"] == pytest.approx(0.075)  # positive: the stronger attack
 
 
@@ -528,7 +593,7 @@ def test_a_rate_that_a_stronger_attack_lowers_succeeds_the_other_way_round(tmp_p
     )
     baseline = next(iter(summary.read(path, table)))
     assert summary.successes(baseline, 0.1)[:, 0].tolist() == [0, 1, 1, 1, 1, 1]
-    assert summary.summarise(path, table, 0.1).excess[0]["mean"] == pytest.approx(5 / 6)
+    assert summary.summarise(path, table, {}, 0.1).excess[0]["mean"] == pytest.approx(5 / 6)
 
 
 @pytest.mark.parametrize(
@@ -546,7 +611,7 @@ def test_the_headline_says_whether_the_patch_does_more_than_its_controls(
 ) -> None:
     """At the baseline alone, so that one of three points stands after the correction only if p is small enough."""
     path, table = written(tmp_path, lambda _l, one, _p, _d: float(one in winners), scenes=scenes)
-    found = summary.summarise(path, table, 0.1)
+    found = summary.summarise(path, table, {}, 0.1)
     for row in found.excess:  # six scenes reach no p below 0.03
         row["p_adjusted"] = row["p"]
     answer = summary.headline(found, table.benches[0].attack)
@@ -558,7 +623,7 @@ def test_the_headline_says_whether_the_patch_does_more_than_its_controls(
 
 def test_the_headline_of_several_pairs_counts_them(tmp_path: Path) -> None:
     path, table = written(tmp_path, lambda _l, one, _p, _d: float(one == "patch"))
-    found = summary.summarise(path, table, 0.1)
+    found = summary.summarise(path, table, {}, 0.1)
     found.excess[0]["p_adjusted"] = 0.01
     second = summary.Summary(*([row | {"victim": "other"} for row in rows] for rows in vars(found).values()))
     for row in second.excess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 from patchattack.eot.renderer import Renderer
 from patchattack.errors import InputError
 
-KINDS = ("line", "grid", "category")
+KINDS = ("line", "grid", "half_sphere", "category")
+AZIMUTHS = tuple(range(0, 360, 45))  # degrees, of the poses of a half-sphere
 PLACES = ("frame", "surface")
 STACKS = ("appearance", "camera")  # parts of the renderer's config whose entries may be added and taken away
 BASELINE = "baseline"
 CROSS = " × "  # between the names, and the levels, of crossed axes
-Level = float | str | tuple[int, int]
+Level = float | str | tuple[int, int] | tuple[float, int]
 Config = dict[str, Any]
 
 
@@ -26,12 +28,16 @@ class Axis:
 
     Attributes:
         label: in words, with its unit.
-        kind: ``line`` of numbers, ``grid`` of places, or ``category``.
-        levels: of a line its numbers; of a grid its rows and columns; of a category each name with what it sets.
-        sets: dotted keys of the renderer's config to values, in which ``level`` stands for the number, and ``row`` and
-            ``column`` for the place from 0 to 1. null takes a transform away.
+        kind: ``line`` of numbers, ``grid`` of places, ``half_sphere`` of poses, or ``category``.
+        levels: of a line its numbers; of a grid its rows and columns; of a half-sphere its polar angles in degrees,
+            each with every azimuth of :data:`AZIMUTHS`; of a category each name with what it sets.
+        sets: dotted keys of the renderer's config to values, in which ``level`` stands for the number, ``row`` and
+            ``column`` for the place from 0 to 1, and ``pitch`` and ``yaw`` for the pose in degrees. null takes a
+            transform away.
         adds: transforms that are put last in ``appearance`` or ``camera`` where the run has none of their name.
         placed: ``frame`` or ``surface``: where the patch must lie for the axis to mean something; null: anywhere.
+        breaks: of a line along which a patch gets stronger or weaker throughout: the level at which half of the scenes
+            are won is reported.
 
     Raises:
         InputError: a value that does not exist, or too few levels.
@@ -43,6 +49,7 @@ class Axis:
     sets: Mapping[str, Any]
     adds: Mapping[str, Mapping[str, Any]]
     placed: str | None
+    breaks: bool
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.placed not in (*PLACES, None):
@@ -56,6 +63,8 @@ class Axis:
         if not self.levels or (self.kind == "grid" and not _is_grid(self.levels)):
             expected = "the rows and columns of its grid" if self.kind == "grid" else "at least one level"
             raise InputError(f"axes: expected {expected} for {self.label}, got {self.levels}")
+        if self.breaks and self.kind != "line":
+            raise InputError(f"axes: expected kind=line where breaks=true, got {self.kind} for {self.label}")
 
     def steps(self) -> list[tuple[Level, Config]]:
         """Each level with the dotted keys that it sets."""
@@ -63,6 +72,8 @@ class Axis:
             return [(name, {**self.sets, **sets}) for name, sets in self.levels.items()]
         if self.kind == "line":
             return [(float(level), _fill(self.sets, {"level": float(level)})) for level in self.levels]
+        if self.kind == "half_sphere":
+            return [(pose, _fill(self.sets, _turn(*pose))) for pose in _poses(self.levels)]
         rows, columns = (int(count) for count in self.levels)
         shares = [[place / max(count - 1, 1) for place in range(count)] for count in (rows, columns)]
         return [
@@ -126,7 +137,7 @@ def points(
             level = levels[0] if len(levels) == 1 else CROSS.join(map(_text, levels))
             config, missing = copy.deepcopy(renderer), None
             for name, (_, sets) in zip(names, steps, strict=True):
-                missing = missing or _change(config, axes[name].adds, sets)
+                missing = missing or change(config, axes[name].adds, sets)
             made = result[0].renderer if missing else build(config)
             result.append(Point(CROSS.join(names), level, config, made, placed, missing))
     return result
@@ -134,8 +145,22 @@ def points(
 
 def _text(level: Level) -> str:
     if isinstance(level, tuple):
-        return "/".join(map(str, level))
+        return "/".join(f"{part:g}" for part in level)
     return level if isinstance(level, str) else f"{level:g}"
+
+
+def _poses(polar: Sequence[float]) -> list[tuple[float, int]]:
+    """Polar angle and azimuth of each; straight from the front, where all azimuths are one, only once."""
+    return [(float(angle), azimuth) for angle in polar for azimuth in (AZIMUTHS if angle else AZIMUTHS[:1])]
+
+
+def _turn(polar: float, azimuth: float) -> dict[str, float]:
+    """The rotation vector, in degrees, of a patch whose normal leans by ``polar`` away from the camera.
+
+    Azimuth 0 is a camera to the right of the normal, 90 one above it.
+    """
+    way = math.radians(azimuth)
+    return {"pitch": round(polar * math.sin(way), 9), "yaw": round(polar * math.cos(way), 9)}
 
 
 def _is_grid(levels: Any) -> bool:
@@ -151,7 +176,7 @@ def _fill(node: Any, values: Mapping[str, float]) -> Any:
     return values.get(node, node) if isinstance(node, str) else node
 
 
-def _change(config: Config, adds: Mapping[str, Mapping[str, Any]], sets: Config) -> str | None:
+def change(config: Config, adds: Mapping[str, Mapping[str, Any]], sets: Config) -> str | None:
     """Bring transforms and values into the config of a renderer; the first key that it does not have, if any."""
     for stack, transforms in adds.items():
         own = config.get(stack) or {}

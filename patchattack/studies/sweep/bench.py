@@ -22,6 +22,7 @@ from patchattack.patch import Patch, resize
 from patchattack.runs import all_held_out
 from patchattack.scene import Scene, Source, View
 from patchattack.studies.sweep.axis import BASELINE, Point
+from patchattack.studies.sweep.rings import averages, rings
 from patchattack.victims.victim import Victim
 
 NATURAL = 5  # what a generator is for, besides those of a run
@@ -131,9 +132,13 @@ class Bench:
         look = self.look(renderer, place, repetition)
         scene, clean = look.scene.select(slice(0, 1)), self.references(look.scene.select(slice(0, 1)))
         nothing = View(scene.frames, look.view.coverage[:1], look.view.corners[:1])
+        around = {} if self.attack.reach is None else rings(nothing)
         columns: dict[str, list[float]] = {}
         for parts in ((clean, clean, scene, nothing), (look.output, look.clean, look.scene, look.view)):
             found = self.attack.metrics(*parts) | {("loss", "all"): self.attack.loss(*parts)}
+            if self.attack.reach is not None:
+                means = averages(self.attack.per_pixel(*parts[:2]), around)
+                found |= {(self.attack.reach, ring): values for ring, values in means.items()}
             values = torch.stack([value.float() for value in found.values()]).tolist()
             for (metric, region), value in zip(found, values, strict=True):
                 columns.setdefault(f"{metric}/{region}", []).extend(value)

@@ -202,7 +202,7 @@ def measure(folder: Path, table: ViewTable, first: int, batch: int, workers: int
         dynamic_ncols=True,
     )
     with bar, (folder / "views.csv").open("ab") as views:
-        for texts in _given(loader):
+        for texts in given(loader):
             if not (folder / "views.csv").exists():
                 raise InputError(
                     f"{views.name}: expected the rows so far, got none: they were deleted; start a new sweep"
@@ -218,7 +218,7 @@ def measure(folder: Path, table: ViewTable, first: int, batch: int, workers: int
             bar.update(sum(text.count("\n") for text in texts))
 
 
-def _given(loader: Iterable[list[str]]) -> Iterator[list[str]]:
+def given(loader: Iterable[list[str]]) -> Iterator[list[str]]:
     """What a loader gives. An error of one of its processes has a traceback before its message."""
     try:
         yield from loader

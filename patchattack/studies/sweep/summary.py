@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from patchattack import files, statistics
-from patchattack.attacks.attack import Attack
+from patchattack.attacks.attack import Attack, Metric
 from patchattack.controls import with_article
 from patchattack.errors import InputError
 from patchattack.evaluation import LOSS, Row
@@ -23,8 +23,12 @@ from patchattack.reporting.sweep_numbers import Evidence, PlottedAxis
 from patchattack.statistics import FEWEST, Outcome, too_few
 from patchattack.studies.sweep.axis import BASELINE, CROSS, Axis, Level, Point
 from patchattack.studies.sweep.bench import Bench
+from patchattack.studies.sweep.extremes import at_place, break_level, worst_place
 from patchattack.studies.sweep.measure import KEYS, ViewTable
+from patchattack.studies.sweep.rings import RINGS
 
+MAPS = ("grid", "half_sphere")  # kinds of axes whose levels are places
+SHOWN_WORST = ("random", "patch")
 EXAMPLES = 4  # scenes that the report shows
 Pair = tuple[str, str]  # victim and patch
 
@@ -42,12 +46,17 @@ class Summary:
             p is of each by itself.
         destruction: victim, patch, axis, level, rate, low, high, n: fraction of the baseline's successes that the level
             undoes (Kurakin et al. 2016, equation 2), the mean over scenes.
+        breaks: victim, patch, axis and what :func:`break_level` says.
+        worst: victim, patch, axis, level, condition (random, patch), mean, low, high, n: the primary metric where the
+            patch is strongest, as :func:`worst_place` chooses it; n is of the other half of the scenes.
     """
 
     rows: list[Row]
     excess: list[Row]
     rivals: list[Row]
     destruction: list[Row]
+    breaks: list[Row]
+    worst: list[Row]
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,7 @@ class MeasuredPoint:
 
     def per_scene(self, condition: str, metric: str) -> np.ndarray:
         """``[n]`` means over the draws that are known."""
-        values = self.values[condition][metric]
-        known = (~np.isnan(values)).sum(axis=1)
-        return np.where(known > 0, np.nansum(values, axis=1) / np.maximum(known, 1), np.nan)
+        return _mean_of_draws(self.values[condition][metric])
 
     def effects(self, condition: str) -> np.ndarray:
         """``[n]`` the primary metric, signed so that more is a stronger attack."""
@@ -80,6 +87,12 @@ class MeasuredPoint:
         """Where this is, for rows."""
         names = {"victim": self.bench.victim, "patch": self.bench.crafted}
         return names | {"axis": self.point.axis, "level": self.point.level}
+
+
+def _mean_of_draws(values: np.ndarray) -> np.ndarray:
+    """``[n]`` of ``[n, draws]``, over those that are known."""
+    known = (~np.isnan(values)).sum(axis=1)
+    return np.where(known > 0, np.nansum(values, axis=1) / np.maximum(known, 1), np.nan)
 
 
 def read(path: Path, table: ViewTable) -> Iterator[MeasuredPoint]:
@@ -117,16 +130,18 @@ def read(path: Path, table: ViewTable) -> Iterator[MeasuredPoint]:
         ) from error
 
 
-def summarise(path: Path, table: ViewTable, margin: float) -> Summary:
+def summarise(path: Path, table: ViewTable, axes: Mapping[str, Axis], margin: float) -> Summary:
     """All statistics of a table, point by point.
 
     Args:
         path: of ``views.csv``.
         table: that it was made from.
+        axes: name to axis.
         margin: as in :func:`successes`.
     """
-    summary = Summary([], [], [], [])
+    summary = Summary([], [], [], [], [], [])
     at_baseline: dict[Pair, np.ndarray] = {}
+    of_axes: dict[tuple[str, str, str], list[_Scenes]] = {}
     for measured in read(path, table):
         bench, pair = measured.bench, (measured.bench.victim, measured.bench.crafted)
         rate = bench.attack.metric_info[bench.attack.primary_metric[0]].rate
@@ -136,6 +151,8 @@ def summarise(path: Path, table: ViewTable, margin: float) -> Summary:
         won = successes(measured, margin)
         if measured.point.axis != BASELINE:
             summary.destruction.append(measured.key | _destruction_rate(at_baseline[pair], won))
+            textures = {one: measured.per_scene(one, "/".join(bench.attack.primary_metric)) for one in SHOWN_WORST}
+            of_axes.setdefault((*pair, measured.point.axis), []).append(_Scenes(measured.point.level, won, textures))
             continue
         at_baseline[pair] = won
         others = [condition for condition in measured.values if condition not in ("clean", "patch")]
@@ -143,7 +160,35 @@ def summarise(path: Path, table: ViewTable, margin: float) -> Summary:
         summary.rivals.extend({"condition": one} | _beyond(measured, one, rate) for one in others)
     for row, p in zip(summary.excess, statistics.holm([row["p"] for row in summary.excess]), strict=True):
         row["p_adjusted"] = p
+    metric = table.benches[0].attack.metric_info[table.benches[0].attack.primary_metric[0]]
+    for (victim, crafted, name), levels in of_axes.items():
+        key = {"victim": victim, "patch": crafted, "axis": name}
+        axis = axes.get(name)  # crossed axes have none
+        if axis is not None and axis.breaks and len(levels) > 1:
+            numbers = [float(one.level) for one in levels]  # type: ignore[arg-type]
+            won = np.array([_mean_of_draws(one.won) for one in levels])
+            summary.breaks.append(key | break_level(numbers, won))
+        if axis is not None and axis.kind in MAPS and len(levels) > 1:
+            summary.worst.extend(key | row for row in _worst(metric, levels))
     return summary
+
+
+@dataclass(frozen=True)
+class _Scenes:
+    """What the scenes say at one level of an axis: ``won [n, draws]``, and the primary metric ``[n]`` by condition."""
+
+    level: Level
+    won: np.ndarray
+    textures: Mapping[str, np.ndarray]
+
+
+def _worst(metric: Metric, levels: Sequence[_Scenes]) -> Iterator[Row]:
+    effects = metric.sign * np.array([one.textures["patch"] for one in levels])
+    place = worst_place([one.level for one in levels], effects)
+    for one in levels:
+        if one.level == place:
+            for condition, values in one.textures.items():
+                yield {"level": place, "condition": condition} | at_place(values, metric.rate)
 
 
 def _means(measured: MeasuredPoint, condition: str) -> Iterator[Row]:
@@ -326,6 +371,8 @@ def write(folder: Path, summary: Summary, answer: Headline, left_out: Sequence[s
         "excess": summary.excess,
         "rivals": summary.rivals,
         "destruction": summary.destruction,
+        "breaks": summary.breaks,
+        "worst": summary.worst,
         "rows": summary.rows,
         "left_out": list(left_out),
     }
@@ -386,6 +433,9 @@ def evidence(
         rows=summary.rows,
         excess=summary.excess,
         destruction=summary.destruction,
+        breaks=summary.breaks,
+        worst=summary.worst,
+        reach=(bench.attack.reach, RINGS) if bench.attack.reach else None,
         primary_metric=bench.attack.primary_metric,
         labels={name: metric.label for name, metric in metrics.items()} | {"loss": "attack loss"},
         arrows={name: metric.stronger for name, metric in metrics.items()} | {"loss": "lower"},
