@@ -19,6 +19,7 @@ SIGNIFICANT = 0.05  # after the correction for many comparisons
 ENDS = {"clean": "no patch", "grey": "grey card", "random": "random patch", "patch": "patch"}  # names of curves
 EXCESS = "Excess over random"
 REACH = "reach"
+HALF = 0.5  # of the scenes: where a patch breaks
 Row = dict[str, Any]
 Level = float | str | tuple[int, int] | tuple[float, int]
 Pair = tuple[str, str]  # victim and patch
@@ -59,8 +60,8 @@ class Evidence:
             the patch beyond the random patch in the primary metric, paired; above zero it is the stronger attack.
         destruction: ``victim``, ``patch``, ``axis``, ``level``, ``rate``, ``low``, ``high``, ``n``: fraction of the
             baseline's successes that the level undoes (Kurakin et al. 2016).
-        breaks: ``victim``, ``patch``, ``axis``, ``level``, ``low``, ``high``, ``n``, ``rises``: where half of the
-            scenes are won; None lies beyond the levels.
+        breaks: ``victim``, ``patch``, ``axis``, ``level``, ``low``, ``high``, ``n``, ``rises``, ``most``: where half
+            of the scenes are won (None lies beyond the levels), and the highest fraction that is.
         worst: ``victim``, ``patch``, ``axis``, ``level``, ``condition``, ``mean``, ``low``, ``high``, ``n``: the
             primary metric at the place where the patch is strongest, on scenes that did not choose it.
         reach: metric that was measured around the patch, and its regions by their distances from and to, in sides of
@@ -217,7 +218,8 @@ def sentence(words: str) -> str:
 def _break(row: Row) -> str:
     """Where half of the scenes are won, in words."""
     if row["level"] is None:
-        return "Half of the scenes are won at none of these levels, or at all of them."
+        at_all = row["most"] is not None and row["most"] >= HALF
+        return f"Half of the scenes or more are won at {'every one' if at_all else 'none'} of these levels."
     low, high = ("beyond" if row[end] is None else number(row[end]) for end in ("low", "high"))
     return (
         f"Half of the scenes are won at {number(row['level'])} [{low}, {high}], more of them "

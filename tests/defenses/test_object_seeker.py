@@ -17,10 +17,11 @@ from patchattack.defenses.object_seeker import EXTRA, ObjectSeeker, half_masks, 
 from patchattack.defenses.patch_cleanser import mask_out
 from patchattack.detections import Detections, area, detections, intersection
 from patchattack.errors import InputError
-from patchattack.scene import Scene, Source
+from patchattack.scene import Scene
 from patchattack.victims.compact.classification import CompactClassifier
 from patchattack.victims.compact.detection import CompactDetector
 from patchattack.victims.defended import Defended
+from patchattack.webcam.camera_victim import SingleScene
 
 SIZE = (12, 18)
 LEFT, RIGHT = (0.5, 3.5, 5.5, 8.5), (11.5, 3.5, 16.5, 8.5)
@@ -198,19 +199,10 @@ def test_a_certified_object_is_found_whatever_a_network_makes_of_the_patch(overl
     assert kinds["far"][True] > 40  # otherwise this tests nothing
 
 
-class Boxed(Source):
+class Boxed(SingleScene):
     """One scene with its boxes."""
 
     classes = ("vehicle", "sign")
-
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Scene:
-        return self.scene
 
 
 @pytest.fixture(scope="module")

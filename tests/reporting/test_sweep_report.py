@@ -54,7 +54,9 @@ def some_evidence(*pairs: tuple[str, str], axes: dict[str, PlottedAxis] = AXES) 
             if axis == "yaw":
                 destruction.append(place | {"rate": 0.123, "low": 0.1, "high": 0.2})
         pair = {"victim": victim, "patch": patch}
-        breaks.append(pair | {"axis": "yaw", "level": 12.5, "low": None, "high": 20.0, "n": 40, "rises": False})
+        breaks.append(
+            pair | {"axis": "yaw", "level": 12.5, "low": None, "high": 20.0, "n": 40, "rises": False, "most": 0.9}
+        )
         for condition in ("random", "patch"):
             place = {"axis": "half_sphere", "level": (40.0, 90), "condition": condition, "n": 20}
             worst.append(pair | place | {"mean": MEANS[condition], "low": 0.01, "high": 0.7})
@@ -185,6 +187,13 @@ def test_breaks_and_the_worst_place_are_said_below_their_figures(shown: Page) ->
     said = re.sub(r"\s+", " ", shown.source)
     assert "Half of the scenes are won at 12.5 [beyond, 20.0], more of them below it." in said
     assert "The patch is strongest at 40° towards 90°: 0.600 [0.010, 0.700], a random patch 0.050 [" in said
+
+
+@pytest.mark.parametrize(("most", "words"), [(1.0, "every one"), (0.2, "none"), (None, "none")])
+def test_a_break_beyond_the_levels_says_on_which_side(most: float | None, words: str) -> None:
+    beyond = some_evidence().breaks[0] | {"level": None, "most": most}
+    said = Numbers(replace(some_evidence(), breaks=[beyond])).remarks(("net", "stop"), "yaw")
+    assert said == [f"Half of the scenes or more are won at {words} of these levels."]
 
 
 def test_figures_for_papers_are_as_wide_as_a_column(folder: Path) -> None:

@@ -524,8 +524,9 @@ def test_half_of_the_scenes_are_won_between_the_levels_where_the_fraction_passes
 
 def test_a_break_beyond_the_levels_is_none() -> None:
     never = np.zeros((2, 8))
-    assert extremes.break_level([1, 2], never)["level"] is None
-    assert extremes.break_level([1, 2], never + 1)["level"] is None
+    for won, most in ((never, 0.0), (never + 1, 1.0)):
+        row = extremes.break_level([1, 2], won)
+        assert (row["level"], row["most"]) == (None, most)
     assert extremes.break_level([1, 2], np.full((2, 8), np.nan))["n"] == 0
     rare = np.array([[0.0] * 8, [1.0] * 5 + [0.0] * 3])  # in some resamples less than half are won at both
     assert extremes.break_level([1, 2], rare)["high"] is None

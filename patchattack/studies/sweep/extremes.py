@@ -10,9 +10,8 @@ import numpy as np
 
 from patchattack import statistics
 from patchattack.evaluation import Row
+from patchattack.reporting.sweep_numbers import HALF
 from patchattack.studies.sweep.axis import Level
-
-HALF = 0.5  # of the scenes
 
 
 def break_level(levels: Sequence[float], won: np.ndarray, seed: int = 0, resamples: int = 1000) -> Row:
@@ -29,14 +28,14 @@ def break_level(levels: Sequence[float], won: np.ndarray, seed: int = 0, resampl
 
     Returns:
         level, low, high (each None where half are won at no level or at every one, so that it lies beyond them), n
-        (scenes), and ``rises``: more are won at higher levels.
+        (scenes), ``rises``: more are won at higher levels, and ``most``: the highest fraction, None without scenes.
     """
     order = np.argsort(levels)
     x, known = np.asarray(levels, dtype=float)[order], ~np.isnan(won).any(axis=0)
     shares = won[order][:, known]
     n = shares.shape[1]
     if n == 0:
-        return {"level": None, "low": None, "high": None, "n": 0, "rises": True}
+        return {"level": None, "low": None, "high": None, "n": 0, "rises": True, "most": None}
     means = shares.mean(axis=1)
     fits = {rises: _monotone(means, rises) for rises in (True, False)}
     rises = bool(np.square(fits[True] - means).sum() <= np.square(fits[False] - means).sum())
@@ -44,7 +43,8 @@ def break_level(levels: Sequence[float], won: np.ndarray, seed: int = 0, resampl
     found = [_crossing(x, shares[:, pick].mean(axis=1), rises) for pick in picks]
     low, high = np.percentile(found, [2.5, 97.5], method="nearest")
     values = {"level": _crossing(x, means, rises), "low": float(low), "high": float(high)}
-    return {key: value if math.isfinite(value) else None for key, value in values.items()} | {"n": n, "rises": rises}
+    known_values = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return known_values | {"n": n, "rises": rises, "most": float(fits[rises].max())}
 
 
 def _monotone(means: np.ndarray, rises: bool) -> np.ndarray:
